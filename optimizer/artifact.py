@@ -1,0 +1,130 @@
+"""What stages take: an artifact of the store, or a model that somebody brought."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optimizer.digest import digest_file
+from optimizer.errors import Damaged
+from optimizer.manifest import MANIFEST_NAME, Manifest
+from optimizer.types import JSON, Kind
+
+__all__ = ["Artifact", "Source", "SourceModel", "variant_words"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that knows its history.
+
+    Attributes:
+        path: the folder; it holds ``manifest.json`` and every file that the manifest names.
+        manifest: its record.
+        ref: its full name in the store, ``name@version:variant``; empty outside a store.
+    """
+
+    path: Path
+    manifest: Manifest
+    ref: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        return self.manifest.kind
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def variant(self) -> str:
+        return self.ref.rpartition(":")[2] or self.path.name
+
+    @property
+    def model_file(self) -> Path:
+        """``model.onnx`` of an ONNX artifact."""
+        return self.path / "model.onnx"
+
+    @property
+    def model_info(self) -> dict[str, JSON]:
+        return self.manifest.model
+
+    @classmethod
+    def open(cls, path: Path, ref: str = "") -> Artifact:
+        """Open the artifact in a folder; raises :class:`Damaged` when its manifest cannot be read."""
+        return cls(path, Manifest.read(path), ref)
+
+    def check(self, digest: Callable[[Path], str] = digest_file) -> None:
+        """Compare every file with the manifest.
+
+        Args:
+            digest: how to hash one file; give a cache to skip files that have not changed since they were hashed.
+
+        Raises:
+            Damaged: a file is missing, is one too many, or has other bytes.
+        """
+        found = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()} - {MANIFEST_NAME}
+        expected = set(self.manifest.files)
+        name = self.ref or str(self.path)
+        hint = f"it cannot be trusted; make it again with: {self.manifest.command}"
+        if missing := sorted(expected - found):
+            raise Damaged(f"{name} is damaged: {missing[0]} is missing", hint)
+        if extra := sorted(found - expected):
+            raise Damaged(f"{name} is damaged: {extra[0]} is not in its manifest", hint)
+        for file in sorted(expected):
+            entry = self.manifest.files[file]
+            path = self.path / file
+            if path.is_symlink():
+                raise Damaged(f"{name} is damaged: {file} is a link out of the artifact", hint)
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise Damaged(f"{name} is damaged: {file} has {size} bytes, its manifest says {entry['bytes']}", hint)
+            if digest(path) != entry["sha256"]:
+                raise Damaged(f"{name} is damaged: the content of {file} is not what its manifest says", hint)
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model that somebody brought, before anything was done to it.
+
+    Attributes:
+        spec: what the user typed: a hub id, a folder, or an ``.onnx`` file.
+        path: the folder or file on this machine.
+        digest: sha256 of what decides the result: weights, configuration, tokenizer.
+        type: ``"folder"``, ``"hub"`` or ``"file"``.
+        revision: the hub's commit, or empty.
+        files: the files that were hashed, relative to the folder.
+    """
+
+    spec: str
+    path: Path
+    digest: str
+    type: str
+    revision: str = ""
+    files: tuple[str, ...] = field(default=())
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.SOURCE
+
+    def to_json(self) -> dict[str, JSON]:
+        """How a manifest names it."""
+        return {
+            "type": self.type,
+            "spec": self.spec,
+            "path": str(self.path),
+            "digest": self.digest,
+            "revision": self.revision,
+        }
+
+
+#: Anything that a stage can start from.
+Source = Artifact | SourceModel
+
+
+def variant_words(source: Source) -> tuple[str, list[str]]:
+    """A variant's precision and its modifiers: ``fp32-ort`` → ``("fp32", ["ort"])``; a source model has none."""
+    if isinstance(source, SourceModel):
+        return "fp32", []
+    head, *rest = source.variant.split("-")
+    return head, rest

@@ -1,0 +1,124 @@
+"""Numbers from samples: percentiles only where there are enough of them, and ratios with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optimizer.types import JSON
+
+__all__ = ["PERCENTILES", "Ratio", "Summary", "samples_needed", "speedup", "summarize"]
+
+#: What is reported when there are enough samples for it.
+PERCENTILES = (90.0, 99.0, 99.9)
+
+#: Confidence that the largest sample lies above the percentile.
+_CONFIDENCE = 0.99
+
+
+def samples_needed(percentile: float) -> int:
+    """The fewest samples from which a percentile may be reported: 44 for p90, 459 for p99, 4,603 for p99.9.
+
+    The smallest n with 1 - qⁿ ≥ 0.99, q being the percentile's fraction: with fewer samples, the chance that not one
+    of them lies beyond the percentile is more than one in a hundred, and then its estimate is a guess. The formula is
+    Wilks's for one-sided tolerance limits (Ann. Math. Stat. 12, 1941); the confidence is that of MLPerf's LoadGen.
+    """
+    return math.ceil(math.log(1 - _CONFIDENCE) / math.log(percentile / 100))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One candidate's times at one shape.
+
+    Attributes:
+        samples: how many.
+        mean_ms: arithmetic mean; throughput is made from it.
+        p50_ms: median.
+        min_ms: fastest call.
+        percentiles_ms: ``p90``, ``p99``, ``p99.9``, each only with at least :func:`samples_needed` samples.
+        spread: largest over smallest median of a round: 1 on a quiet machine.
+    """
+
+    samples: int
+    mean_ms: float
+    p50_ms: float
+    min_ms: float
+    percentiles_ms: dict[str, float]
+    spread: float
+
+    def to_json(self) -> dict[str, JSON]:
+        return dict(vars(self))
+
+
+def summarize(rounds: Sequence[Sequence[int]]) -> Summary:
+    """Summarize samples in nanoseconds, one sequence a round."""
+    import numpy as np
+
+    every = np.concatenate([np.asarray(r, np.float64) for r in rounds]) / 1e6
+    medians = [float(np.median(r)) for r in rounds]
+    return Summary(
+        samples=int(every.size),
+        mean_ms=float(every.mean()),
+        p50_ms=float(np.median(every)),
+        min_ms=float(every.min()),
+        percentiles_ms={
+            f"p{p:g}": float(np.percentile(every, p)) for p in PERCENTILES if every.size >= samples_needed(p)
+        },
+        spread=max(medians) / min(medians) if min(medians) > 0 else math.inf,
+    )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster, with the 95 % interval of it.
+
+    Attributes:
+        value: the estimate; above 1 is faster than the baseline.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, JSON]:
+        return dict(vars(self))
+
+
+def speedup(
+    baseline: Sequence[Sequence[int]], candidate: Sequence[Sequence[int]], *, seed: int = 0, draws: int = 4000
+) -> Ratio:
+    """The baseline's time over the candidate's.
+
+    Each round measured both within moments of each other, so a machine that slows down for a while slows both, and
+    their ratio keeps. The estimate is the median over rounds of log(median baseline) - log(median candidate). The
+    interval is a block bootstrap, as the samples within a round are not independent of each other: rounds are drawn
+    whole, with replacement, and the 2.5 and 97.5 percentiles of the drawn medians are its ends, widened by
+    √(n / (n - 1)) because a bootstrap of n blocks knows too little of their variance (Davison and Hinkley,
+    *Bootstrap Methods*, 1997, §2.3).
+
+    Args:
+        baseline: samples, one sequence a round.
+        candidate: samples, the same number of rounds, in the same order.
+        seed: of the drawing.
+        draws: how many bootstrap draws.
+
+    Returns:
+        the ratio; with fewer than three rounds the interval is 0 to infinity, as nothing is known of it.
+    """
+    import numpy as np
+
+    if len(baseline) != len(candidate) or not baseline:
+        raise ValueError("a ratio needs the same rounds of both")
+    logs = np.array([np.log(np.median(b)) - np.log(np.median(c)) for b, c in zip(baseline, candidate, strict=True)])
+    middle = float(np.median(logs))
+    count = len(logs)
+    if count < 3:
+        return Ratio(math.exp(middle), 0.0, math.inf)
+    random = np.random.default_rng(seed)
+    drawn = np.median(logs[random.integers(0, count, (draws, count))], axis=1)
+    widen = math.sqrt(count / (count - 1))
+    low, high = (middle + widen * (float(np.percentile(drawn, p)) - middle) for p in (2.5, 97.5))
+    return Ratio(math.exp(middle), math.exp(low), math.exp(high))

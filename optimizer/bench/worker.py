@@ -1,0 +1,233 @@
+"""The process that one candidate lives in: ``python -m optimizer.bench.worker``.
+
+It reads one JSON request a line from stdin and answers each with one JSON line on what was stdout when it started;
+anything a library prints goes to stderr. A peer that is no part of ml-opt can take part in a benchmark by speaking
+the same few requests:
+
+    {"do": "open", "candidate": {…}, "threads": 2}       → {"ok": true, "load_s", "inputs", "outputs", "facts"}
+    {"do": "shape", "shape": "8x128", "feeds": "….npz"}  → {"ok": true, "first_s", "outputs"}
+    {"do": "warm", "shape": "8x128", "limit_s": 3.0}     → {"ok": true, "windows_ns": […], "stable": true}
+    {"do": "time", "shape": "8x128", "seconds": 0.25, "samples": 8}  → {"ok": true, "ns": […]}
+    {"do": "answer", "feeds": "….npz", "out": "….npz"}   → {"ok": true}
+    {"do": "close"}                                      → {"ok": true}
+
+Every answer carries ``peak_rss`` in bytes. A failure answers ``{"ok": false, "error", "hint"}`` and the process lives on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from optimizer.bench.candidates import candidate_from_json
+from optimizer.errors import BadInput, MlOptError
+from optimizer.runtime import Session
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Worker", "main", "measure", "warm_up"]
+
+#: A warm-up window: at least this many calls and this many nanoseconds.
+_WINDOW_CALLS = 3
+_WINDOW_NS = 30_000_000
+#: Warm when the medians of this many windows in a row differ by no more than this factor.
+_WINDOWS = 3
+_STABLE = 1.10
+#: Calls before a block whose times are thrown away: another candidate has just had the caches.
+_SETTLE_NS = 20_000_000
+_PR_SET_PDEATHSIG = 1
+
+
+def measure(call: Callable[[], None], seconds: float, samples: int) -> list[int]:
+    """Time a call until both enough seconds and enough samples are there.
+
+    The clock is read twice a sample and nothing else happens between two calls but an append and two comparisons;
+    garbage is collected before and not during.
+
+    Returns:
+        nanoseconds of each call.
+    """
+    clock = time.perf_counter_ns
+    times: list[int] = []
+    add = times.append
+    gc.collect()
+    gc.disable()
+    try:
+        settled = clock() + _SETTLE_NS
+        call()
+        while clock() < settled:
+            call()
+        end = clock() + int(seconds * 1e9)
+        while True:
+            start = clock()
+            call()
+            stop = clock()
+            add(stop - start)
+            if stop >= end and len(times) >= samples:
+                return times
+    finally:
+        gc.enable()
+
+
+def warm_up(call: Callable[[], None], limit_s: float) -> tuple[list[int], bool]:
+    """Call until three windows in a row have the same median within 10 %, or the limit is reached.
+
+    Returns:
+        the windows' medians in nanoseconds, and whether they became stable.
+    """
+    clock = time.perf_counter_ns
+    medians: list[int] = []
+    end = clock() + int(limit_s * 1e9)
+    while True:
+        window: list[int] = []
+        opened = clock()
+        while len(window) < _WINDOW_CALLS or clock() - opened < _WINDOW_NS:
+            start = clock()
+            call()
+            window.append(clock() - start)
+        medians.append(sorted(window)[len(window) // 2])
+        last = medians[-_WINDOWS:]
+        if len(last) == _WINDOWS and max(last) <= _STABLE * min(last):
+            return medians, True
+        if clock() >= end:
+            return medians, False
+
+
+class Worker:
+    """Answers requests about one candidate."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._calls: dict[str, Callable[[], None]] = {}
+
+    def answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        """The answer to one request; an error becomes an answer too."""
+        doing = {
+            "open": self._open,
+            "shape": self._shape,
+            "warm": self._warm,
+            "time": self._time,
+            "answer": self._answer,
+            "close": self._close,
+        }
+        try:
+            reply = {"ok": True, **doing[request["do"]](request)}
+        except MlOptError as error:
+            reply = {"ok": False, "error": error.message, "hint": error.hint}
+        except Exception as error:  # whatever a library raises is this candidate's row in the report
+            traceback.print_exc()
+            reply = {"ok": False, "error": f"{type(error).__name__}: {error}", "hint": ""}
+        return {**reply, "peak_rss": peak_rss()}
+
+    def _open(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        candidate = candidate_from_json(request["candidate"])
+        started = time.perf_counter()
+        self._session = candidate.open(request["threads"])
+        return {
+            "load_s": time.perf_counter() - started,
+            "inputs": [spec.to_json() for spec in self._session.inputs],
+            "outputs": [spec.to_json() for spec in self._session.outputs],
+            "facts": dict(self._session.facts),
+        }
+
+    def _shape(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        feeds = self._feeds(request["feeds"])
+        started = time.perf_counter()
+        outputs = self._opened.run(feeds)
+        first = time.perf_counter() - started
+        self._calls[request["shape"]] = self._opened.bind(feeds)
+        return {"first_s": first, "outputs": {name: list(array.shape) for name, array in outputs.items()}}
+
+    def _warm(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        medians, stable = warm_up(self._calls[request["shape"]], request["limit_s"])
+        return {"windows_ns": medians, "stable": stable}
+
+    def _time(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        return {"ns": measure(self._calls[request["shape"]], request["seconds"], request["samples"])}
+
+    def _answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        import numpy as np
+
+        np.savez(request["out"], **self._opened.run(self._feeds(request["feeds"])))  # type: ignore[arg-type]
+        return {}
+
+    def _close(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        del request
+        self._calls.clear()
+        self._opened.close()
+        return {}
+
+    @property
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise BadInput("nothing is open yet")
+        return self._session
+
+    def _feeds(self, path: str) -> dict[str, NDArray[np.generic]]:
+        """The inputs that this model takes, of those in the file, in the element types that it wants."""
+        import numpy as np
+
+        with np.load(path, allow_pickle=False) as stored:
+            feeds = {}
+            for spec in self._opened.inputs:
+                if spec.name not in stored:
+                    raise BadInput(
+                        f"it takes an input {spec.name!r}, which the others do not have",
+                        f"the inputs are: {', '.join(stored.files)}",
+                    )
+                array = stored[spec.name]
+                # int32 and int64 token ids are the same inputs; float and integer are not.
+                if array.dtype.kind in "iu" and np.dtype(spec.dtype).kind in "iu":
+                    array = array.astype(spec.dtype)
+                feeds[spec.name] = np.ascontiguousarray(array)
+        return feeds
+
+
+def peak_rss() -> int:
+    """The most memory this process ever held, in bytes (``VmHWM``); 0 where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, even by ``kill -9`` and even while this one is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    _die_with_parent()
+    channel: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        channel.write(json.dumps(worker.answer(request)) + "\n")
+        channel.flush()
+        if request["do"] == "close":
+            # Thread pools of vendors are known to hang or crash while a process is torn down; all is said by now.
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What a check is: a command that looks at artifacts and answers with a report instead of another artifact."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optimizer.errors import UnknownName
+from optimizer.options import Options
+from optimizer.stage import _members
+from optimizer.types import JSON
+
+__all__ = ["Check", "Report", "discover", "get_check"]
+
+
+class Report(Protocol):
+    """The answer of a check.
+
+    Attributes:
+        exit_code: 0 when every gate held, 1 when one failed, 3 when nothing can be said.
+    """
+
+    @property
+    def exit_code(self) -> int: ...
+
+    def to_json(self) -> dict[str, JSON]:
+        """The whole report, raw samples included; ``report`` names its sort and ``schema`` its number."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about one or more artifacts.
+
+    Attributes:
+        name: the one spelling: command, recipe step, function (``verify``).
+        help: one sentence.
+        options: the parameters it takes.
+        run: ``run(refs, options, store, progress)`` → :class:`Report`.
+        many: True when it takes several references.
+        modules: imports without which it cannot run.
+    """
+
+    name: str
+    help: str
+    options: type[Options]
+    run: Callable[[tuple[str, ...], Any, Any, Any], Report]
+    many: bool = False
+    modules: tuple[str, ...] = ()
+    details: str = ""
+
+    @property
+    def function(self) -> str:
+        return self.name.replace("-", "_")
+
+
+@functools.cache
+def discover() -> dict[str, Check]:
+    """Every check of :mod:`optimizer.checks`, by name."""
+    return _members("optimizer.checks", "CHECK")
+
+
+def get_check(name: str) -> Check:
+    """The check of that name, or :class:`UnknownName`."""
+    checks = discover()
+    if name not in checks:
+        raise UnknownName("check", name, checks)
+    return checks[name]

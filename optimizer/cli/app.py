@@ -1,0 +1,76 @@
+"""The tree of commands: those made from stages and checks, and those about the store and the machine."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+import typer
+
+from optimizer import check as checks
+from optimizer import stage as stages
+from optimizer.cli import store_commands
+from optimizer.cli.generate import check_command, stage_command
+from optimizer.cli.machine_commands import doctor
+from optimizer.cli.recipe_command import run_recipe_file
+
+__all__ = ["build_app"]
+
+_GROUPS = {"quantize": "Make weights and activations 8-bit: dynamic or static."}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from optimizer import __version__
+
+        print(f"ml-opt {__version__}")
+        raise typer.Exit
+
+
+@functools.cache
+def build_app() -> typer.Typer:
+    """Every command, ready to run; cheap, because nothing heavy is imported before a command works."""
+    app = typer.Typer(
+        name="ml-opt",
+        help="From a trained model to the fastest artifact that still meets your accuracy budget: "
+        "export, optimize, quantize, verify, bench; every artifact versioned.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def top(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        ] = False,
+    ) -> None: ...
+
+    groups: dict[str, typer.Typer] = {}
+    for stage in _in_order(stages.discover()):
+        *group, last = stage.words
+        home = app
+        if group:
+            home = groups.setdefault(group[0], typer.Typer(no_args_is_help=True, help=_GROUPS.get(group[0], "")))
+        home.command(last, help=_help(stage.help, stage.details), rich_help_panel="Make artifacts")(stage_command(stage))
+        for alias in stage.aliases:
+            app.command(alias, hidden=True, help=f"The same as {' '.join(stage.words)}.")(stage_command(stage))
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name, rich_help_panel="Make artifacts")
+    for check in checks.discover().values():
+        panel = "Judge artifacts"
+        app.command(check.name, help=_help(check.help, check.details), rich_help_panel=panel)(check_command(check))
+    app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
+    store_commands.add(app)
+    app.command("doctor", rich_help_panel="This machine")(doctor)
+    return app
+
+
+def _in_order(found: dict[str, stages.Stage]) -> list[stages.Stage]:
+    """Stages in the order people use them: those that take a source first, the rest by name."""
+    return sorted(found.values(), key=lambda s: ("source" not in s.accepts, s.words))
+
+
+def _help(line: str, details: str) -> str:
+    return f"{line}\n\n{details}" if details else line

@@ -1,0 +1,197 @@
+"""Typer commands made from the declarations of stages and checks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from optimizer.check import Check
+from optimizer.cli.output import Output
+from optimizer.options import OptionField, Options
+from optimizer.stage import Stage
+from optimizer.store import Store
+from optimizer.types import Kind
+
+__all__ = ["COMMON", "Common", "check_command", "common", "complete_ref", "stage_command"]
+
+_PANEL = "Everywhere"
+
+
+def complete_ref(incomplete: str) -> list[str]:
+    """References of the default store, for the shell's completion; a broken store completes to nothing."""
+    try:
+        return Store().complete(incomplete)
+    except Exception:
+        return []
+
+
+_Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", metavar="DIR", help="Folder of artifacts [$ML_OPT_STORE, or ./models].", rich_help_panel=_PANEL
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all talk on stderr.", rich_help_panel=_PANEL)]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.", rich_help_panel=_PANEL)]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let the libraries talk.", rich_help_panel=_PANEL)]
+
+COMMON: dict[str, tuple[Any, Any]] = {
+    "store": (_Store, None),
+    "json": (_Json, False),
+    "quiet": (_Quiet, False),
+    "verbose": (_Verbose, False),
+}
+
+
+class Common:
+    """The flags that every command has."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.store = Store(values.pop("store"))
+        self.output = Output(values.pop("json"), values.pop("quiet"), values.pop("verbose"))
+
+
+def common(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Give a hand-written command the common flags; it gets them as a :class:`Common` in its first parameter."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    def wrapper(**values: Any) -> int | None:
+        outside = Common(values)
+        return command(outside, **values)
+
+    wrapper.__doc__ = command.__doc__
+    return _with_parameters(wrapper, [*own, *_common_parameters()])
+
+
+def stage_command(stage: Stage) -> Callable[..., int]:
+    """The command of a stage."""
+    from_source = Kind.SOURCE in stage.accepts
+
+    def command(**values: Any) -> int:
+        from optimizer.api import run_stage
+        from optimizer.cli.render import render_result
+
+        outside = Common(values)
+        source, name, variant = values.pop("source"), values.pop("name", None), values.pop("variant")
+        with outside.output.work() as progress:
+            result = run_stage(
+                stage,
+                source,
+                _given(stage.options, values),
+                store=outside.store,
+                name=name,
+                variant=variant,
+                progress=progress,
+            )
+        if outside.output.json:
+            outside.output.result(result.to_json())
+        else:
+            render_result(result, outside.output)
+        return 0
+
+    help = "Model folder, .onnx file, or hub id (org/name)." if from_source else "Artifact: name[@version|@alias][:variant]."
+    argument = typer.Argument(
+        metavar="MODEL" if from_source else "REF", help=help, autocompletion=None if from_source else complete_ref
+    )
+    parameters = [_parameter("source", Annotated[str, argument], inspect.Parameter.empty)]
+    parameters += [_option(field) for field in stage.options.fields()]
+    if from_source:
+        named = typer.Option("--name", help="The model's name in the store.", show_default="the source's own name")
+        parameters.append(_parameter("name", Annotated[str | None, named], None))
+    varied = typer.Option("--variant", help="The variant's name in the store.", show_default="says what was done")
+    parameters.append(_parameter("variant", Annotated[str | None, varied], None))
+    return _with_parameters(command, [*parameters, *_common_parameters()])
+
+
+def check_command(check: Check) -> Callable[..., int]:
+    """The command of a check."""
+
+    def command(**values: Any) -> int:
+        from optimizer.api import run_check
+        from optimizer.cli.render import render_report
+
+        outside = Common(values)
+        refs = values.pop("refs")
+        with outside.output.work() as progress:
+            report = run_check(
+                check,
+                tuple(refs) if check.many else (refs,),
+                _given(check.options, values),
+                store=outside.store,
+                progress=progress,
+            )
+        if outside.output.json:
+            outside.output.result(report.to_json())
+        else:
+            render_report(report, outside.output)
+        return report.exit_code
+
+    argument = typer.Argument(
+        metavar="REF…" if check.many else "REF",
+        help="Artifact: name[@version|@alias][:variant]" + (", +provider[:precision] if you like." if check.many else "."),
+        autocompletion=complete_ref,
+    )
+    annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
+    parameters = [_parameter("refs", annotation, inspect.Parameter.empty)]
+    parameters += [_option(field) for field in check.options.fields()]
+    return _with_parameters(command, [*parameters, *_common_parameters()])
+
+
+def _given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
+    """What was really typed: typer fills what was not with None, or an empty list."""
+    given = {}
+    for field in options.fields():
+        value = values[field.name]
+        if value is None or (field.many and not value):
+            continue
+        given[field.name] = value
+    return given
+
+
+def _option(field: OptionField) -> inspect.Parameter:
+    """One flag. Choices and ranges are checked by the options class alone, so that every door says the same."""
+    kind: Any = bool if field.element is bool else Path if field.element is Path else field.element
+    if kind not in (bool, int, float, Path):
+        kind = str
+    names = [field.flag] + ([field.opt.short] if field.opt.short else [])
+    shown: Any = False
+    metavar = field.opt.metavar or None
+    if field.opt.choices:
+        metavar = "|".join(field.opt.choices)
+    elif hasattr(field.element, "__members__"):
+        metavar = "|".join(str(m.value) for m in field.element)
+    if kind is bool:
+        names = [f"{field.flag}/--no-{field.flag[2:]}"]
+    help = field.opt.help
+    if field.required:
+        help += " [bold](required)[/bold]"
+    elif field.default not in (None, (), ""):
+        default = field.default
+        if kind is bool:
+            shown = field.flag[2:] if default else f"no-{field.flag[2:]}"
+        else:
+            shown = " ".join(map(str, default)) if field.many else str(getattr(default, "value", default))
+    option = typer.Option(*names, help=help, show_default=shown, metavar=metavar)
+    annotation: Any = Annotated[list[kind] | None, option] if field.many else Annotated[kind | None, option]
+    return _parameter(field.name, annotation, None)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _common_parameters() -> list[inspect.Parameter]:
+    return [_parameter(name, annotation, default) for name, (annotation, default) in COMMON.items()]
+
+
+def _with_parameters(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
+    """Give a function the signature that typer reads its flags from."""
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    )
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function

@@ -1,0 +1,89 @@
+"""The entry point: one boundary where every error becomes words and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from optimizer.cli.output import Output
+from optimizer.errors import BUG_EXIT_CODE, BadInput, MlOptError
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+
+__all__ = ["main", "run"]
+
+
+def main() -> None:
+    """Run ``ml-opt`` with this process's arguments."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    0 done · 1 a gate failed · 2 bad input or usage · 3 inconclusive · 4 this machine lacks something · 5 an artifact
+    is damaged · 70 a bug · 130 interrupted · 143 terminated.
+    """
+    import typer.main
+    from typer.exceptions import Abort, Exit, TyperException
+
+    from optimizer.cli.app import build_app
+
+    # SIGTERM ends in the same clean-up as Ctrl-C; only kill -9 leaves scratch folders, and `gc` removes those.
+    signal.signal(signal.SIGTERM, _terminated)
+    output = Output(json="--json" in words, quiet="--quiet" in words)
+    try:
+        command = typer.main.get_command(build_app())
+        code = command.main(words, prog_name="ml-opt", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except MlOptError as error:
+        output.error(error)
+        return error.exit_code
+    except Exit as leaving:
+        return leaving.exit_code
+    except TyperException as error:
+        return _usage(error, output)
+    except (KeyboardInterrupt, Abort):
+        output.talk("interrupted; the store is as it was")
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except BrokenPipeError:
+        # The reader went away (`ml-opt ls | head`): that is not an error, and there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        return _bug(error, output)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _usage(error: TyperException, output: Output) -> int:
+    """Typer's own complaints, in our words and with our exit codes."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # typer shows the help and calls it an error
+        sys.stdout.write(f"{error}\n")
+        return BadInput.exit_code
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    path = context.command_path if context is not None else "ml-opt"
+    output.error(BadInput(message, f"run: {path} --help"))
+    return BadInput.exit_code
+
+
+def _bug(error: Exception, output: Output) -> int:
+    if os.environ.get("ML_OPT_DEBUG") == "1":
+        traceback.print_exc()
+        hint = ""
+    else:
+        hint = "run it again with ML_OPT_DEBUG=1 for the traceback, and please report it"
+    bug = MlOptError(f"this is a bug in ml-opt: {type(error).__name__}: {error}", hint)
+    bug.exit_code = BUG_EXIT_CODE
+    output.error(bug)
+    return BUG_EXIT_CODE

@@ -1,0 +1,187 @@
+"""Tables and sentences for people; machines read the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifact import Artifact
+from optimizer.check import Report
+from optimizer.cli.output import Output
+from optimizer.diff import Difference
+from optimizer.pipeline import Result
+from optimizer.store import Store
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "render_artifact",
+    "render_differences",
+    "render_doctor",
+    "render_listing",
+    "render_report",
+    "render_result",
+    "size",
+]
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table in the house style: a rule under the head, no box."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def render_result(result: Result, output: Output) -> None:
+    """One line for what was made, and one for each thing worth knowing about it."""
+    console = output.console()
+    manifest = result.artifact.manifest
+    state = "[dim]cached[/dim]" if result.cached else f"made in {result.seconds:.1f} s"
+    console.print(f"[bold]{result.artifact.ref}[/bold]  {size(manifest.bytes)}  {state}", soft_wrap=True)
+    for line in _highlights(manifest.facts):
+        console.print(f"  {line}", style="dim", soft_wrap=True)
+    for warning in manifest.warnings:
+        output.talk(f"  note: {warning}")
+
+
+def _highlights(facts: Mapping[str, JSON]) -> list[str]:
+    lines = []
+    if fused := {k: v for k, v in facts.get("fused", {}).items() if v}:
+        lines.append("fused: " + ", ".join(f"{v} {k}" for k, v in fused.items()))
+    if quantized := facts.get("quantized", {}).get("total"):
+        kinds = ", ".join(f"{v} {k}" for k, v in facts["quantized"].items() if k != "total")
+        lines.append(f"quantized nodes: {quantized} ({kinds})")
+    if calibration := facts.get("calibration"):
+        lines.append(f"calibrated on {calibration.get('rows_used')} of {calibration.get('rows')} rows")
+    if cast := facts.get("cast"):
+        lines.append("cast: " + ", ".join(f"{k} {v}" for k, v in cast.items()))
+    return lines
+
+
+def render_listing(
+    store: Store, artifacts: list[Artifact], aliases: Mapping[str, Mapping[str, str]], output: Output
+) -> None:
+    """The store as a table."""
+    if not artifacts:
+        print(f"the store {store.root} is empty; make something with: ml-opt export-onnx MODEL")
+        return
+    made = table("artifact", "kind", "size", "made by", "created", right=("size",))
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        created = manifest.created.replace("T", " ").removesuffix("+00:00")
+        made.add_row(artifact.ref, artifact.kind.value, size(manifest.bytes), manifest.stage["name"], created)
+    console = output.console()
+    console.print(made)
+    for name, entries in aliases.items():
+        for alias, target in entries.items():
+            console.print(f"{name}@{alias} → {name}@{target}", style="dim")
+
+
+def render_artifact(artifact: Artifact, output: Output) -> None:
+    """One manifest, made to be read."""
+    manifest = artifact.manifest
+    console = output.console()
+    console.print(f"[bold]{artifact.ref}[/bold]  {manifest.kind.value}, {size(manifest.bytes)}")
+    made = table("", "")
+    made.show_header = False
+    rows: dict[str, str] = {
+        "path": str(artifact.path),
+        "made by": f"{manifest.stage['name']} (version {manifest.stage['version']}) in {manifest.seconds} s, {manifest.created}",
+        "from": str(manifest.source.get("ref") or manifest.source.get("spec")),
+        "again with": manifest.command,
+        "model": ", ".join(
+            f"{k} {v}" for k, v in manifest.model.items() if isinstance(v, (str, int)) and not isinstance(v, bool) and v
+        ),
+        "options": ", ".join(f"{k}={_short(v)}" for k, v in manifest.options.items()),
+        "inputs": "; ".join(f"{s.name} {s.dtype}[{', '.join(map(str, s.shape))}]" for s in manifest.inputs),
+        "outputs": "; ".join(f"{s.name} {s.dtype}[{', '.join(map(str, s.shape))}]" for s in manifest.outputs),
+    }
+    shown = {"inputs", "outputs"}
+    for name, value in manifest.facts.items():
+        if name not in shown:
+            rows[name] = _short(value)
+    for name, text in rows.items():
+        made.add_row(f"[dim]{name}[/dim]", text)
+    console.print(made)
+    files = table("file", "bytes", "sha256", right=("bytes",))
+    for file, entry in manifest.files.items():
+        files.add_row(file, str(entry["bytes"]), str(entry["sha256"])[:16] + "…")
+    console.print(files)
+    for warning in manifest.warnings:
+        console.print(f"note: {warning}", style="yellow")
+
+
+def _short(value: JSON) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)
+
+
+def render_differences(first: str, second: str, found: list[Difference], output: Output) -> None:
+    """Two artifacts side by side, differing fields only."""
+    if not found:
+        print(f"{first} and {second} are the same")
+        return
+    made = table("field", first, second)
+    for each in found:
+        made.add_row(each.field, *("–" if v is None else _short(v) for v in (each.first, each.second)))
+    output.console().print(made)
+
+
+def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
+    """The machine on one screen."""
+    console = output.console()
+    environment = facts["environment"]
+    cpu = environment["cpu"]
+    console.print(f"[bold]{cpu['model']}[/bold], {cpu['cores']} cores, {size(environment['memory_bytes'])} memory")
+    console.print(f"  features: {', '.join(cpu['features']) or 'none that matter here'}")
+    for gpu in environment["gpus"]:
+        console.print(f"  GPU: {gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}, SM {gpu['compute_capability']}")
+    if not environment["gpus"]:
+        console.print("  GPU: none found")
+    for title, rows, about in (("provider", facts["providers"], "reason"), ("extra", facts["extras"], "for")):
+        made = table(title, "", "")
+        for row in rows:
+            mark = "[green]works[/green]" if row["ok"] else "[yellow]not here[/yellow]"
+            text = row[about] if row["ok"] or title == "extra" else row["reason"]
+            if row["hint"] and not row["ok"]:
+                text = f"{text}\n[dim]{_plain(row['hint'])}[/dim]"
+            made.add_row(row["name"], mark, text)
+        console.print(made)
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    console.print(f"versions: {versions}", style="dim")
+    for sentence in facts["advice"]:
+        console.print(f"→ {sentence}")
+
+
+def _plain(text: str) -> str:
+    """Text with brackets that rich must not read as markup (``ml-opt[cpu]``)."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def render_report(report: Report, output: Output) -> None:
+    """A check's report in its own form."""
+    from optimizer.cli.reports import render_bench, render_verify
+
+    forms: dict[str, Callable[[Any, Output], None]] = {"verify": render_verify, "bench": render_bench}
+    document = report.to_json()
+    forms[document["report"]](report, output)

@@ -1,0 +1,1 @@
+"""Rows from files, and rows into a model's inputs, without torch."""

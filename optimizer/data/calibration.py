@@ -1,0 +1,183 @@
+"""Calibration sets: real rows, chosen to look like the file they come from, and described for the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimizer.data.columns import Columns, label_of
+from optimizer.data.preprocess import Batch, Preprocessor
+from optimizer.data.readers import Row, format_of, read_rows
+from optimizer.digest import digest_file, digest_tree
+from optimizer.types import JSON
+
+__all__ = ["CalibrationSet", "describe", "sample"]
+
+#: Rows are cut into this many groups of equal size by their length.
+_LENGTH_STRATA = 8
+
+
+def sample(
+    rows: Sequence[Row],
+    n: int,
+    *,
+    content: Callable[[Row], str],
+    lengths: Sequence[int] | None = None,
+    labels: Sequence[JSON] | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """Choose ``n`` rows that cover the lengths and labels of all of them.
+
+    Duplicates are dropped (the first stays). The rest is cut into strata, by label and within a label by length, and
+    every stratum gives its share of ``n``, rounded by largest remainder. Within a stratum the rows with the smallest
+    sha256 of seed and content are taken, so that the choice depends on nothing but the rows: not on their order, not
+    on the version of a random generator.
+
+    Args:
+        rows: what to choose from.
+        n: how many to choose; all that are left when there are fewer.
+        content: what makes two rows the same (:meth:`Preprocessor.content`).
+        lengths: length of each row; None where rows have none.
+        labels: label of each row; None where there are none.
+        seed: another seed, another choice.
+
+    Returns:
+        places in ``rows``, ascending.
+    """
+    if n < 1:
+        raise ValueError("a sample needs at least one row")
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        first.setdefault(content(row), place)
+    rank = {place: hashlib.sha256(f"{seed} {digest}".encode()).digest() for digest, place in first.items()}
+    by_label: dict[str, list[int]] = defaultdict(list)
+    for place in rank:
+        by_label[repr(labels[place]) if labels is not None else ""].append(place)
+    strata: list[list[int]] = []
+    for label in sorted(by_label):
+        places = sorted(by_label[label], key=lambda place: (lengths[place] if lengths is not None else 0, rank[place]))
+        pieces = min(_LENGTH_STRATA if lengths is not None else 1, len(places))
+        strata += [places[len(places) * i // pieces : len(places) * (i + 1) // pieces] for i in range(pieces)]
+    shares = _shares([len(stratum) for stratum in strata], min(n, len(rank)))
+    chosen = [
+        place
+        for stratum, share in zip(strata, shares, strict=True)
+        for place in sorted(stratum, key=rank.__getitem__)[:share]
+    ]
+    return sorted(chosen)
+
+
+def _shares(sizes: Sequence[int], n: int) -> list[int]:
+    """``n`` shared out in proportion to ``sizes`` by largest remainder (Hamilton's method)."""
+    total = sum(sizes)
+    shares = [n * size // total for size in sizes]
+    remainders = sorted(range(len(sizes)), key=lambda i: (-(n * sizes[i] % total), i))
+    for i in remainders[: n - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def describe(
+    path: Path,
+    rows: Sequence[Row],
+    used: Sequence[Row],
+    *,
+    lengths: Sequence[int] | None = None,
+    labels: Sequence[JSON] | None = None,
+) -> dict[str, JSON]:
+    """What a manifest says of the data that a stage used.
+
+    Args:
+        path: the file or folder.
+        rows: every row of it.
+        used: the rows that were used.
+        lengths: lengths of the used rows.
+        labels: labels of the used rows.
+
+    Returns:
+        ``file``, ``format``, ``sha256`` (of a folder: of its names and contents), ``rows``, ``rows_used``, ``lengths``
+        (``min``, ``median``, ``p95``, ``max``, or None) and ``labels`` (count by label, or None).
+    """
+    if path.is_dir():
+        digest = digest_tree(path, sorted(file for file in path.rglob("*") if file.is_file()))
+    else:
+        digest = digest_file(path)
+    return {
+        "file": path.name,
+        "format": format_of(path),
+        "sha256": digest,
+        "rows": len(rows),
+        "rows_used": len(used),
+        "lengths": _summary(lengths) if lengths else None,
+        "labels": dict(sorted(Counter(map(str, labels)).items())) if labels else None,
+    }
+
+
+def _summary(lengths: Sequence[int]) -> dict[str, JSON]:
+    """Quantiles by nearest rank: every number is the length of a real row."""
+    ordered = sorted(lengths)
+
+    def quantile(q: float) -> int:
+        return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
+
+    return {"min": ordered[0], "median": quantile(0.5), "p95": quantile(0.95), "max": ordered[-1]}
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Rows of a data file, ready to be fed to a model.
+
+    Attributes:
+        rows: the rows that were chosen, in the order of the file.
+        summary: see :func:`describe`.
+    """
+
+    rows: tuple[Row, ...]
+    summary: dict[str, JSON]
+    _preprocessor: Preprocessor
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        preprocessor: Preprocessor,
+        *,
+        samples: int,
+        seed: int = 0,
+        columns: Columns | None = None,
+    ) -> CalibrationSet:
+        """Read a file, refuse it if a row of it cannot be fed, and choose rows.
+
+        Args:
+            path: the data file or folder; see :func:`read_rows`.
+            preprocessor: of the model that is to be calibrated.
+            samples: how many rows; all there are when there are fewer (``summary["rows_used"]`` says how many).
+            seed: see :func:`sample`.
+            columns: which column is the label, where its name is unusual.
+
+        Raises:
+            BadInput: see :func:`read_rows` and :meth:`Preprocessor.check`.
+        """
+        rows = read_rows(path)
+        preprocessor.check(rows)
+        lengths = preprocessor.lengths(rows)
+        found = [label_of(row, columns) for row in rows]
+        labels = found if all(isinstance(label, str | int) for label in found) else None
+        places = sample(rows, samples, content=preprocessor.content, lengths=lengths, labels=labels, seed=seed)
+        used = tuple(rows[place] for place in places)
+        summary = describe(
+            path,
+            rows,
+            used,
+            lengths=[lengths[place] for place in places] if lengths else None,
+            labels=[labels[place] for place in places] if labels else None,
+        )
+        return cls(used, summary, preprocessor)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every chosen row once, rows of like length together, so that little padding is calibrated on."""
+        return self._preprocessor.batches(self.rows, batch_size, sort=True)

@@ -1,0 +1,77 @@
+"""Which column of a row is which of a model's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimizer.data.readers import Row
+from optimizer.errors import BadInput, UnknownName
+
+__all__ = ["LABEL_COLUMNS", "ROLES", "Columns", "label_of"]
+
+#: Role → the columns that play it when none is named, the first that a row has.
+ROLES: dict[str, tuple[str, ...]] = {
+    "text": ("text", "sentence", "sentence1", "premise"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis"),
+    "question": ("question",),
+    "context": ("context",),
+    "image": ("image", "img"),
+    "audio": ("audio", "speech"),
+    "label": ("label", "labels"),
+}
+LABEL_COLUMNS = ROLES["label"]
+
+
+class Columns:
+    """A mapping of roles (and of a model's own inputs) to columns.
+
+    Args:
+        chosen: role or input name → column, where the usual names do not fit.
+        inputs: names of the model's inputs, which may be mapped too.
+
+    Raises:
+        UnknownName: a role that does not exist.
+    """
+
+    def __init__(self, chosen: Mapping[str, str] | None = None, inputs: Sequence[str] = ()) -> None:
+        self._chosen = dict(chosen or {})
+        for role in self._chosen:
+            if role not in ROLES and role not in inputs:
+                raise UnknownName("column role", role, [*ROLES, *inputs])
+
+    def candidates(self, role: str) -> tuple[str, ...]:
+        """The columns that would do for a role, in order of preference."""
+        return (self._chosen[role],) if role in self._chosen else ROLES.get(role, (role,))
+
+    def find(self, row: Row, role: str) -> str | None:
+        """The row's column for a role, or None; a column that was chosen by hand must be there."""
+        for name in self.candidates(role):
+            if name in row.values:
+                return name
+        if role in self._chosen:
+            raise self.missing(row, role)
+        return None
+
+    def get(self, row: Row, role: str) -> Any:
+        """The row's value for a role; raises :class:`BadInput` naming the columns wanted and those found."""
+        name = self.find(row, role)
+        if name is None:
+            raise self.missing(row, role)
+        return row.values[name]
+
+    def missing(self, row: Row, role: str) -> BadInput:
+        """The error for a row without a column for this role."""
+        wanted = " or ".join(self.candidates(role))
+        found = ", ".join(map(str, row.values)) or "none"
+        return BadInput(
+            f"{row} has no column for {role}: wanted {wanted}, found {found}",
+            f"name the right column of the file as {role}",
+        )
+
+
+def label_of(row: Row, columns: Columns | None = None) -> Any:
+    """The row's label, or None when it has none."""
+    columns = columns or Columns()
+    name = columns.find(row, "label")
+    return None if name is None else row.values[name]

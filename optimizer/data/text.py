@@ -1,0 +1,149 @@
+"""Texts into token ids, with nothing but ``tokenizers`` and the files that a model folder has.
+
+What comes out is what ``transformers``' fast tokenizer gives for the same ``tokenizer.json``: tests compare the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.data.columns import Columns
+from optimizer.data.readers import Row
+from optimizer.errors import BadInput, Damaged, missing_package
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["TextEncoder"]
+
+#: A ``model_max_length`` beyond this means "none was set" (transformers writes 10^30).
+_NO_LIMIT = 10**6
+
+
+class TextEncoder:
+    """The text half of a preprocessor.
+
+    Args:
+        folder: holds ``tokenizer.json``, and ``tokenizer_config.json`` or ``special_tokens_map.json`` beside it.
+        model: the manifest's ``model``; ``max_length`` and ``task`` are read.
+        columns: which column is the text.
+
+    Raises:
+        MissingPiece: ``tokenizers`` is not installed.
+        Damaged: a tokenizer file cannot be read.
+    """
+
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+
+    def __init__(self, folder: Path, model: Mapping[str, JSON], columns: Columns) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise missing_package("tokenizers", "preparing text") from None
+        path = folder / "tokenizer.json"
+        try:
+            # The library raises bare Exception for a file it cannot parse.
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise Damaged(f"{path} cannot be read: {error}") from None
+        config = _settings(folder)
+        self._columns = columns
+        self._asks = model.get("task") == "question-answering"
+        self.pad_id = self._pad_id(config)
+        self.pad_type_id = int(config.get("pad_token_type_id") or 0)
+        self.pads_left = config.get("padding_side", "right") == "left"
+        self._truncation_side = str(config.get("truncation_side", "right"))
+        own = config.get("model_max_length")
+        limit = model.get("max_length") or (own if isinstance(own, int | float) and own < _NO_LIMIT else None)
+        self.max_length = int(limit) if limit else None
+
+    def _pad_id(self, config: Mapping[str, JSON]) -> int | None:
+        token = config.get("pad_token")
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        if token is not None:
+            return self._id_of(str(token))
+        padding = self._tokenizer.padding
+        return int(padding["pad_id"]) if padding else None
+
+    def _id_of(self, token: str) -> int | None:
+        found = self._tokenizer.token_to_id(token)
+        return int(found) if found is not None else None
+
+    def content(self, row: Row) -> tuple[str, ...]:
+        """The text, or the pair of texts, of a row; raises :class:`BadInput` when there is none."""
+        if self._asks:
+            return self._text(row, "question"), self._text(row, "context")
+        if self._columns.find(row, "text_pair") is not None:
+            return self._text(row, "text"), self._text(row, "text_pair")
+        return (self._text(row, "text"),)
+
+    def _text(self, row: Row, role: str) -> str:
+        value = self._columns.get(row, role)
+        if not isinstance(value, str):
+            column = self._columns.find(row, role)
+            raise BadInput(f"{row}: {column} should be a text, not {_kind(value)}")
+        return value
+
+    def lengths(self, rows: Sequence[Row]) -> list[int]:
+        """Tokens of each row, special ones included, after truncation to the model's longest."""
+        return [len(encoding.ids) for encoding in self._encode(rows, self.max_length)]
+
+    def feeds(self, rows: Sequence[Row], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
+        """Token arrays ``[rows, sequence]`` (int64), padded to the longest row, or cut and padded to ``pad_to``."""
+        import numpy as np
+
+        encodings = self._encode(rows, pad_to or self.max_length)
+        width = pad_to or max(len(encoding.ids) for encoding in encodings)
+        if self.pad_id is None and any(len(encoding.ids) != width for encoding in encodings):
+            raise BadInput(
+                "this tokenizer has no padding token, so that texts of different lengths cannot share a batch",
+                "use a batch of one, or set pad_token in the model's tokenizer",
+            )
+        shape = (len(rows), width)
+        ids = np.full(shape, self.pad_id or 0, np.int64)
+        types = np.full(shape, self.pad_type_id, np.int64)
+        mask = np.zeros(shape, np.int64)
+        for index, encoding in enumerate(encodings):
+            size = len(encoding.ids)
+            span = slice(width - size, width) if self.pads_left else slice(0, size)
+            ids[index, span] = encoding.ids
+            types[index, span] = encoding.type_ids
+            mask[index, span] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+    def _encode(self, rows: Sequence[Row], limit: int | None) -> list[Any]:
+        texts = [self.content(row) for row in rows]
+        added = max((self._tokenizer.num_special_tokens_to_add(len(text) == 2) for text in texts), default=0)
+        if limit is not None and limit < added:
+            raise BadInput(f"{limit} tokens have no room for the {added} special ones that every text gets")
+        # tokenizer.json may carry a padding and a truncation of its own; transformers overrules both, and so do we.
+        self._tokenizer.no_padding()
+        if limit is None:
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer.enable_truncation(limit, strategy="longest_first", direction=self._truncation_side)
+        encodings: Iterable[Any] = self._tokenizer.encode_batch([t if len(t) == 2 else t[0] for t in texts])
+        return list(encodings)
+
+
+def _kind(value: object) -> str:
+    return "empty" if value is None else f"a {type(value).__name__}"
+
+
+def _settings(folder: Path) -> dict[str, JSON]:
+    """``special_tokens_map.json`` (older folders) overlaid with ``tokenizer_config.json``."""
+    found: dict[str, JSON] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                found.update(json.loads(path.read_bytes()))
+            except (ValueError, TypeError) as error:
+                raise Damaged(f"{path} cannot be read: {error}") from None
+    return found

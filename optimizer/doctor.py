@@ -1,0 +1,84 @@
+"""Looking at a machine: every provider is tried, none is believed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from optimizer import runtime as runtimes
+from optimizer.environment import describe, gpu_facts, has_module, version_of
+from optimizer.types import JSON
+
+__all__ = ["examine"]
+
+#: What each extra is for, and a module that is only there when it is installed.
+_EXTRAS = {
+    "cpu": ("onnxruntime", "run and quantize ONNX artifacts on a processor"),
+    "openvino": ("onnxruntime_ep_openvino", "bf16 on processors with AMX, through ONNX Runtime"),
+    "build": ("transformers", "export models from PyTorch"),
+    "data": ("tokenizers", "read texts, images and tables for calibration and verification"),
+}
+
+#: Providers are tried in a process of their own: a broken driver may end it, and must not end this one.
+_PROBE = """
+import json, sys
+from dataclasses import asdict
+from optimizer.runtime import Provider, get_runtime
+name = sys.argv[1]
+found = get_runtime(Provider(name)).available(name)
+sys.stdout.write("\\n@@" + json.dumps(asdict(found)) + "\\n")
+"""
+
+
+def examine() -> dict[str, JSON]:
+    """Everything ``ml-opt doctor`` prints.
+
+    Returns:
+        ``environment``, ``providers`` (name, ok, reason, hint, facts), ``extras`` (name, ok, for, hint), ``tensorrt``
+        (flavour → version or None), ``advice`` (sentences about what this machine is good at).
+    """
+    providers = [_probe(name) for runtime in runtimes.discover().values() for name in runtime.providers]
+    extras = []
+    for name, (module, purpose) in _EXTRAS.items():
+        ok = has_module(module)
+        extras.append({"name": name, "ok": ok, "for": purpose, "hint": "" if ok else f'pip install "ml-opt[{name}]"'})
+    environment = describe()
+    return {
+        "report": "doctor",
+        "schema": 1,
+        "environment": environment,
+        "providers": [p for p in providers if p["name"] != "fake"],
+        "extras": extras,
+        "tensorrt": {
+            "tensorrt": version_of("tensorrt"),
+            "tensorrt-rtx": version_of("tensorrt-rtx-cu13") or version_of("tensorrt-rtx-cu12"),
+        },
+        "advice": _advice(environment["cpu"]["features"]),
+    }
+
+
+def _probe(name: str) -> dict[str, JSON]:
+    failed = {"name": name, "ok": False, "hint": "", "facts": {}}
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE, name], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return {**failed, "reason": "it did not answer within 120 s"}
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("@@"):
+            return dict(json.loads(line[2:]))
+    tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return {**failed, "reason": f"trying it ended the process (code {done.returncode}): {tail}"}
+
+
+def _advice(features: list[str]) -> list[str]:
+    advice = []
+    if "amx_bf16" in features:
+        advice.append("AMX: bf16 through openvino:bf16 is likely the fastest here, and more exact than int8")
+    elif "avx512_vnni" in features or "avx_vnni" in features:
+        advice.append("VNNI without AMX: int8 is likely the fastest here")
+    elif "avx2" in features:
+        advice.append("no VNNI: int8 may be no faster than fp32 here; measure before you trust it")
+    if gpu_facts():
+        advice.append("NVIDIA GPU: fp16 on the cuda or tensorrt provider is likely the fastest")
+    return advice

@@ -1,0 +1,54 @@
+"""The shapes that parity is proven on: small and large batches, one step, an odd number of them, the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from optimizer.data.golden import Golden, is_batch, is_sequence
+from optimizer.evaluate.parity import Case
+from optimizer.types import JSON, TensorSpec
+
+__all__ = ["shape_sweep", "sweep_cases"]
+
+_BATCHES = (1, 2, 8)
+#: Long enough to cross every block size of a kernel, short enough to run in seconds where no limit is known.
+_DEFAULT_LONGEST = 512
+_ODD = 17
+
+
+def shape_sweep(specs: Sequence[TensorSpec], model: Mapping[str, JSON]) -> list[tuple[int, int, bool]]:
+    """``(batch, sequence, padded)`` of every case.
+
+    Models with a sequence: batch 1, 2, 8 by sequence 1 (or the shortest the model takes), an odd length and the
+    longest it takes, unpadded; and padded where there is a batch and a mask. Others: the batches alone.
+    """
+    masked = any(spec.name == "attention_mask" for spec in specs)
+    if not any(is_sequence(d) for spec in specs for d in spec.shape):
+        batches = _BATCHES if any(is_batch(d) for spec in specs for d in spec.shape) else (1,)
+        return [(batch, 1, False) for batch in _allowed(batches, model)]
+    shortest = int(model.get("min_length") or 1)
+    longest = int(model.get("max_length") or _DEFAULT_LONGEST)
+    odd = min(_ODD if shortest < _ODD else shortest * 2 + 1, longest)
+    lengths = sorted({shortest, odd, longest})
+    cases = []
+    for batch in _allowed(_BATCHES, model):
+        for length in lengths:
+            # The longest shape at the largest batch says nothing that batch 2 does not, and costs most of the time.
+            if batch == max(_BATCHES) and length == longest and longest > 64:
+                continue
+            cases.append((batch, length, False))
+            if masked and batch > 1 and length > shortest:
+                cases.append((batch, length, True))
+    return cases
+
+
+def _allowed(batches: Sequence[int], model: Mapping[str, JSON]) -> list[int]:
+    limit = model.get("max_batch")
+    return [b for b in batches if not limit or b <= int(limit)] or [1]
+
+
+def sweep_cases(golden: Golden, specs: Sequence[TensorSpec], model: Mapping[str, JSON]) -> Iterator[Case]:
+    """The sweep with the golden values in it."""
+    for batch, sequence, padded in shape_sweep(specs, model):
+        name = f"{batch}x{sequence}{' padded' if padded else ''}"
+        yield Case(name, golden.feeds(specs, batch, sequence, padded=padded))

@@ -1,0 +1,133 @@
+"""The few file operations that must survive a power cut, a full disk and a second process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from optimizer.errors import MissingPiece
+from optimizer.types import JSON
+
+__all__ = ["Lock", "disk_errors", "fsync_tree", "write_json"]
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str, where: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into an error that says which folder and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MissingPiece(
+                f"no room on the disk of {where} while {doing}",
+                "nothing was added; free some space (`ml-opt gc` clears leftovers) or choose another --store",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise MissingPiece(
+                f"no permission to write in {error.filename or where} while {doing}",
+                "choose a folder you own: --store DIR, or set ML_OPT_STORE",
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise MissingPiece(
+                f"{error.filename or where} is a file where a folder is needed", "choose another --store DIR"
+            ) from error
+        raise
+
+
+def fsync_tree(root: Path) -> None:
+    """Flush every file and folder below ``root`` to the disk, so that a rename never publishes an empty file."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _fsync(Path(folder) / name)
+        _fsync(Path(folder))
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: JSON) -> None:
+    """Replace a JSON file whole: a reader sees the old one or the new one, never half of either."""
+    fd, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as handle:
+            json.dump(value, handle, indent=2, ensure_ascii=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        # mkstemp makes files that only their owner reads; the store is readable like any other folder.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temp, 0o666 & ~umask)
+        os.replace(temp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+        raise
+    _fsync(path.parent)
+
+
+class Lock:
+    """An advisory lock on a file (``flock``), released by the system when its process dies, however it dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def try_acquire(self) -> bool:
+        """Take the lock if nobody holds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # `gc` may have removed the file between open and flock: then this lock guards nothing.
+            if os.fstat(fd).st_ino == os.stat(self.path).st_ino:
+                self._fd = fd
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(fd)
+        return False
+
+    def acquire(self, waiting: Callable[[], None] | None = None) -> None:
+        """Take the lock, however long that takes.
+
+        Args:
+            waiting: called once when somebody else holds it.
+        """
+        told = False
+        pause = 0.01
+        while not self.try_acquire():
+            if waiting is not None and not told:
+                waiting()
+                told = True
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.25)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give the lock back, and with ``remove`` take the file away while still holding it."""
+        if self._fd is None:
+            return
+        if remove:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+        os.close(self._fd)
+        self._fd = None
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()

@@ -1,0 +1,1 @@
+"""Reading and writing ONNX files: the one place that knows the format."""

@@ -1,0 +1,124 @@
+"""What an ONNX file says about itself: the read-back that every stage is held to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.graph.io import load
+from optimizer.types import JSON, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = ["ATTENTION_OPS", "WEIGHTED_OPS", "graph_facts", "model_facts", "tensor_specs"]
+
+#: Nodes that compute a whole attention (ONNX Runtime's contrib operators, and the standard one of opset 23).
+ATTENTION_OPS = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "PackedMultiHeadAttention")
+
+#: Nodes that multiply activations by weights: what quantization is about.
+WEIGHTED_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "FusedMatMul", "FusedConv", "FusedGemm", "LSTM", "GRU")
+
+#: Nodes that compute in int8 with ranges found at run time.
+_DYNAMIC_OPS = (
+    "MatMulInteger",
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeLSTM",
+    "QAttention",
+)
+_QLINEAR_OPS = ("QLinearMatMul", "QLinearConv", "QGemm", "QLinearAdd", "QEmbedLayerNormalization")
+
+
+def model_facts(path: Path) -> dict[str, JSON]:
+    """Read an ONNX file back.
+
+    Returns:
+        ``opset`` (by domain), ``ir_version``, ``inputs``, ``outputs``, ``nodes``, ``ops`` (count by type, subgraphs
+        included; operators outside the standard carry their domain), ``weights`` (bytes by dtype), ``attention``
+        (fused attention nodes), and ``quantized`` (nodes by how they were quantized).
+    """
+    return graph_facts(load(path))
+
+
+def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
+    """The same as :func:`model_facts`, of a model in memory."""
+    ops: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    quantized: Counter[str] = Counter()
+    attention = 0
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                dtypes[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+        for node in graph:
+            ops[f"{node.domain}.{node.op_type}" if node.domain else node.op_type] += 1
+            attention += node.op_type in ATTENTION_OPS
+            if node.op_type in _DYNAMIC_OPS:
+                quantized["dynamic"] += 1
+            elif node.op_type in _QLINEAR_OPS:
+                quantized["qlinear"] += 1
+            elif node.op_type == "MatMulNBits":
+                quantized["weight_only"] += 1
+            elif _is_between_qdq(node):
+                quantized["qdq"] += 1
+            elif _has_quantized_weight(node):
+                quantized["stored"] += 1
+    return {
+        "opset": dict(model.opset_imports),
+        "ir_version": model.ir_version,
+        "inputs": [spec.to_json() for spec in tensor_specs(model.graph.inputs)],
+        "outputs": [spec.to_json() for spec in tensor_specs(model.graph.outputs)],
+        "nodes": sum(ops.values()),
+        "ops": dict(sorted(ops.items())),
+        "weights": dict(sorted(dtypes.items())),
+        "attention": attention,
+        "quantized": {**dict(sorted(quantized.items())), "total": sum(quantized.values())},
+    }
+
+
+def _producer_op(value: onnx_ir.Value | None) -> str:
+    node = value.producer() if value is not None else None
+    return node.op_type if node is not None else ""
+
+
+def _is_between_qdq(node: onnx_ir.Node) -> bool:
+    """Whether a weighted node takes both activation and weight through DequantizeLinear (and so runs in int8)."""
+    if node.op_type not in WEIGHTED_OPS or len(node.inputs) < 2:
+        return False
+    return all(_producer_op(value) == "DequantizeLinear" for value in node.inputs[:2])
+
+
+def _has_quantized_weight(node: onnx_ir.Node) -> bool:
+    """Whether a node's weight is stored in 8 bits and computed in float (Gather, or weight-only Q/DQ)."""
+    if node.op_type not in (*WEIGHTED_OPS, "Gather", "EmbedLayerNormalization"):
+        return False
+    for value in node.inputs:
+        if _producer_op(value) == "DequantizeLinear":
+            source = value.producer().inputs[0]  # type: ignore[union-attr]
+            if source is not None and source.is_initializer():
+                return True
+    # ORT's own quantizer gathers from the int8 table and dequantizes what it gathered.
+    if node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].const_value is not None:
+        return node.inputs[0].const_value.dtype.name in ("INT8", "UINT8") and any(
+            use.node.op_type in ("DequantizeLinear", "Cast") for use in node.outputs[0].uses()
+        )
+    return False
+
+
+def tensor_specs(values: list[onnx_ir.Value] | tuple[onnx_ir.Value, ...]) -> tuple[TensorSpec, ...]:
+    """Names, types and shapes of graph inputs or outputs; an unknown dimension is named after its place."""
+    specs = []
+    for value in values:
+        dims: list[int | str] = []
+        for place, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int):
+                dims.append(dim)
+            else:
+                dims.append(str(dim.value) if dim.value is not None else f"dim_{place}")
+        dtype = value.dtype.name.lower() if value.dtype is not None else "unknown"
+        renamed = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+        specs.append(TensorSpec(value.name or "", renamed, tuple(dims)))
+    return tuple(specs)

@@ -1,0 +1,272 @@
+"""Applying a stage: key → cached, or scratch → run → read back → record → move."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimizer.artifact import Artifact, Source, SourceModel
+from optimizer.digest import canonical_json, digest_json, digest_tree
+from optimizer.environment import describe, gpu_facts, has_module, version_of
+from optimizer.errors import BadInput, MissingPiece, missing_package
+from optimizer.files import disk_errors
+from optimizer.manifest import MANIFEST_NAME, Manifest
+from optimizer.options import Options
+from optimizer.ref import Ref, check_name, safe_name
+from optimizer.source import resolve_source
+from optimizer.stage import Progress, Stage, silent
+from optimizer.store import Store, file_entries
+from optimizer.types import JSON, Kind
+
+__all__ = ["Result", "apply", "find_source", "stage_key"]
+
+#: Files of an artifact that are the model itself; everything else is handed down to what is made from it.
+_MODEL_FILES = ("model.onnx", "model.onnx.data", MANIFEST_NAME)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What applying a stage came to.
+
+    Attributes:
+        artifact: the artifact, in the store.
+        cached: True when it was there already.
+        seconds: how long this call took.
+    """
+
+    artifact: Artifact
+    cached: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, JSON]:
+        """The object that ``--json`` prints."""
+        manifest = self.artifact.manifest
+        return {
+            "ref": self.artifact.ref,
+            "path": str(self.artifact.path),
+            "cached": self.cached,
+            "stage": manifest.stage["name"],
+            "key": manifest.key,
+            "bytes": manifest.bytes,
+            "facts": manifest.facts,
+            "warnings": manifest.warnings,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def stage_key(stage: Stage, source: Source, options: Options, store: Store) -> str:
+    """sha256 over everything that decides what a stage makes.
+
+    That is: the stage and its version, the source's content, the options (data files by content), and the versions
+    of the libraries it uses; for a device-bound stage the GPU and its driver too.
+    """
+    parts: dict[str, JSON] = {
+        "stage": stage.name,
+        "version": stage.version,
+        "source": source.digest,
+        "options": options.for_key(lambda path: _content(path, store)),
+        "libraries": {name: version_of(name) for name in stage.needs},
+    }
+    if stage.device_bound:
+        parts["device"] = list(gpu_facts())
+    return digest_json(parts)
+
+
+def _content(path: Path, store: Store) -> str:
+    """Digest of a data option: a file's, or a folder's whole content."""
+    if path.is_file():
+        return store.digests(path)
+    if path.is_dir():
+        return digest_tree(path, sorted(p for p in path.rglob("*") if p.is_file()), store.digests)
+    raise BadInput(f"no such file: {path}")
+
+
+def find_source(stage: Stage, spec: str | Source, options: Options, store: Store) -> Source:
+    """What a stage is to start from: a source model for stages that take one, an artifact of the store for others.
+
+    Raises:
+        UnknownName: no such artifact.
+        BadInput: the stage does not take this kind.
+        Damaged: the artifact's files are not what its manifest says.
+    """
+    if isinstance(spec, str):
+        if Kind.SOURCE in stage.accepts:
+            extra = {f: getattr(options, f) for f in ("revision", "allow_pickle") if hasattr(options, f)}
+            source: Source = resolve_source(spec, digest=store.digests, **extra)
+        else:
+            source = store.get(spec)
+    else:
+        source = spec
+    if source.kind not in stage.accepts:
+        raise BadInput(f"{stage.name} takes {' or '.join(sorted(stage.accepts))}, and this is {source.kind}")
+    if isinstance(source, Artifact):
+        source.check(store.digests)
+    return source
+
+
+def apply(
+    stage: Stage,
+    spec: str | Source,
+    options: Options,
+    store: Store,
+    *,
+    name: str | None = None,
+    variant: str | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Make an artifact with a stage, or find it in the store.
+
+    Args:
+        stage: what to do.
+        spec: what to start from: a reference, a model folder, hub id or ``.onnx`` file, or an opened source.
+        options: the stage's own options.
+        store: where artifacts live.
+        name: the model's name in the store; only for stages that start from a source (default: the source's name).
+        variant: the variant's name (default: what the stage calls it).
+        progress: told what is being done.
+
+    Returns:
+        the artifact and whether it was there already.
+
+    Raises:
+        MlOptError: see the stage; the store is left as it was.
+    """
+    started = time.perf_counter()
+    if not isinstance(options, stage.options):
+        raise TypeError(f"{stage.name} takes {stage.options.__name__}, not {type(options).__name__}")
+    source = find_source(stage, spec, options, store)
+    if isinstance(source, SourceModel):
+        name = check_name("model", name) if name else safe_name(source.spec)
+        origin = source.to_json()
+        version = store.version_of(name, source.digest)
+    else:
+        if name is not None:
+            raise BadInput(f"{stage.name} starts from an artifact and keeps its name; --name is for exports")
+        name, number, _ = store.locate(Ref.parse(source.ref))
+        origin, version = store.version_source(name, number), number
+    if variant is not None:
+        check_name("variant", variant)
+    key = stage_key(stage, source, options, store)
+
+    def cached() -> Result | None:
+        found = store.find_key(name, version, key) if version is not None else None
+        if found is None:
+            return None
+        found.check(store.digests)
+        store.digests.save()
+        return Result(found, True, time.perf_counter() - started)
+
+    if (done := cached()) is not None:
+        return done
+    _need_modules(stage)
+    with disk_errors(f"running {stage.name}", store.root):
+        lock = store.key_lock(key)
+        lock.acquire(lambda: progress("waiting for another ml-opt that is making the same artifact"))
+    try:
+        version = store.version_of(name, source.digest) if isinstance(source, SourceModel) else version
+        if (done := cached()) is not None:
+            return done
+        artifact = _make(stage, source, options, store, name, origin, variant, key, progress)
+    finally:
+        lock.release(remove=True)
+    store.digests.save()
+    return Result(artifact, False, time.perf_counter() - started)
+
+
+def _make(
+    stage: Stage,
+    source: Source,
+    options: Options,
+    store: Store,
+    name: str,
+    origin: dict[str, JSON],
+    variant: str | None,
+    key: str,
+    progress: Progress,
+) -> Artifact:
+    from optimizer.readback import read_back
+
+    began = time.perf_counter()
+    with store.scratch() as scratch, disk_errors(f"running {stage.name}", store.root):
+        _need_room(source, scratch.path)
+        outcome = stage.run(source, scratch.path, options, progress)
+        if isinstance(source, Artifact):
+            _hand_down(source.path, scratch.path)
+        progress("reading the result back")
+        facts = {**read_back(stage.produces, scratch.path), **outcome.facts}
+        stage.verify(options, facts, source)
+        canonical_json(facts)  # a NaN among the facts is a bug of the stage: find it here, not in a reader
+        seconds = round(time.perf_counter() - began, 3)
+        wanted = variant or stage.variant(options, source)
+        Manifest(
+            kind=stage.produces,
+            key=key,
+            stage={"name": stage.name, "version": stage.version},
+            source=_lineage(source),
+            model=outcome.model or (source.model_info if isinstance(source, Artifact) else {}),
+            options=options.to_json(),
+            facts=facts,
+            files=file_entries(scratch.path, store.digests),
+            environment=describe(),
+            command=_command(stage, source, options, name, variant),
+            seconds=seconds,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            warnings=outcome.warnings,
+        ).write(scratch.path)
+        return store.commit(scratch, name, origin, wanted, key)
+
+
+def _lineage(source: Source) -> dict[str, JSON]:
+    if isinstance(source, SourceModel):
+        return source.to_json()
+    return {"type": "artifact", "ref": source.ref, "key": source.manifest.key, "digest": source.digest}
+
+
+def _command(stage: Stage, source: Source, options: Options, name: str, variant: str | None) -> str:
+    """The line that makes the artifact again, as a shell reads it."""
+    spec = source.spec if isinstance(source, SourceModel) else source.ref
+    words = ["ml-opt", *stage.words, spec, *options.to_flags()]
+    if isinstance(source, SourceModel):
+        words += ["--name", name]
+    if variant:
+        words += ["--variant", variant]
+    return shlex.join(words)
+
+
+def _hand_down(parent: Path, folder: Path) -> None:
+    """Copy what serving needs (tokenizer, labels, golden answers) from the parent, unless the stage wrote its own."""
+    for path in sorted(p for p in parent.rglob("*") if p.is_file()):
+        relative = path.relative_to(parent)
+        if str(relative) in _MODEL_FILES or (folder / relative).exists():
+            continue
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / relative)
+
+
+def _need_modules(stage: Stage) -> None:
+    for module in stage.modules:
+        if not has_module(module):
+            raise missing_package(module, stage.name)
+
+
+def _need_room(source: Source, folder: Path) -> None:
+    """Fail before the work, not after it, when the disk cannot hold even a copy of the source."""
+    if isinstance(source, Artifact):
+        need = source.manifest.bytes
+    elif source.path.is_dir():
+        need = sum((source.path / f).stat().st_size for f in source.files)
+    else:
+        need = source.path.stat().st_size
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise MissingPiece(
+            f"no room on the disk of {folder.parents[3]}: {free / 2**20:.0f} MiB free, and the model alone takes "
+            f"{need / 2**20:.0f} MiB",
+            "free some space (`ml-opt gc` clears leftovers) or choose another --store",
+        )
+
+

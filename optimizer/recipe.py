@@ -1,0 +1,221 @@
+"""Recipes: a chain of stages and checks written down in TOML, run step by step, cached steps skipped.
+
+::
+
+    [recipe]
+    model = "path/to/model"
+    name = "minilm"
+
+    [[step]]
+    run = "export-onnx"
+    id = "fp32"
+
+    [[step]]
+    run = "quantize-static"
+    id = "int8"
+    from = "fp32"
+    calib = "calib.jsonl"
+
+    [[step]]
+    run = "bench"
+    of = ["fp32", "int8"]
+    shape = ["1x16", "8x128"]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimizer import check as checks
+from optimizer import stage as stages
+from optimizer.check import Check, Report
+from optimizer.errors import BadInput, MlOptError, UnknownName
+from optimizer.options import Options
+from optimizer.pipeline import Result, apply
+from optimizer.stage import Progress, Stage, silent
+from optimizer.store import Store
+from optimizer.types import JSON, Kind
+
+__all__ = ["Recipe", "RecipeReport", "Step", "read_recipe", "run_recipe"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what to run, on what, with which options.
+
+    Attributes:
+        id: what later steps call its result.
+        does: the stage or check.
+        sources: the model, a step's id or a reference; a check may have several.
+        options: checked before the first step runs.
+        variant: the result's name in the store, when the recipe chooses it.
+    """
+
+    id: str
+    does: Stage | Check
+    sources: tuple[str, ...]
+    options: Options
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A chain that was read and checked whole, before anything runs."""
+
+    model: str
+    name: str | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class RecipeReport:
+    """What every step came to.
+
+    Attributes:
+        steps: one record a step, in order.
+        exit_code: 0, or the code of the first check that did not pass.
+    """
+
+    steps: tuple[dict[str, JSON], ...]
+    exit_code: int
+
+    def to_json(self) -> dict[str, JSON]:
+        return {"report": "recipe", "schema": 1, "exit_code": self.exit_code, "steps": list(self.steps)}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; paths in it are relative to its own folder.
+
+    Raises:
+        BadInput: it is not TOML, or a key, stage, option or step name in it is wrong (the step is named).
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"no such recipe: {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path} is not a recipe: {error}") from None
+    _only(data, {"recipe", "step"}, str(path))
+    head = data.get("recipe", {})
+    if not isinstance(head, dict) or not isinstance(data.get("step", []), list):
+        raise BadInput(f"{path}: [recipe] is a table and [[step]] a list of tables")
+    _only(head, {"model", "name"}, f"{path}: [recipe]")
+    if not isinstance(head.get("model"), str):
+        raise BadInput(f"{path}: [recipe] needs a model: a folder, an .onnx file or a hub id")
+    model = head["model"]
+    if (path.parent / model).exists():
+        model = str(path.parent / model)
+    if not data.get("step"):
+        raise BadInput(f"{path} has no [[step]]")
+    steps: list[Step] = []
+    for number, table in enumerate(data["step"], 1):
+        steps.append(_step(table, number, steps, model, path))
+    return Recipe(model, head.get("name"), tuple(steps))
+
+
+def _step(table: Any, number: int, before: list[Step], model: str, path: Path) -> Step:
+    where = f"{path}: step {number}"
+    if not isinstance(table, dict) or not isinstance(table.get("run"), str):
+        raise BadInput(f'{where} needs run = "STAGE"')
+    values = dict(table)
+    name = values.pop("run").replace("_", "-")
+    known: dict[str, Stage | Check] = {**stages.discover(), **checks.discover()}
+    if name not in known:
+        raise UnknownName(f"stage or check (step {number} of {path})", name, known)
+    does = known[name]
+    step_id = str(values.pop("id", name))
+    if step_id in {s.id for s in before}:
+        raise BadInput(f"{where}: the id {step_id!r} is taken; give this step another id")
+    variant = values.pop("variant", None)
+    made = [s for s in before if isinstance(s.does, Stage)]
+    if isinstance(does, Stage) and Kind.SOURCE in does.accepts:
+        sources = [values.pop("from", model)]
+    elif isinstance(does, Stage):
+        sources = [values.pop("from", made[-1].id if made else None)]
+    else:
+        sources = values.pop("of", [made[-1].id] if made else [])
+        sources = [sources] if isinstance(sources, str) else sources
+    if not sources or not all(isinstance(s, str) for s in sources):
+        raise BadInput(f"{where} has nothing to start from", 'add from = "STEP" (or of = ["STEP", …] to a check)')
+    options = does.options.from_mapping(_anchored(does.options, values, path.parent), f"{where} ({name})")
+    return Step(step_id, does, tuple(sources), options, variant)
+
+
+def _anchored(options: type[Options], values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make relative paths start at the recipe's folder, so that a recipe works from anywhere."""
+    paths = {f.name: f for f in options.fields() if f.element is Path}
+    out = {}
+    for key, value in values.items():
+        field = paths.get(key.replace("-", "_"))
+        if field is None:
+            out[key] = value
+        elif field.many and isinstance(value, list):
+            out[key] = [str(folder / v) if isinstance(v, str) else v for v in value]
+        else:
+            out[key] = str(folder / value) if isinstance(value, str) and value else value
+    return out
+
+
+def _only(table: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    for key in table:
+        if key not in allowed:
+            raise UnknownName(f"key of {where}", key, allowed)
+
+
+def run_recipe(
+    recipe: Recipe | Path | str,
+    *,
+    store: Store | Path | str | None = None,
+    progress: Progress = silent,
+    seen: Callable[[Step, Result | Report], None] | None = None,
+) -> RecipeReport:
+    """Run every step; what is in the store already is not made again.
+
+    A check that fails is remembered and the rest still runs; an error ends the recipe at its step.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        store: the folder of artifacts.
+        progress: told what is being done.
+        seen: called after every step with what it came to.
+
+    Returns:
+        one record a step, and the exit code of the first check that did not pass.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    store = store if isinstance(store, Store) else Store(store)
+    refs: dict[str, str] = {}
+    records: list[dict[str, JSON]] = []
+    exit_code = 0
+    for number, step in enumerate(recipe.steps, 1):
+        sources = tuple(_resolved(source, refs) for source in step.sources)
+        try:
+            outcome: Result | Report
+            if isinstance(step.does, Stage):
+                name = recipe.name if Kind.SOURCE in step.does.accepts else None
+                outcome = apply(
+                    step.does, sources[0], step.options, store, name=name, variant=step.variant, progress=progress
+                )
+                refs[step.id] = outcome.artifact.ref
+            else:
+                outcome = step.does.run(sources, step.options, store, progress)
+                exit_code = exit_code or outcome.exit_code
+        except MlOptError as error:
+            error.message = f"step {number} ({step.id}): {error.message}"
+            raise
+        records.append({"id": step.id, "run": step.does.name, **outcome.to_json()})
+        if seen is not None:
+            seen(step, outcome)
+    return RecipeReport(tuple(records), exit_code)
+
+
+def _resolved(source: str, refs: Mapping[str, str]) -> str:
+    """A step's id replaced by the reference it made; ``id+provider`` keeps its provider."""
+    head, plus, provider = source.partition("+")
+    if head in refs:
+        return refs[head] + plus + provider
+    return source

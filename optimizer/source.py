@@ -1,0 +1,137 @@
+"""Finding the model that somebody named: a folder, an ``.onnx`` file, or a model of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from optimizer.artifact import SourceModel
+from optimizer.digest import digest_file, digest_tree
+from optimizer.errors import BadInput, MissingPiece, missing_package
+
+__all__ = ["resolve_source"]
+
+#: What decides how a model behaves. README files, images and other formats of the same weights do not.
+_DECIDING = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.py",
+    "*.jinja",
+    "1_Pooling/*.json",
+)
+_SAFE_WEIGHTS = ("*.safetensors",)
+_PICKLE_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+
+
+def resolve_source(
+    spec: str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    digest: Callable[[Path], str] = digest_file,
+) -> SourceModel:
+    """Turn what was typed into files on this machine.
+
+    Args:
+        spec: a folder, an ``.onnx`` file, or a hub id such as ``sentence-transformers/all-MiniLM-L6-v2``.
+        revision: a branch, tag or commit of the hub.
+        allow_pickle: take weights stored as Python pickles, which can run code when they are loaded.
+        digest: how to hash one file.
+
+    Raises:
+        BadInput: nothing of that name, or it is not a model.
+        MissingPiece: the hub cannot be reached, or its client is not installed.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return _file(spec, path, digest)
+    if path.is_dir():
+        if revision is not None:
+            raise BadInput(f"--revision is for hub ids; {spec} is a folder")
+        return _folder(spec, path, "folder", "", allow_pickle, digest)
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix == ".onnx" or not _HUB_ID.match(spec):
+        raise BadInput(
+            f"no such file or folder: {spec}",
+            "give a model folder (with config.json), an .onnx file, or a hub id like org/name",
+        )
+    folder, commit = _download(spec, revision, allow_pickle)
+    return _folder(spec, folder, "hub", commit, allow_pickle, digest)
+
+
+def _file(spec: str, path: Path, digest: Callable[[Path], str]) -> SourceModel:
+    if path.suffix != ".onnx":
+        raise BadInput(
+            f"{spec} is a file, but not an .onnx file",
+            "give the model's folder (with config.json and safetensors), or an .onnx file",
+        )
+    if path.stat().st_size == 0:
+        raise BadInput(f"{spec} is empty")
+    from optimizer.graph.io import external_files, load
+
+    files = [path, *(path.parent / name for name in external_files(load(path)))]
+    content = digest_tree(path.parent, files, digest)
+    # The file's own name is not content: the same bytes under another name are the same version.
+    if len(files) == 1:
+        content = digest(path)
+    return SourceModel(spec, path.resolve(), content, "file", "", tuple(f.name for f in files))
+
+
+def _folder(
+    spec: str, path: Path, type_: str, commit: str, allow_pickle: bool, digest: Callable[[Path], str]
+) -> SourceModel:
+    if not (path / "config.json").is_file():
+        onnx = sorted(path.glob("*.onnx"))
+        hint = f"did you mean {onnx[0]}?" if onnx else "a model folder holds config.json beside its weights"
+        raise BadInput(f"{spec} is not a model folder: it has no config.json", hint)
+    weights = _matching(path, _SAFE_WEIGHTS)
+    if not weights:
+        pickles = _matching(path, _PICKLE_WEIGHTS)
+        if not pickles:
+            raise BadInput(f"{spec} has no weights: no *.safetensors in it")
+        if not allow_pickle:
+            raise BadInput(
+                f"{spec} has its weights as a Python pickle ({pickles[0].name}), which can run code when loaded",
+                "save it as safetensors (model.save_pretrained), or add --allow-pickle if you trust where it came from",
+            )
+        weights = pickles
+    files = [*weights, *_matching(path, _DECIDING)]
+    return SourceModel(
+        spec,
+        path.resolve(),
+        digest_tree(path, files, digest),
+        type_,
+        commit,
+        tuple(str(f.relative_to(path)) for f in files),
+    )
+
+
+def _matching(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({f for pattern in patterns for f in path.glob(pattern) if f.is_file()})
+
+
+def _download(spec: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str]:
+    """The folder of a hub snapshot and its commit; from the local cache when the hub cannot be reached."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError as error:
+        raise missing_package(error.name or "huggingface_hub", f"downloading {spec}") from None
+    wanted = [*_DECIDING, *_SAFE_WEIGHTS, *(_PICKLE_WEIGHTS if allow_pickle else ())]
+    at = f" at revision {revision}" if revision else ""
+    try:
+        folder = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise BadInput(f"{spec} is gated on the hub", "ask for access there, then run: hf auth login") from error
+    except RevisionNotFoundError as error:
+        raise BadInput(f"{spec} has no revision {revision} on the hub") from error
+    except RepositoryNotFoundError as error:
+        raise BadInput(f"no folder and no hub model is called {spec}", "check the spelling, or give a path") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise MissingPiece(
+            f"{spec} is no folder here, and the hub could not be reached to look for a model{at} of that name",
+            "give a local folder, or connect to the internet (HF_HUB_OFFLINE must not be 1)",
+        ) from error
+    return folder, folder.name

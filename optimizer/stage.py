@@ -1,0 +1,124 @@
+"""What a stage is: a function from files and options to files, and what the house must know about it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from optimizer.artifact import Source
+from optimizer.errors import UnknownName
+from optimizer.options import Options
+from optimizer.types import JSON, Kind
+
+__all__ = ["Outcome", "Progress", "Stage", "discover", "get_stage", "silent"]
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is; the command line draws it, and everyone else ignores it."""
+
+    def __call__(self, doing: str, done: float | None = None, total: float | None = None) -> None:
+        """Say what is being done, and how far it is when that is known."""
+
+
+def silent(doing: str, done: float | None = None, total: float | None = None) -> None:
+    """The :class:`Progress` of someone who does not look."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage knows that its files cannot say.
+
+    Attributes:
+        facts: numbers the stage counted itself (fusions, calibration rows, casts); they join the read-back facts.
+        model: what the model is; only a stage that starts from a source gives it, others hand theirs down.
+        warnings: what a reader should know before trusting the artifact.
+    """
+
+    facts: dict[str, JSON] = field(default_factory=dict)
+    model: dict[str, JSON] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from an artifact to the next.
+
+    Attributes:
+        name: the one spelling: command, recipe step, manifest and file name (``quantize-static``).
+        help: one sentence.
+        options: the parameters it takes.
+        accepts: kinds of artifact it starts from.
+        produces: the kind it makes.
+        run: ``run(source, out, options, progress)``: writes the model and what belongs beside it into the empty
+            folder ``out``, and nothing anywhere else.
+        variant: names the result from its options and source (``int8-static``).
+        verify: ``verify(options, facts, source)`` raises :class:`GateFailed` when what was read back is not what was
+            asked for.
+        version: raised when the same options would give another result.
+        needs: distributions whose versions decide the result; they go into the key.
+        modules: imports without which it cannot run; the error for a missing one names the extra.
+        device_bound: True when the result belongs to one GPU and driver.
+        command: the words typed after ``ml-opt`` (``("quantize", "static")``).
+        aliases: other words for the same command.
+        resolve: for stages that start from a source: turns what was typed into a :class:`Source`.
+    """
+
+    name: str
+    help: str
+    options: type[Options]
+    accepts: frozenset[Kind]
+    produces: Kind
+    run: Callable[[Any, Path, Any, Progress], Outcome]
+    variant: Callable[[Any, Source], str]
+    verify: Callable[[Any, Mapping[str, JSON], Source], None]
+    version: int
+    needs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    device_bound: bool = False
+    command: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    details: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is typed after ``ml-opt``."""
+        return self.command or (self.name,)
+
+    @property
+    def function(self) -> str:
+        """The name of the Python function: ``export-onnx`` → ``export_onnx``."""
+        return self.name.replace("-", "_")
+
+
+def _members(package: str, attribute: str) -> dict[str, Any]:
+    """Every value named ``attribute`` in the modules of a package, by its own name; private modules are left out."""
+    root = importlib.import_module(package)
+    found = {}
+    for info in pkgutil.iter_modules(root.__path__):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package}.{info.name}")
+        value = getattr(module, attribute, None)
+        if value is not None:
+            found[value.name] = value
+    return found
+
+
+@functools.cache
+def discover() -> dict[str, Stage]:
+    """Every stage of :mod:`optimizer.stages`, by name. A new file there is all that a new stage needs."""
+    return _members("optimizer.stages", "STAGE")
+
+
+def get_stage(name: str) -> Stage:
+    """The stage of that name, or :class:`UnknownName` with the nearest ones."""
+    stages = discover()
+    spelled = name.replace("_", "-")
+    if spelled not in stages:
+        raise UnknownName("stage", name, stages)
+    return stages[spelled]

@@ -1,0 +1,1 @@
+"""One file a stage, each ending in ``STAGE = Stage(...)``; see ``docs/extending.md``."""

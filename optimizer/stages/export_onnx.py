@@ -1,0 +1,195 @@
+"""export-onnx: a Hugging Face model, or an ``.onnx`` file as it is, into the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifact import Source, SourceModel
+from optimizer.errors import BadInput, GateFailed
+from optimizer.options import Options, opt
+from optimizer.stage import Outcome, Progress, Stage
+from optimizer.types import JSON, Kind, Precision
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from optimizer.exporting.samples import Sample
+    from optimizer.hf import LoadedModel
+
+__all__ = ["STAGE", "ExportOnnx"]
+
+#: What every part of the chain takes: quantizers, fusions and TensorRT alike (attention is one operator from 23 on,
+#: which quantizers break and TensorRT refuses).
+_DEFAULT_OPSET = 20
+
+
+class ExportOnnx(Options):
+    """Options of export-onnx."""
+
+    task: str | None = opt(None, "What the model does, e.g. text-classification [read from its config.json].")
+    opset: int | None = opt(
+        None, f"ONNX opset to target [{_DEFAULT_OPSET}; an .onnx file keeps its own].", ge=17, le=24
+    )
+    dtype: Precision = opt(Precision.FP32, "Number format of the weights.")
+    revision: str | None = opt(None, "Branch, tag or commit of a hub model.")
+    trust_remote_code: bool = opt(False, "Run the Python files that come with the model.")
+    allow_pickle: bool = opt(False, "Take weights stored as Python pickles, which can run code when loaded.")
+    max_length: int | None = opt(None, "Most tokens (or audio samples) a row will have [what the model allows].", ge=1)
+    max_batch: int | None = opt(None, "Most rows a batch will have; recorded for engines and servers.", ge=1)
+
+    def check(self) -> None:
+        if self.dtype is Precision.INT8:
+            raise BadInput("--dtype int8 is a quantization", "export in fp32, then run: ml-opt quantize dynamic REF")
+
+
+def _run(source: Source, out: Path, options: ExportOnnx, progress: Progress) -> Outcome:
+    if not isinstance(source, SourceModel):
+        raise TypeError("export-onnx starts from a model")
+    if source.type == "file":
+        from optimizer.exporting.onnx_file import import_file
+
+        for name in ("revision", "trust_remote_code", "allow_pickle"):
+            if getattr(options, name):
+                raise BadInput(f"--{name.replace('_', '-')} is for models, and {source.spec} is an .onnx file")
+        return import_file(
+            source, out, opset=options.opset, task=options.task, max_length=options.max_length,
+            max_batch=options.max_batch, dtype=options.dtype, progress=progress,
+        )  # fmt: skip
+    return _export_folder(source, out, options, progress)
+
+
+def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress: Progress) -> Outcome:
+    from optimizer.exporting.samples import make_sample
+    from optimizer.exporting.transformers_exporter import export
+    from optimizer.graph.io import save
+    from optimizer.hf import infer_task, load_model, read_config
+
+    raw = read_config(source.path)
+    task = options.task or infer_task(raw)
+    progress("loading the model")
+    loaded = load_model(source.path, task, attention="eager", trust_remote_code=options.trust_remote_code)
+    sample = make_sample(loaded, source.path, task, options.max_length)
+    progress("asking PyTorch for the golden answers")
+    outputs = _golden(loaded, sample, out)
+    progress(f"exporting {loaded.class_name} to ONNX")
+    model = export(loaded, sample, options.opset or _DEFAULT_OPSET)
+    facts: dict[str, JSON] = {}
+    if options.dtype is not Precision.FP32:
+        from optimizer.graph.cast import cast_model
+
+        progress(f"casting to {options.dtype}")
+        model, report = cast_model(model, options.dtype)
+        facts["cast"] = report
+    _check_outputs(model, outputs)
+    progress("writing the artifact")
+    save(model, out)
+    info = _write_companions(loaded, sample, source, out, task, options)
+    from optimizer.graph.facts import tensor_specs
+
+    info["inputs"] = [spec.to_json() for spec in tensor_specs(model.graph.inputs)]
+    info["outputs"] = [spec.to_json() for spec in tensor_specs(model.graph.outputs)]
+    return Outcome(facts, info, [*loaded.warnings, *sample.warnings])
+
+
+def _golden(loaded: LoadedModel, sample: Sample, out: Path) -> list[str]:
+    """Save the sample with PyTorch's own answers to it; returns the names of the outputs."""
+    import torch
+
+    from optimizer.data.golden import Golden
+    from optimizer.hf import flat_outputs, quiet_libraries
+
+    with torch.inference_mode(), quiet_libraries():
+        answers = loaded.module(**{name: torch.from_numpy(array) for name, array in sample.arrays.items()})
+    arrays = {name: t.float().numpy() for name, t in flat_outputs(answers).items() if name not in loaded.dropped}
+    Golden(sample.arrays, arrays).save(out)
+    return list(arrays)
+
+
+def _check_outputs(model: onnx_ir.Model, wanted: list[str]) -> None:
+    got = [value.name for value in model.graph.outputs]
+    if sorted(map(str, got)) != sorted(wanted):
+        raise GateFailed(f"PyTorch answers {sorted(wanted)}, and the exported graph {sorted(map(str, got))}")
+
+
+def _write_companions(
+    loaded: LoadedModel, sample: Sample, source: SourceModel, out: Path, task: str, options: ExportOnnx
+) -> dict[str, JSON]:
+    """Put what serving needs beside the model, and say what the model is."""
+    from optimizer.exporting.samples import labels_of
+    from optimizer.hf import quiet_libraries
+
+    with quiet_libraries():
+        for companion in sample.companions:
+            companion.save_pretrained(out)
+    shutil.copyfile(source.path / "config.json", out / "config.json")
+    labels = labels_of(loaded.config, task)
+    if labels:
+        (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {
+        "task": task,
+        "modality": sample.modality,
+        "architecture": loaded.class_name,
+        "class": loaded.class_name,
+        "model_type": loaded.config.model_type,
+        "min_length": sample.min_length,
+        "max_length": sample.max_length,
+        "max_batch": options.max_batch,
+        "pooling": _pooling(source.path, task),
+        "labels": labels,
+        "trust_remote_code": options.trust_remote_code,
+        "source": source.to_json(),
+    }
+
+
+def _pooling(folder: Path, task: str) -> str:
+    """How a sentence-transformers model makes one vector of its tokens; mean when the folder does not say."""
+    if task != "feature-extraction":
+        return ""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    modes = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean"}
+    for key, name in modes.items():
+        if config.get(key):
+            return name
+    return "mean"
+
+
+def _variant(options: ExportOnnx, source: Source) -> str:
+    words = [options.dtype.value]
+    if options.opset not in (None, _DEFAULT_OPSET):
+        words.append(f"opset{options.opset}")
+    if options.max_length is not None:
+        words.append(f"len{options.max_length}")
+    return "-".join(words)
+
+
+def _verify(options: ExportOnnx, facts: Mapping[str, JSON], source: Source) -> None:
+    opset = facts["opset"].get("", 0)
+    if options.opset is not None and opset != options.opset:
+        raise GateFailed(f"opset {options.opset} was asked for, and the file has {opset}")
+    if not facts["inputs"] or not facts["outputs"]:
+        raise GateFailed("the exported graph has no inputs or no outputs")
+
+
+STAGE = Stage(
+    name="export-onnx",
+    help="Export a model to ONNX: a folder, a hub id, or an .onnx file as it is.",
+    details="The task, the dynamic dimensions and the longest input are read from the model. A tokenizer or processor, "
+    "labels, and golden inputs with PyTorch's own answers are kept beside the graph.",
+    options=ExportOnnx,
+    accepts=frozenset({Kind.SOURCE}),
+    produces=Kind.ONNX,
+    run=_run,
+    variant=_variant,
+    verify=_verify,
+    version=1,
+    needs=("torch", "transformers", "onnx-ir", "onnxscript"),
+    modules=("onnx_ir",),
+    aliases=("export",),
+)

@@ -1,0 +1,480 @@
+"""The versioned model directory: ``<root>/<name>/<version>/<variant>/``.
+
+A version is one source: the same weights again are the same version, changed weights the next number. A variant
+is what was done to them. Everything that is not finished lives in ``<root>/.ml-opt/scratch`` and enters the store by
+one rename, so that a reader never sees half an artifact and ``kill -9`` at any moment leaves a readable store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optimizer.artifact import Artifact
+from optimizer.digest import DigestCache
+from optimizer.errors import BadInput, Damaged, MlOptError, UnknownName
+from optimizer.files import Lock, disk_errors, fsync_tree, write_json
+from optimizer.manifest import MANIFEST_NAME
+from optimizer.ref import Ref, check_name
+from optimizer.types import JSON
+
+__all__ = ["DEFAULT_STORE", "Garbage", "Scratch", "Store"]
+
+DEFAULT_STORE = Path("models")
+_PRIVATE = ".ml-opt"
+_VERSION_FILE = "version.json"
+_ALIAS_FILE = "aliases.json"
+_LOCK_FILE = "owner.lock"
+#: Beside the variants of a version lie its reports.
+REPORTS = "reports"
+
+
+@dataclass
+class Scratch:
+    """An empty folder for a stage to write into; ``path`` becomes the artifact when it is committed."""
+
+    path: Path
+    _home: Path
+    _lock: Lock
+
+    def discard(self) -> None:
+        """Remove what is left of it."""
+        shutil.rmtree(self._home, ignore_errors=True)
+        self._lock.release()
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What ``gc`` found and removed.
+
+    Attributes:
+        removed: paths below the store, of unfinished work, empty versions and old locks.
+        bytes: how much disk that was.
+        broken: artifacts whose manifest cannot be read; reported, never removed unasked.
+    """
+
+    removed: list[str] = field(default_factory=list)
+    bytes: int = 0
+    broken: list[str] = field(default_factory=list)
+
+
+class Store:
+    """A folder of versioned artifacts.
+
+    Args:
+        root: the folder; it is made by the first commit, and reading a store that is not there finds it empty.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        chosen = root if root is not None else os.environ.get("ML_OPT_STORE") or DEFAULT_STORE
+        self.root = Path(chosen)
+        self._digests: DigestCache | None = None
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def digests(self) -> DigestCache:
+        """File digests remembered between runs."""
+        if self._digests is None:
+            self._digests = DigestCache(self.root / _PRIVATE / "digests.json")
+        return self._digests
+
+    def names(self) -> list[str]:
+        """Every model name, sorted."""
+        return sorted(p.name for p in self._folders(self.root) if self.versions(p.name))
+
+    def versions(self, name: str) -> list[int]:
+        """Every version number of a name that holds at least one variant, ascending."""
+        found = [int(p.name) for p in self._folders(self.root / name) if p.name.isdigit() and self._variant_folders(p)]
+        return sorted(found)
+
+    def variants(self, name: str, version: int) -> list[str]:
+        """Every variant of a version, sorted."""
+        return [p.name for p in self._variant_folders(self.root / name / str(version))]
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Alias → ``"<version>"`` or ``"<version>:<variant>"``."""
+        path = self.root / name / _ALIAS_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{path} cannot be read: {error}", "delete it and set the aliases again") from None
+        if not isinstance(data, dict) or data.get("schema") != 1 or not isinstance(data.get("aliases"), dict):
+            raise Damaged(f"{path} is not an alias file", "delete it and set the aliases again")
+        return {str(k): str(v) for k, v in data["aliases"].items()}
+
+    def refs(self) -> list[str]:
+        """Every full reference, sorted by name, version and variant."""
+        return [
+            f"{name}@{version}:{variant}"
+            for name in self.names()
+            for version in self.versions(name)
+            for variant in self.variants(name, version)
+        ]
+
+    def artifacts(self, name: str | None = None, version: int | None = None) -> Iterator[Artifact]:
+        """Every artifact that can be read (those that cannot are for ``check`` and ``gc`` to report)."""
+        for each in [name] if name else self.names():
+            for number in [version] if version else self.versions(each):
+                for variant in self.variants(each, number):
+                    with contextlib.suppress(MlOptError):
+                        yield self._open(each, number, variant)
+
+    def get(self, ref: str | Ref) -> Artifact:
+        """The artifact that a reference names.
+
+        A missing version means the newest, a missing variant the only one.
+
+        Raises:
+            UnknownName: there is none (the nearest names are offered).
+            BadInput: the reference is malformed, or names several variants.
+            Damaged: its manifest cannot be read.
+        """
+        wanted = ref if isinstance(ref, Ref) else Ref.parse(ref)
+        name, version, variant = self.locate(wanted)
+        if not variant:
+            variants = self.variants(name, version)
+            if len(variants) != 1:
+                raise BadInput(
+                    f"{wanted} is ambiguous: {name}@{version} has {len(variants)} variants",
+                    "write one of: " + ", ".join(f"{wanted}:{v}" for v in variants),
+                )
+            variant = variants[0]
+        return self._open(name, version, variant)
+
+    def locate(self, ref: Ref) -> tuple[str, int, str]:
+        """Name, version and variant of a reference; the variant stays empty when neither it nor its alias names one.
+
+        Raises:
+            UnknownName: no such name, version, alias or variant.
+        """
+        names = self.names()
+        if ref.name not in names:
+            raise UnknownName(
+                "artifact" if names else f"artifact (the store {self.root} is empty)",
+                ref.name,
+                names,
+                "`ml-opt ls` lists what there is; make one with: ml-opt export-onnx MODEL",
+            )
+        versions = self.versions(ref.name)
+        variant = ref.variant
+        if not ref.at:
+            version = versions[-1]
+        elif ref.version is not None:
+            version = ref.version
+            if version not in versions:
+                raise UnknownName(f"version of {ref.name}", ref.at, [str(v) for v in versions])
+        else:
+            aliases = self.aliases(ref.name)
+            if ref.at not in aliases:
+                raise UnknownName(f"version or alias of {ref.name}", ref.at, [*aliases, *map(str, versions)])
+            target, _, aliased = aliases[ref.at].partition(":")
+            version = int(target)
+            if version not in versions:
+                raise UnknownName(f"version of {ref.name}", target, [str(v) for v in versions], f"alias {ref.at} dangles")
+            variant = variant or aliased
+        if variant and variant not in self.variants(ref.name, version):
+            raise UnknownName(
+                f"variant of {ref.name}@{version}", variant, self.variants(ref.name, version), f"`ml-opt ls {ref.name}`"
+            )
+        return ref.name, version, variant
+
+    def version_of(self, name: str, source_digest: str) -> int | None:
+        """The version that holds this source, if there is one."""
+        for path in self._folders(self.root / name):
+            if path.name.isdigit() and self._version_source(path).get("digest") == source_digest:
+                return int(path.name)
+        return None
+
+    def find_key(self, name: str, version: int, key: str) -> Artifact | None:
+        """The artifact of a version that has this key, if there is one."""
+        for artifact in self.artifacts(name, version):
+            if artifact.manifest.key == key:
+                return artifact
+        return None
+
+    # ---------------------------------------------------------------- writing
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Scratch]:
+        """An empty folder on the store's own disk, removed at the end unless it was committed."""
+        with disk_errors("making a scratch folder", self.root):
+            home = self.root / _PRIVATE / "scratch" / uuid.uuid4().hex
+            # The lock is taken before anything is in the folder, so that `gc` never finds work without an owner.
+            home.mkdir(parents=True)
+            lock = Lock(home / _LOCK_FILE)
+            lock.acquire()
+            path = home / "artifact"
+            path.mkdir()
+        scratch = Scratch(path, home, lock)
+        try:
+            yield scratch
+        finally:
+            scratch.discard()
+
+    def key_lock(self, key: str) -> Lock:
+        """The lock that makes two processes with the same work take turns."""
+        return Lock(self.root / _PRIVATE / "locks" / f"key-{key[:32]}")
+
+    def commit(self, scratch: Scratch, name: str, source: dict[str, JSON], variant: str, key: str) -> Artifact:
+        """Publish a finished scratch folder by one rename.
+
+        Args:
+            scratch: holds every file and the manifest.
+            name: the model's name.
+            source: the version's source; its ``digest`` decides the version number.
+            variant: the name wanted; when another artifact has it, the key's first six digits are added.
+            key: the artifact's key; when one with this key is there already, that one is returned.
+
+        Returns:
+            the artifact as it now is in the store.
+        """
+        check_name("model", name)
+        check_name("variant", variant)
+        if variant == REPORTS:
+            raise BadInput(f"{variant!r} cannot name a variant: the reports of a version lie there")
+        with disk_errors("adding an artifact", self.root):
+            fsync_tree(scratch.path)
+            with Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+                version = self._version_for(name, source)
+                if (found := self.find_key(name, version, key)) is not None:
+                    return found
+                folder = self.root / name / str(version)
+                final = folder / variant
+                if final.exists():
+                    final = folder / f"{variant}-{key[:6]}"
+                os.rename(scratch.path, final)
+                _fsync_folder(folder)
+        return self._open(name, version, final.name)
+
+    def set_alias(self, alias: str, ref: str) -> str:
+        """Point ``name@alias`` at a version or at one variant of it; returns what it pointed at before, or ``""``."""
+        check_name("alias", alias)
+        name, version, variant = self.locate(Ref.parse(ref))
+        with disk_errors("setting an alias", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+            aliases = self.aliases(name)
+            before = aliases.get(alias, "")
+            aliases[alias] = f"{version}:{variant}" if variant else str(version)
+            write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
+        return before
+
+    def drop_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
+        with disk_errors("removing an alias", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+            aliases = self.aliases(name)
+            if alias not in aliases:
+                raise UnknownName(f"alias of {name}", alias, aliases)
+            del aliases[alias]
+            write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
+
+    def remove(self, ref: str, *, force: bool = False) -> list[str]:
+        """Remove an artifact, a version or a whole model: what the reference names.
+
+        Args:
+            ref: with a variant, that artifact; with only a version, all its variants; with only a name, everything.
+            force: remove even what an alias points at (the alias goes too).
+
+        Returns:
+            the full references that are gone.
+        """
+        wanted = Ref.parse(ref)
+        name, version, variant = self.locate(wanted)
+        whole_name = not wanted.at and not variant
+        doomed = [
+            full
+            for full in self.refs()
+            if (full == f"{name}@{version}:{variant}" if variant else full.startswith(f"{name}@{version}:"))
+            or (whole_name and full.startswith(f"{name}@"))
+        ]
+        with disk_errors("removing", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+            aliases = self.aliases(name)
+            hit = {
+                alias
+                for alias, target in aliases.items()
+                if any(f"{name}@{target}" in (full, full.rpartition(":")[0]) for full in doomed)
+                and (":" in target or not variant or len(self.variants(name, version)) == 1)
+            }
+            if hit and not force:
+                raise BadInput(
+                    f"{name}@{sorted(hit)[0]} points at what would be removed",
+                    f"move the alias first (ml-opt alias), or add --force: ml-opt rm --force {ref}",
+                )
+            if hit:
+                kept = {a: t for a, t in aliases.items() if a not in hit}
+                write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": kept})
+            if whole_name:
+                self._to_trash(self.root / name)
+            elif variant:
+                self._to_trash(self.root / name / str(version) / variant)
+            else:
+                self._to_trash(self.root / name / str(version))
+        self._empty_trash()
+        return doomed
+
+    def gc(self) -> Garbage:
+        """Remove unfinished work of processes that are gone, empty versions and unused locks; report broken artifacts."""
+        garbage = Garbage()
+        size = 0
+        if not self.root.is_dir():
+            return garbage
+        with disk_errors("cleaning up", self.root):
+            for home in self._folders(self.root / _PRIVATE / "scratch"):
+                lock = Lock(home / _LOCK_FILE)
+                if not self._older_than(home, 5.0) and not (home / _LOCK_FILE).exists():
+                    continue  # somebody is between making the folder and taking its lock
+                if lock.try_acquire():
+                    size += _tree_bytes(home)
+                    shutil.rmtree(home, ignore_errors=True)
+                    lock.release()
+                    garbage.removed.append(str(home.relative_to(self.root)))
+            size += self._empty_trash(garbage.removed)
+            for folder in [self.root, *self._folders(self.root)]:
+                for stray in folder.glob(".*.json-*"):  # a write_json that was killed before its rename
+                    if self._older_than(stray, 60.0):
+                        stray.unlink(missing_ok=True)
+                        garbage.removed.append(str(stray.relative_to(self.root)))
+            for model in self._folders(self.root):
+                with Lock(self.root / _PRIVATE / "locks" / f"name-{model.name}"):
+                    for version in self._folders(model):
+                        for variant in self._variant_folders(version):
+                            try:
+                                Artifact.open(variant)
+                            except MlOptError:
+                                garbage.broken.append(f"{model.name}@{version.name}:{variant.name}")
+                        if version.name.isdigit() and not self._folders(version):
+                            shutil.rmtree(version)
+                            garbage.removed.append(str(version.relative_to(self.root)))
+                    if not any(model.iterdir()):
+                        model.rmdir()
+            for file in (self.root / _PRIVATE / "locks").glob("*"):
+                lock = Lock(file)
+                if lock.try_acquire():
+                    lock.release(remove=True)
+        return Garbage(garbage.removed, size, garbage.broken)
+
+    def check(self, ref: str | None = None) -> dict[str, str]:
+        """Read every file again and compare it with its manifest.
+
+        Returns:
+            full reference → what is wrong with it, or ``""`` when nothing is.
+        """
+        if ref is None:
+            chosen = self.refs()
+        else:
+            name, version, variant = self.locate(Ref.parse(ref))
+            every = [f"{name}@{version}:{v}" for v in self.variants(name, version)]
+            chosen = [f"{name}@{version}:{variant}"] if variant else every
+        wrong = {}
+        for full in chosen:
+            try:
+                self.get(full).check()
+                wrong[full] = ""
+            except MlOptError as error:
+                wrong[full] = error.message
+        return wrong
+
+    def complete(self, prefix: str) -> list[str]:
+        """References and aliases that begin with what was typed so far (for the shell's completion)."""
+        every = [*self.refs()]
+        for name in self.names():
+            every += [f"{name}:{v}" for v in self.variants(name, self.versions(name)[-1])]
+            every += [f"{name}@{alias}" for alias in self.aliases(name)]
+        return [r for r in every if r.startswith(prefix)]
+
+    # ---------------------------------------------------------------- inside
+
+    @staticmethod
+    def _folders(path: Path) -> list[Path]:
+        try:
+            entries = list(path.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(p for p in entries if not p.name.startswith(".") and p.is_dir())
+
+    @classmethod
+    def _variant_folders(cls, version: Path) -> list[Path]:
+        return [p for p in cls._folders(version) if p.name != REPORTS]
+
+    def reports_folder(self, name: str, version: int) -> Path:
+        """Where the reports about a version are kept."""
+        return self.root / name / str(version) / REPORTS
+
+    def _open(self, name: str, version: int, variant: str) -> Artifact:
+        return Artifact.open(self.root / name / str(version) / variant, f"{name}@{version}:{variant}")
+
+    @staticmethod
+    def _version_source(folder: Path) -> dict[str, JSON]:
+        try:
+            data = json.loads((folder / _VERSION_FILE).read_text(encoding="utf-8"))
+            return dict(data["source"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def version_source(self, name: str, version: int) -> dict[str, JSON]:
+        """The source that a version was made from."""
+        return self._version_source(self.root / name / str(version))
+
+    def _version_for(self, name: str, source: dict[str, JSON]) -> int:
+        """The version of this source, made if it is new; the caller holds the name's lock."""
+        known = self.version_of(name, str(source["digest"]))
+        if known is not None:
+            return known
+        taken = [int(p.name) for p in self._folders(self.root / name) if p.name.isdigit()]
+        number = max(taken, default=0) + 1
+        folder = self.root / name / str(number)
+        folder.mkdir(parents=True)
+        write_json(folder / _VERSION_FILE, {"schema": 1, "source": source})
+        return number
+
+    def _to_trash(self, path: Path) -> None:
+        trash = self.root / _PRIVATE / "trash"
+        trash.mkdir(parents=True, exist_ok=True)
+        os.rename(path, trash / uuid.uuid4().hex)
+
+    def _empty_trash(self, removed: list[str] | None = None) -> int:
+        size = 0
+        for path in self._folders(self.root / _PRIVATE / "trash"):
+            size += _tree_bytes(path)
+            shutil.rmtree(path, ignore_errors=True)
+            if removed is not None:
+                removed.append(str(path.relative_to(self.root)))
+        return size
+
+    @staticmethod
+    def _older_than(path: Path, seconds: float) -> bool:
+        try:
+            return time.time() - path.stat().st_mtime > seconds
+        except FileNotFoundError:
+            return False
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _tree_bytes(root: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(root):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(folder) / name).lstat().st_size
+    return total
+
+
+def file_entries(folder: Path, digest: Callable[[Path], str]) -> dict[str, dict[str, JSON]]:
+    """What a manifest says of every file below ``folder`` but itself: name → ``{"sha256", "bytes"}``."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME)
+    return {str(p.relative_to(folder)): {"sha256": digest(p), "bytes": p.stat().st_size} for p in found}

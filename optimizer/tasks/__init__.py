@@ -1,0 +1,1 @@
+"""One file a task, each ending in ``TASK = Task(...)``; see ``docs/extending.md``."""

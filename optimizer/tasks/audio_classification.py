@@ -1,0 +1,14 @@
+"""Classification of sounds: logits ``[rows, classes]``."""
+
+from __future__ import annotations
+
+from optimizer.task import Task
+from optimizer.tasks._classify import agree_on_class
+
+TASK = Task(
+    name="audio-classification",
+    help="Which class a sound belongs to.",
+    auto_class="AutoModelForAudioClassification",
+    modalities=("audio",),
+    agree=agree_on_class,
+)

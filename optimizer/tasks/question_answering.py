@@ -1,0 +1,34 @@
+"""Extractive question answering: ``start_logits`` and ``end_logits``, each ``[rows, sequence]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from optimizer.task import Task
+from optimizer.tasks._measures import cosines, lowest, pair, pick, top1
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def _agree(reference: Arrays, candidate: Arrays, feeds: Arrays, model: Mapping[str, JSON]) -> dict[str, NDArray[Any]]:
+    """The worse of start and end: their cosine over unpadded positions, and whether both point at the same token."""
+    pairs = [pair(reference, candidate, pick(reference, (name,), TASK.name)) for name in ("start_logits", "end_logits")]
+    return {
+        "cosine": lowest([cosines(a, b, feeds) for a, b in pairs]),
+        "top1": lowest([top1(a, b, feeds) for a, b in pairs]),
+    }
+
+
+TASK = Task(
+    name="question-answering",
+    help="Where in a text the answer to a question stands.",
+    auto_class="AutoModelForQuestionAnswering",
+    modalities=("text",),
+    agree=_agree,
+)

@@ -1,0 +1,14 @@
+"""Classification of texts: logits ``[rows, classes]``."""
+
+from __future__ import annotations
+
+from optimizer.task import Task
+from optimizer.tasks._classify import agree_on_class
+
+TASK = Task(
+    name="text-classification",
+    help="Which class a text, or a pair of texts, belongs to.",
+    auto_class="AutoModelForSequenceClassification",
+    modalities=("text",),
+    agree=agree_on_class,
+)

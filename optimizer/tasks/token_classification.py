@@ -1,0 +1,14 @@
+"""Classification of tokens: logits ``[rows, sequence, classes]``."""
+
+from __future__ import annotations
+
+from optimizer.task import Task
+from optimizer.tasks._tokens import agree_on_tokens
+
+TASK = Task(
+    name="token-classification",
+    help="Which class each token of a text belongs to.",
+    auto_class="AutoModelForTokenClassification",
+    modalities=("text",),
+    agree=agree_on_tokens,
+)

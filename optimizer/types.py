@@ -1,0 +1,58 @@
+"""The few nouns that everything else is said in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Device", "JSON", "Kind", "Precision", "TensorSpec"]
+
+#: A value that JSON can hold. (A recursive alias would say more, and make every use of it a cast.)
+JSON = Any
+
+
+class Kind(StrEnum):
+    """What an artifact is, which decides the stages that take it and the runtimes that open it."""
+
+    SOURCE = "source"  # what people bring: a model folder, a hub id, an .onnx file
+    ONNX = "onnx"  # a folder with model.onnx (and model.onnx.data)
+
+
+class Precision(StrEnum):
+    """The number format that a graph's weights or computations are in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Device(StrEnum):
+    """Where something runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: the tensor's name in the graph.
+        dtype: numpy's name of the element type (``float32``, ``int64``, …), or ``bfloat16``.
+        shape: one entry a dimension: an ``int`` when fixed, a name (``batch``, ``sequence``) when dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def to_json(self) -> dict[str, JSON]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, JSON]) -> TensorSpec:
+        return cls(data["name"], data["dtype"], tuple(data["shape"]))
