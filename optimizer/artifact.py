@@ -63,10 +63,13 @@ class Artifact:
         Raises:
             Damaged: a file is missing, is one too many, or has other bytes.
         """
-        found = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()} - {MANIFEST_NAME}
+        found = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_symlink() or not p.is_dir()}
+        found.discard(MANIFEST_NAME)
         expected = set(self.manifest.files)
         name = self.ref or str(self.path)
         hint = f"it cannot be trusted; make it again with: {self.manifest.command}"
+        if self.ref:
+            hint = f"it cannot be trusted; remove it (ml-opt rm {self.ref}) and make it again: {self.manifest.command}"
         if missing := sorted(expected - found):
             raise Damaged(f"{name} is damaged: {missing[0]} is missing", hint)
         if extra := sorted(found - expected):
@@ -76,10 +79,14 @@ class Artifact:
             path = self.path / file
             if path.is_symlink():
                 raise Damaged(f"{name} is damaged: {file} is a link out of the artifact", hint)
-            size = path.stat().st_size
+            try:
+                size = path.stat().st_size
+                same = size == entry["bytes"] and digest(path) == entry["sha256"]
+            except OSError as error:
+                raise Damaged(f"{name} is damaged: {file} cannot be read: {error.strerror}", hint) from error
             if size != entry["bytes"]:
                 raise Damaged(f"{name} is damaged: {file} has {size} bytes, its manifest says {entry['bytes']}", hint)
-            if digest(path) != entry["sha256"]:
+            if not same:
                 raise Damaged(f"{name} is damaged: the content of {file} is not what its manifest says", hint)
 
 

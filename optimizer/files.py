@@ -15,7 +15,7 @@ from pathlib import Path
 from optimizer.errors import MissingPiece
 from optimizer.types import JSON
 
-__all__ = ["Lock", "disk_errors", "fsync_tree", "write_json"]
+__all__ = ["Lock", "disk_errors", "fsync_folder", "fsync_tree", "write_json"]
 
 
 @contextlib.contextmanager
@@ -23,33 +23,44 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into an error that says which folder and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except MissingPiece:
+        raise
+    except Exception as error:
+        # Libraries wrap the system's error in their own, and keep its words.
+        if getattr(error, "errno", None) == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
             raise MissingPiece(
                 f"no room on the disk of {where} while {doing}",
                 "nothing was added; free some space (`ml-opt gc` clears leftovers) or choose another --store",
             ) from error
+        if not isinstance(error, OSError):
+            raise
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else where
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if not named.is_relative_to(where) and not where.is_relative_to(named):
+                raise MissingPiece(f"no permission to use {named} while {doing}", f"run: ls -ld {named}") from error
             raise MissingPiece(
-                f"no permission to write in {error.filename or where} while {doing}",
+                f"no permission to write in {named} while {doing}",
                 "choose a folder you own: --store DIR, or set ML_OPT_STORE",
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise MissingPiece(
-                f"{error.filename or where} is a file where a folder is needed", "choose another --store DIR"
-            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and (blocking := _file_on_the_way(where)) is not None:
+            raise MissingPiece(f"{blocking} is a file where a folder is needed", "choose another --store DIR") from error
         raise
+
+
+def _file_on_the_way(folder: Path) -> Path | None:
+    return next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
 
 
 def fsync_tree(root: Path) -> None:
     """Flush every file and folder below ``root`` to the disk, so that a rename never publishes an empty file."""
     for folder, _, files in os.walk(root):
         for name in files:
-            _fsync(Path(folder) / name)
-        _fsync(Path(folder))
+            fsync_folder(Path(folder) / name)
+        fsync_folder(Path(folder))
 
 
-def _fsync(path: Path) -> None:
+def fsync_folder(path: Path) -> None:
+    """Flush one folder (or file): what was renamed into it is there after a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -75,7 +86,7 @@ def write_json(path: Path, value: JSON) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temp)
         raise
-    _fsync(path.parent)
+    fsync_folder(path.parent)
 
 
 class Lock:
@@ -88,7 +99,7 @@ class Lock:
     def try_acquire(self) -> bool:
         """Take the lock if nobody holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # `gc` may have removed the file between open and flock: then this lock guards nothing.

@@ -76,11 +76,12 @@ class Manifest:
             BadInput: the manifest was written by a newer ml-opt.
             Damaged: a field is missing, unknown or of the wrong type.
         """
-        if not isinstance(data, Mapping) or not isinstance(data.get("schema"), int):
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if not isinstance(data, Mapping) or type(schema) is not int or schema < 1:
             raise Damaged(f"{where} is not a manifest: it has no schema number")
-        if data["schema"] > SCHEMA:
+        if schema > SCHEMA:
             raise BadInput(
-                f"{where} has manifest schema {data['schema']}; this ml-opt reads up to {SCHEMA}",
+                f"{where} has manifest schema {schema}; this ml-opt reads up to {SCHEMA}",
                 'run: pip install --upgrade ml-opt',
             )
         known = {f.name: f for f in fields(cls)}
@@ -101,9 +102,8 @@ class Manifest:
                 values[name] = float(value)
             elif not isinstance(value, want):
                 raise Damaged(f"{where}: {name} should be {want.__name__}, not {type(value).__name__}")
-        for name, entry in values["files"].items():
-            if not isinstance(entry, Mapping) or not {"sha256", "bytes"} <= set(entry):
-                raise Damaged(f"{where}: files[{name!r}] has no sha256 or bytes")
+        if wrong := _wrong_inside(values):
+            raise Damaged(f"{where}: {wrong}")
         return cls(**values)
 
     @classmethod
@@ -119,7 +119,7 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Damaged(f"{folder} has no {MANIFEST_NAME}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Damaged(f"{path} cannot be read: {error}") from None
         return cls.from_json(data, str(path))
 
@@ -149,3 +149,33 @@ class Manifest:
     def bytes(self) -> int:
         """Size of all files together."""
         return sum(int(entry["bytes"]) for entry in self.files.values())
+
+
+def _wrong_inside(values: Mapping[str, JSON]) -> str:
+    """What is wrong with the parts that readers rely on, or ``""``; so that none of them meets a KeyError later."""
+    stage = values["stage"]
+    if not isinstance(stage.get("name"), str) or type(stage.get("version")) is not int:
+        return "stage has no name or no version"
+    for name, entry in values["files"].items():
+        if not isinstance(entry, Mapping) or set(entry) != {"sha256", "bytes"}:
+            return f"files[{name!r}] should have sha256 and bytes, and nothing else"
+        if not isinstance(entry["sha256"], str) or type(entry["bytes"]) is not int:
+            return f"files[{name!r}] has a sha256 or a size of the wrong type"
+    if not all(isinstance(text, str) for text in values.get("warnings", ())):
+        return "warnings should be sentences"
+    for part in ("inputs", "outputs"):
+        specs = values["facts"].get(part, [])
+        if not isinstance(specs, list) or not all(map(_is_spec, specs)):
+            return f"facts.{part} should be a list of tensors with name, dtype and shape"
+    return ""
+
+
+def _is_spec(spec: JSON) -> bool:
+    return (
+        isinstance(spec, Mapping)
+        and set(spec) == {"name", "dtype", "shape"}
+        and isinstance(spec["name"], str)
+        and isinstance(spec["dtype"], str)
+        and isinstance(spec["shape"], list)
+        and all(isinstance(dim, (int, str)) for dim in spec["shape"])
+    )

@@ -217,7 +217,11 @@ def _fields(cls: type[Options]) -> tuple[OptionField, ...]:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
         if "opt" not in field.metadata:
             raise TypeError(f"{cls.__name__}.{field.name} must be declared with opt()")
-        found.append(OptionField(field.name, hints[field.name], field.default, field.metadata["opt"]))
+        made = OptionField(field.name, hints[field.name], field.default, field.metadata["opt"])
+        if made.optional and not made.required and made.default is not None:
+            # A command line says None by saying nothing, so that this None could be said by two doors of the three.
+            raise TypeError(f"{cls.__name__}.{field.name} may be None, so its default must be None")
+        found.append(made)
     return tuple(found)
 
 
@@ -242,6 +246,8 @@ def _checked(owner: type, field: OptionField, value: Any) -> Any:
     if field.many:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise BadInput(f"{field.flag} takes a list, not {value!r}")
+        if not value and (field.required or field.default):
+            raise BadInput(f"{field.flag} needs at least one value: {field.opt.help}")
         return tuple(_element(field, v) for v in value)
     return _element(field, value)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optimizer.errors import BadInput
 
-__all__ = ["NAME_RULE", "Ref", "check_name", "safe_name"]
+__all__ = ["NAME_RULE", "Ref", "check_name", "is_name", "safe_name"]
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _WORD_RE = re.compile(rf"{_WORD}\Z")
@@ -21,11 +21,16 @@ def check_name(what: str, name: str) -> str:
 
     An alias or variant that is all digits is refused as an alias only: it would read as a version.
     """
-    if not _WORD_RE.match(name) or ".." in name:
+    if not is_name(name):
         raise BadInput(f"{name!r} cannot name a {what}: use {NAME_RULE}")
     if what == "alias" and name.isdigit():
         raise BadInput(f"{name!r} cannot name an alias: it would read as a version number")
     return name
+
+
+def is_name(text: str) -> bool:
+    """Whether a model, a variant or an alias can be called this."""
+    return _WORD_RE.match(text) is not None and ".." not in text
 
 
 def safe_name(text: str) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 from optimizer.artifact import Artifact
 from optimizer.digest import DigestCache
 from optimizer.errors import BadInput, Damaged, MlOptError, UnknownName
-from optimizer.files import Lock, disk_errors, fsync_tree, write_json
+from optimizer.files import Lock, disk_errors, fsync_folder, fsync_tree, write_json
 from optimizer.manifest import MANIFEST_NAME
-from optimizer.ref import Ref, check_name
+from optimizer.ref import Ref, check_name, is_name
 from optimizer.types import JSON
 
 __all__ = ["DEFAULT_STORE", "Garbage", "Scratch", "Store"]
@@ -45,9 +45,12 @@ class Scratch:
     _lock: Lock
 
     def discard(self) -> None:
-        """Remove what is left of it."""
-        shutil.rmtree(self._home, ignore_errors=True)
-        self._lock.release()
+        """Remove what is left of it, even when Ctrl-C or SIGTERM comes in the middle of that."""
+        try:
+            shutil.rmtree(self._home, ignore_errors=True)
+        finally:
+            shutil.rmtree(self._home, ignore_errors=True)
+            self._lock.release()
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,11 @@ class Store:
 
     def names(self) -> list[str]:
         """Every model name, sorted."""
-        return sorted(p.name for p in self._folders(self.root) if self.versions(p.name))
+        return sorted(p.name for p in self._folders(self.root) if is_name(p.name) and self.versions(p.name))
 
     def versions(self, name: str) -> list[int]:
         """Every version number of a name that holds at least one variant, ascending."""
-        found = [int(p.name) for p in self._folders(self.root / name) if p.name.isdigit() and self._variant_folders(p)]
+        found = [int(p.name) for p in self._folders(self.root / name) if _is_version(p.name) and self._variant_folders(p)]
         return sorted(found)
 
     def variants(self, name: str, version: int) -> list[str]:
@@ -191,8 +194,10 @@ class Store:
     def version_of(self, name: str, source_digest: str) -> int | None:
         """The version that holds this source, if there is one."""
         for path in self._folders(self.root / name):
-            if path.name.isdigit() and self._version_source(path).get("digest") == source_digest:
-                return int(path.name)
+            if _is_version(path.name):
+                with contextlib.suppress(Damaged):
+                    if self.version_source(name, int(path.name)).get("digest") == source_digest:
+                        return int(path.name)
         return None
 
     def find_key(self, name: str, version: int, key: str) -> Artifact | None:
@@ -207,16 +212,14 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Scratch]:
         """An empty folder on the store's own disk, removed at the end unless it was committed."""
-        with disk_errors("making a scratch folder", self.root):
-            home = self.root / _PRIVATE / "scratch" / uuid.uuid4().hex
-            # The lock is taken before anything is in the folder, so that `gc` never finds work without an owner.
-            home.mkdir(parents=True)
-            lock = Lock(home / _LOCK_FILE)
-            lock.acquire()
-            path = home / "artifact"
-            path.mkdir()
-        scratch = Scratch(path, home, lock)
+        home = self.root / _PRIVATE / "scratch" / uuid.uuid4().hex
+        scratch = Scratch(home / "artifact", home, Lock(home / _LOCK_FILE))
         try:
+            with disk_errors("making a scratch folder", self.root):
+                # The lock is taken before anything is in the folder, so that `gc` never finds work without an owner.
+                home.mkdir(parents=True)
+                scratch._lock.acquire()
+                scratch.path.mkdir()
             yield scratch
         finally:
             scratch.discard()
@@ -245,16 +248,17 @@ class Store:
         with disk_errors("adding an artifact", self.root):
             fsync_tree(scratch.path)
             with Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
-                version = self._version_for(name, source)
-                if (found := self.find_key(name, version, key)) is not None:
+                version = self.version_of(name, str(source["digest"]))
+                if version is None:
+                    version = self._publish_version(scratch, name, source, variant)
+                elif (found := self.find_key(name, version, key)) is not None:
                     return found
-                folder = self.root / name / str(version)
-                final = folder / variant
-                if final.exists():
-                    final = folder / f"{variant}-{key[:6]}"
-                os.rename(scratch.path, final)
-                _fsync_folder(folder)
-        return self._open(name, version, final.name)
+                else:
+                    folder = self.root / name / str(version)
+                    variant = next(v for v in _spellings(variant, key) if not (folder / v).exists())
+                    os.rename(scratch.path, folder / variant)
+                    fsync_folder(folder)
+        return self._open(name, version, variant)
 
     def set_alias(self, alias: str, ref: str) -> str:
         """Point ``name@alias`` at a version or at one variant of it; returns what it pointed at before, or ``""``."""
@@ -269,11 +273,11 @@ class Store:
 
     def drop_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
+        if alias not in (aliases := self.aliases(name)):
+            raise UnknownName(f"alias of {name}", alias, aliases)
         with disk_errors("removing an alias", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
             aliases = self.aliases(name)
-            if alias not in aliases:
-                raise UnknownName(f"alias of {name}", alias, aliases)
-            del aliases[alias]
+            aliases.pop(alias, None)
             write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
 
     def remove(self, ref: str, *, force: bool = False) -> list[str]:
@@ -337,9 +341,10 @@ class Store:
                     lock.release()
                     garbage.removed.append(str(home.relative_to(self.root)))
             size += self._empty_trash(garbage.removed)
-            for folder in [self.root, *self._folders(self.root)]:
-                for stray in folder.glob(".*.json-*"):  # a write_json that was killed before its rename
+            for folder in [self.root / _PRIVATE, *self._folders(self.root)]:
+                for stray in folder.glob(".*.json-*"):  # a write that was killed before its rename
                     if self._older_than(stray, 60.0):
+                        size += stray.stat().st_size
                         stray.unlink(missing_ok=True)
                         garbage.removed.append(str(stray.relative_to(self.root)))
             for model in self._folders(self.root):
@@ -350,11 +355,12 @@ class Store:
                                 Artifact.open(variant)
                             except MlOptError:
                                 garbage.broken.append(f"{model.name}@{version.name}:{variant.name}")
-                        if version.name.isdigit() and not self._folders(version):
+                        # Only a folder that holds our own record and nothing else is ours to remove.
+                        if [p.name for p in version.iterdir()] == [_VERSION_FILE]:
                             shutil.rmtree(version)
                             garbage.removed.append(str(version.relative_to(self.root)))
-                    if not any(model.iterdir()):
-                        model.rmdir()
+                    if {p.name for p in model.iterdir()} == {_ALIAS_FILE} or not any(model.iterdir()):
+                        shutil.rmtree(model)
             for file in (self.root / _PRIVATE / "locks").glob("*"):
                 lock = Lock(file)
                 if lock.try_acquire():
@@ -402,7 +408,7 @@ class Store:
 
     @classmethod
     def _variant_folders(cls, version: Path) -> list[Path]:
-        return [p for p in cls._folders(version) if p.name != REPORTS]
+        return [p for p in cls._folders(version) if p.name != REPORTS and is_name(p.name)]
 
     def reports_folder(self, name: str, version: int) -> Path:
         """Where the reports about a version are kept."""
@@ -411,34 +417,42 @@ class Store:
     def _open(self, name: str, version: int, variant: str) -> Artifact:
         return Artifact.open(self.root / name / str(version) / variant, f"{name}@{version}:{variant}")
 
-    @staticmethod
-    def _version_source(folder: Path) -> dict[str, JSON]:
-        try:
-            data = json.loads((folder / _VERSION_FILE).read_text(encoding="utf-8"))
-            return dict(data["source"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
     def version_source(self, name: str, version: int) -> dict[str, JSON]:
-        """The source that a version was made from."""
-        return self._version_source(self.root / name / str(version))
+        """The source that a version was made from; raises :class:`Damaged` when its record cannot be read."""
+        path = self.root / name / str(version) / _VERSION_FILE
+        try:
+            source = json.loads(path.read_text(encoding="utf-8"))["source"]
+            return {**source, "digest": str(source["digest"])}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Damaged(
+                f"{path} cannot be read: {error}", f"export the model again, then: ml-opt rm --yes {name}@{version}"
+            ) from None
 
-    def _version_for(self, name: str, source: dict[str, JSON]) -> int:
-        """The version of this source, made if it is new; the caller holds the name's lock."""
-        known = self.version_of(name, str(source["digest"]))
-        if known is not None:
-            return known
-        taken = [int(p.name) for p in self._folders(self.root / name) if p.name.isdigit()]
+    def _publish_version(self, scratch: Scratch, name: str, source: dict[str, JSON], variant: str) -> int:
+        """Publish the first variant of a new source and its version, by one rename; the caller holds the name's lock."""
+        taken = [int(p.name) for p in self._folders(self.root / name) if _is_version(p.name)]
         number = max(taken, default=0) + 1
-        folder = self.root / name / str(number)
-        folder.mkdir(parents=True)
-        write_json(folder / _VERSION_FILE, {"schema": 1, "source": source})
+        staged = scratch.path.parent / "version"
+        staged.mkdir()
+        os.rename(scratch.path, staged / variant)
+        write_json(staged / _VERSION_FILE, {"schema": 1, "source": source})
+        model = self.root / name
+        model.mkdir(exist_ok=True)
+        try:
+            os.rename(staged, model / str(number))
+        except OSError:
+            with contextlib.suppress(OSError):
+                model.rmdir()  # unless it holds something
+            raise
+        fsync_folder(model)
+        fsync_folder(self.root)
         return number
 
     def _to_trash(self, path: Path) -> None:
         trash = self.root / _PRIVATE / "trash"
         trash.mkdir(parents=True, exist_ok=True)
-        os.rename(path, trash / uuid.uuid4().hex)
+        with contextlib.suppress(FileNotFoundError):  # another process removed it first
+            os.rename(path, trash / uuid.uuid4().hex)
 
     def _empty_trash(self, removed: list[str] | None = None) -> int:
         size = 0
@@ -457,12 +471,16 @@ class Store:
             return False
 
 
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _is_version(name: str) -> bool:
+    """Whether a folder's name is a version number, spelled the one way that numbers are."""
+    return name.isascii() and name.isdigit() and name[0] != "0"
+
+
+def _spellings(variant: str, key: str) -> Iterator[str]:
+    """What an artifact of this key may be called: the variant's own name, or with more and more of the key behind it."""
+    yield variant
+    for digits in range(6, len(key) + 1):
+        yield f"{variant}-{key[:digits]}"
 
 
 def _tree_bytes(root: Path) -> int:
@@ -476,5 +494,5 @@ def _tree_bytes(root: Path) -> int:
 
 def file_entries(folder: Path, digest: Callable[[Path], str]) -> dict[str, dict[str, JSON]]:
     """What a manifest says of every file below ``folder`` but itself: name → ``{"sha256", "bytes"}``."""
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME)
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST_NAME)
     return {str(p.relative_to(folder)): {"sha256": digest(p), "bytes": p.stat().st_size} for p in found}

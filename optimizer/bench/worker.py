@@ -11,7 +11,8 @@ the same few requests:
     {"do": "answer", "feeds": "….npz", "out": "….npz"}   → {"ok": true}
     {"do": "close"}                                      → {"ok": true}
 
-Every answer carries ``peak_rss`` in bytes. A failure answers ``{"ok": false, "error", "hint"}`` and the process lives on.
+Every answer carries ``peak_rss`` in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the
+process lives on.
 """
 
 from __future__ import annotations

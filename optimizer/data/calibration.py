@@ -17,7 +17,7 @@ from optimizer.types import JSON
 
 __all__ = ["CalibrationSet", "describe", "sample"]
 
-#: Rows are cut into this many groups of equal size by their length.
+#: The rows of a label are cut into this many groups of equal size by their length.
 _LENGTH_STRATA = 8
 
 
@@ -32,8 +32,8 @@ def sample(
 ) -> list[int]:
     """Choose ``n`` rows that cover the lengths and labels of all of them.
 
-    Duplicates are dropped (the first stays). The rest is cut into strata, by label and within a label by length, and
-    every stratum gives its share of ``n``, rounded by largest remainder. Within a stratum the rows with the smallest
+    Duplicates are dropped (the first stays). Every label gives its share of ``n``, and within a label every stratum of
+    like length gives its share of that, both rounded by largest remainder. Within a stratum the rows with the smallest
     sha256 of seed and content are taken, so that the choice depends on nothing but the rows: not on their order, not
     on the version of a random generator.
 
@@ -57,17 +57,14 @@ def sample(
     by_label: dict[str, list[int]] = defaultdict(list)
     for place in rank:
         by_label[repr(labels[place]) if labels is not None else ""].append(place)
-    strata: list[list[int]] = []
-    for label in sorted(by_label):
-        places = sorted(by_label[label], key=lambda place: (lengths[place] if lengths is not None else 0, rank[place]))
-        pieces = min(_LENGTH_STRATA if lengths is not None else 1, len(places))
-        strata += [places[len(places) * i // pieces : len(places) * (i + 1) // pieces] for i in range(pieces)]
-    shares = _shares([len(stratum) for stratum in strata], min(n, len(rank)))
-    chosen = [
-        place
-        for stratum, share in zip(strata, shares, strict=True)
-        for place in sorted(stratum, key=rank.__getitem__)[:share]
-    ]
+    groups = [by_label[label] for label in sorted(by_label)]
+    chosen: list[int] = []
+    for group, share in zip(groups, _shares([len(group) for group in groups], min(n, len(rank))), strict=True):
+        ordered = sorted(group, key=lambda place: (lengths[place] if lengths is not None else 0, rank[place]))
+        count = min(_LENGTH_STRATA if lengths is not None else 1, share)
+        strata = [ordered[len(group) * i // count : len(group) * (i + 1) // count] for i in range(count)]
+        for stratum, part in zip(strata, _shares([len(stratum) for stratum in strata], share), strict=True):
+            chosen += sorted(stratum, key=rank.__getitem__)[:part]
     return sorted(chosen)
 
 

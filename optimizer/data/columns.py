@@ -74,4 +74,6 @@ def label_of(row: Row, columns: Columns | None = None) -> Any:
     """The row's label, or None when it has none."""
     columns = columns or Columns()
     name = columns.find(row, "label")
-    return None if name is None else row.values[name]
+    value: Any = None if name is None else row.values[name]
+    # An .npz holds numpy's numbers: a label is a plain one.
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value

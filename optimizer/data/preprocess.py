@@ -169,7 +169,8 @@ class Preprocessor:
         bad = 0
         for row in rows:
             try:
-                self.content(row)
+                # Arrays are checked against the model's types and shapes too; that costs no more than reading them.
+                _ = self.feeds([row]) if self._is_tensors(row) else self.content(row)
             except BadInput as error:
                 first = first or error
                 bad += 1
@@ -202,9 +203,7 @@ class Preprocessor:
         try:
             return np.stack([np.asarray(self._columns.get(row, spec.name)) for row in rows])
         except (ValueError, TypeError) as error:
-            raise BadInput(
-                f"{rows[0]} and the {len(rows) - 1} after it: {spec.name} makes no array ({error})"
-            ) from None
+            raise BadInput(f"{rows[0]} to {rows[-1].number}: {spec.name} makes no array ({error})") from None
 
 
 def _processor(folder: Path, part: str) -> Mapping[str, JSON] | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from optimizer.data.golden import is_batch, is_sequence
 from optimizer.errors import BadInput
 from optimizer.types import TensorSpec
 
@@ -14,23 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["is_batch", "is_sequence", "symbol_sizes", "synthetic_feeds"]
-
-_BATCH = re.compile(r"batch|^n$|^b$", re.IGNORECASE)
-_SEQUENCE = re.compile(r"seq|len|time|frames|samples|tokens", re.IGNORECASE)
+__all__ = ["symbol_sizes", "synthetic_feeds"]
 
 #: Whole numbers stay below this where nothing else is known: any embedding table has two rows.
 _SAFE_HIGH = 1
-
-
-def is_batch(name: str) -> bool:
-    """Whether a dimension's name says that it counts rows."""
-    return _BATCH.search(name) is not None
-
-
-def is_sequence(name: str) -> bool:
-    """Whether a dimension's name says that it counts tokens, samples or frames."""
-    return _SEQUENCE.search(name) is not None
 
 
 def symbol_sizes(specs: Sequence[TensorSpec], batch: int, sequence: int) -> dict[str, int]:

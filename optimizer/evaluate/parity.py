@@ -62,7 +62,7 @@ class Difference:
         p999_abs: 99.9th percentile of the absolute difference.
         scale: largest magnitude in the reference.
         cosine: smallest cosine similarity between rows.
-        top1: share of positions with the same largest entry in the last axis; None when that axis has one entry.
+        top1: share of positions with the same decision (largest entry of the last axis); None without decisions.
         finite: False when the candidate holds NaN or infinity where the reference does not.
     """
 
@@ -104,16 +104,22 @@ def compare(
                 f"no output in common: the reference has {[s.name for s in reference.outputs]}, the candidate {sorted(wanted)}"
             )
         got = candidate.run(case.feeds)
-        outputs = {name: measure_difference(name, want[name], got[name], case.feeds) for name in want}
+        decides = {name for name in want if name.endswith("logits") or task.name == "generic"}
+        outputs = {
+            name: measure_difference(name, want[name], got[name], case.feeds, decides=name in decides) for name in want
+        }
         agreement = {k: [float(x) for x in v] for k, v in task.agree(want, got, case.feeds, model).items()}
         shapes = {name: list(array.shape) for name, array in case.feeds.items()}
         yield CaseResult(case.name, shapes, outputs, agreement)
 
 
 def measure_difference(
-    name: str, want: NDArray[Any], got: NDArray[Any], feeds: Mapping[str, NDArray[Any]]
+    name: str, want: NDArray[Any], got: NDArray[Any], feeds: Mapping[str, NDArray[Any]], *, decides: bool = False
 ) -> Difference:
-    """How far ``got`` is from ``want``, padding left out; both ``[batch, …]``."""
+    """How far ``got`` is from ``want``, padding left out; both ``[batch, …]``.
+
+    ``decides`` says that the largest entry of the last axis is a decision, so that its agreement means something.
+    """
     import numpy as np
 
     if want.shape != got.shape:
@@ -125,7 +131,7 @@ def measure_difference(
     a, b = np.nan_to_num(a), np.nan_to_num(b)
     delta = np.abs(a - b)[keep] if keep.any() else np.zeros(1)
     top1 = None
-    if want.ndim >= 2 and want.shape[-1] > 1:
+    if decides and want.ndim >= 2 and want.shape[-1] > 1:
         rows = keep[..., 0]
         same = a.argmax(-1) == b.argmax(-1)
         top1 = float(same[rows].mean()) if rows.any() else None

@@ -95,6 +95,9 @@ def save(model: onnx_ir.Model, folder: Path) -> Path:
 
     path = folder / MODEL_NAME
     large = weight_bytes(model) > EMBED_LIMIT
+    if not large:
+        # Weights that lie in some other file would be saved as a link to it.
+        model = onnx_ir.external_data.load_to_model(model)
     onnx_ir.save(model, str(path), external_data=DATA_NAME if large else None)
     return path
 

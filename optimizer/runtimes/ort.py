@@ -279,7 +279,9 @@ def _devices(onnxruntime: Any, name: str, row: _Row, precision: str) -> list[Any
                 "use openvino (fp32), or a machine with AMX or AVX512-BF16",
             )
     if not devices:
-        raise MissingPiece(f"the provider {name} finds no device on this machine", "`ml-opt doctor` lists what there is")
+        raise MissingPiece(
+            f"the provider {name} finds no device on this machine", "`ml-opt doctor` lists what there is"
+        )
     return devices
 
 

@@ -47,8 +47,9 @@ def pick(outputs: Arrays, names: Sequence[str], task: str) -> str:
     for name in names:
         if name in outputs:
             return name
+    found = ", ".join(outputs) or "nothing"
     raise BadInput(
-        f"a model for {task} should answer with {' or '.join(names)}, and this one has {', '.join(outputs) or 'nothing'}",
+        f"a model for {task} should answer with {' or '.join(names)}, and this one answers with {found}",
         "export it with another --task, or with --task generic",
     )
 

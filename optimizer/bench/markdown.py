@@ -1,0 +1,112 @@
+"""A bench report as Markdown, for pull requests and documentation."""
+
+from __future__ import annotations
+
+from optimizer.bench.report import BenchReport, Cell, Row
+
+__all__ = ["to_markdown"]
+
+
+def to_markdown(report: BenchReport) -> str:
+    """One table of what each candidate is, one of how fast it is at every shape, and what to be careful about."""
+    lines = [
+        "# Benchmark",
+        "",
+        _machine(report),
+        "",
+        *_table(
+            ["candidate", "runs on", "MB", "load s", "first call ms", "peak MB", "cosine worst / mean", "top-1"],
+            [_what(row, report.baseline) for row in report.rows],
+        ),
+        "",
+        f"Median milliseconds a call; in brackets, times faster than `{report.baseline}` with the 95 % interval.",
+        "",
+        *_table(
+            ["candidate", *(shape.replace("x", " × ") for shape in report.shapes)],
+            [_speed(row, report) for row in report.rows],
+        ),
+        "",
+        *_table(
+            ["candidate", "shape", "samples", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s"],
+            [_detail(row, cell) for row in report.rows for cell in row.cells],
+        ),
+        "",
+    ]
+    failed = [
+        f"- `{row.label}` failed: {row.error}{f' ({row.hint})' if row.hint else ''}" for row in report.rows if row.error
+    ]
+    careful = [f"- {caution}" for caution in report.cautions]
+    for title, entries in (("## Failed", failed), ("## Careful", careful)):
+        if entries:
+            lines += [title, "", *entries, ""]
+    return "\n".join(lines)
+
+
+def _machine(report: BenchReport) -> str:
+    cpu = report.environment["cpu"]
+    settings = report.settings
+    versions = report.environment["versions"]
+    named = ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "onnxruntime-gpu") if name in versions
+    )
+    gpus = "".join(f", {gpu['name']}" for gpu in report.environment["gpus"])
+    return (
+        f"{cpu['model']}, {cpu['cores']} cores ({', '.join(cpu['features']) or 'no int8 or bf16 units'}){gpus}; "
+        f"{settings['threads']} threads, {settings['rounds']} interleaved rounds, one process a candidate; "
+        f"{report.inputs['timed']} inputs; {named}; {report.created}."
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(head), "|" + "---|" * len(head), *(line(row) for row in rows)]
+
+
+def _what(row: Row, baseline: str) -> list[str]:
+    if row.error:
+        return [f"`{row.label}`", row.provider, f"{row.bytes / 1e6:.1f}", *["failed"] * 3, "", ""]
+    agreement = row.agreement
+    return [
+        f"`{row.label}`",
+        row.provider,
+        f"{row.bytes / 1e6:.1f}",
+        f"{row.load_s:.2f}",
+        f"{row.first_s * 1e3:.1f}",
+        f"{row.peak_rss / 1e6:.0f}",
+        f"{agreement.cosine_worst:.5f} / {agreement.cosine_mean:.5f}" if agreement else _dash(row.label == baseline),
+        f"{agreement.top1:.4f}" if agreement and agreement.top1 is not None else "",
+    ]
+
+
+def _dash(is_baseline: bool) -> str:
+    return "baseline" if is_baseline else ""
+
+
+def _speed(row: Row, report: BenchReport) -> list[str]:
+    by_shape = {cell.shape: cell for cell in row.cells}
+    cells = []
+    for shape in report.shapes:
+        cell = by_shape.get(shape)
+        if cell is None:
+            cells.append("failed")
+            continue
+        ratio = cell.speedup
+        times = f" ({ratio.value:.2f} ×, {ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
+        cells.append(f"{cell.summary.p50_ms:.3g}{times}")
+    return [f"`{row.label}`", *cells]
+
+
+def _detail(row: Row, cell: Cell) -> list[str]:
+    summary = cell.summary
+    percentiles = [summary.percentiles_ms.get(name) for name in ("p90", "p99", "p99.9")]
+    return [
+        f"`{row.label}`",
+        cell.shape.replace("x", " × "),
+        f"{summary.samples}",
+        f"{summary.mean_ms:.3g}",
+        f"{summary.p50_ms:.3g}",
+        *("" if p is None else f"{p:.3g}" for p in percentiles),
+        f"{cell.rows_per_s:.4g}",
+    ]

@@ -1,0 +1,243 @@
+"""The measuring itself: every candidate in a process of its own, one of them running at a time, rounds interleaved.
+
+    open each → make inputs → first call and warm-up of each at every shape → rounds → answers to compare → close
+
+Within a round, each shape is measured by all candidates right after each other, so that what the machine does
+meanwhile falls on all of them; the order is shuffled, and every second round runs the order of the one before
+backwards (ABBA), so that a steady drift cancels.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optimizer.bench.candidates import candidate_to_json
+from optimizer.bench.process import WORKER, CandidateFailed, WorkerProcess
+from optimizer.bench.shape import Shape
+from optimizer.runtime import Candidate
+from optimizer.stage import Progress
+from optimizer.types import JSON, TensorSpec
+
+__all__ = ["Feeds", "Lane", "Plan", "measure", "orders"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        shapes: what is timed.
+        threads: of every candidate.
+        rounds: how often every candidate is measured at every shape.
+        seconds: least time that a candidate is measured at a shape, over all rounds.
+        samples: fewest calls of a candidate at a shape, over all rounds.
+        seed: of the order.
+        timeout: seconds after which one request to a worker counts as hung, beside the time asked for.
+        warm_limit_s: longest warm-up of one candidate at one shape.
+    """
+
+    shapes: tuple[Shape, ...]
+    threads: int
+    rounds: int = 8
+    seconds: float = 2.0
+    samples: int = 64
+    seed: int = 0
+    timeout: float = 300.0
+    warm_limit_s: float = 3.0
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Input files: one a shape to be timed, and batches whose answers are compared."""
+
+    timed: dict[Shape, Path]
+    compared: list[Path]
+
+
+@dataclass
+class Lane:
+    """One candidate while it is measured, and all that was learnt of it.
+
+    Attributes:
+        candidate: what it is.
+        error: why it failed; empty while it has not.
+        hint: what to do about that.
+        opened: the worker's answer to ``open``.
+        first_s: seconds of the first call, by shape.
+        warm: medians of the warm-up's windows in nanoseconds, by shape.
+        unstable: shapes whose warm-up never became stable.
+        rounds: samples in nanoseconds, by shape, one list a round.
+        answers: files with the answers to the compared inputs.
+        peak_rss: bytes, after the last round.
+    """
+
+    candidate: Candidate
+    error: str = ""
+    hint: str = ""
+    opened: dict[str, Any] = field(default_factory=dict)
+    first_s: dict[Shape, float] = field(default_factory=dict)
+    warm: dict[Shape, list[int]] = field(default_factory=dict)
+    unstable: list[Shape] = field(default_factory=list)
+    rounds: dict[Shape, list[list[int]]] = field(default_factory=dict)
+    answers: list[Path] = field(default_factory=list)
+    peak_rss: int = 0
+    process: WorkerProcess | None = None
+
+    @property
+    def alive(self) -> bool:
+        return not self.error
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it must be fed, as it said itself."""
+        return tuple(TensorSpec.from_json(spec) for spec in self.opened["inputs"])
+
+    @contextmanager
+    def trying(self) -> Iterator[Callable[..., dict[str, Any]]]:
+        """Let the process run, and end this lane (and no other) when it fails inside the block."""
+        assert self.process is not None
+        process = self.process
+
+        def ask(doing: str, timeout: float, **values: JSON) -> dict[str, Any]:
+            reply = process.ask({"do": doing, **values}, timeout)
+            self.peak_rss = int(reply.get("peak_rss", 0))
+            return reply
+
+        try:
+            with process.turn():
+                yield ask
+        except CandidateFailed as failed:
+            self.fail(failed.message, failed.hint)
+
+    def fail(self, error: str, hint: str = "") -> None:
+        """Take the lane out of the race; the first reason is kept."""
+        self.error = self.error or error
+        self.hint = self.hint or hint
+        if self.process is not None:
+            self.process.kill()
+
+
+def orders(count: int, rounds: int, seed: int) -> list[list[int]]:
+    """In which order candidates take their turns: shuffled, and every second round the one before backwards."""
+    shuffler = random.Random(seed)
+    found: list[list[int]] = []
+    for number in range(rounds):
+        if number % 2:
+            found.append(found[-1][::-1])
+        else:
+            order = list(range(count))
+            shuffler.shuffle(order)
+            found.append(order)
+    return found
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    plan: Plan,
+    feeds_for: Callable[[tuple[TensorSpec, ...]], Feeds],
+    scratch: Path,
+    progress: Progress,
+    command: Sequence[str] = WORKER,
+) -> list[Lane]:
+    """Measure candidates against each other.
+
+    Args:
+        candidates: at least one; each gets a process of its own.
+        plan: how.
+        feeds_for: makes the input files, from every input that some candidate takes.
+        scratch: an empty folder for logs and answers.
+        progress: told of every step.
+        command: what to start a worker with.
+
+    Returns:
+        one lane a candidate, in their order; those that failed say why and have no rounds.
+    """
+    lanes = [Lane(candidate) for candidate in candidates]
+    try:
+        _open(lanes, plan, scratch, progress, command)
+        if not (living := [lane for lane in lanes if lane.alive]):
+            return lanes
+        feeds = feeds_for(_all_inputs(living))
+        _prepare(living, plan, feeds, progress)
+        _race(lanes, plan, progress)
+        _compare(lanes, plan, feeds, scratch, progress)
+        for lane in lanes:
+            if lane.alive:
+                with lane.trying() as ask:
+                    ask("close", plan.timeout)
+        return lanes
+    finally:
+        for lane in lanes:
+            if lane.process is not None:
+                lane.process.kill()
+
+
+def _all_inputs(lanes: Sequence[Lane]) -> tuple[TensorSpec, ...]:
+    """Every input that some candidate takes; the first one that takes it says its type and shape."""
+    found: dict[str, TensorSpec] = {}
+    for lane in lanes:
+        for spec in lane.inputs:
+            found.setdefault(spec.name, spec)
+    return tuple(found.values())
+
+
+def _open(lanes: list[Lane], plan: Plan, scratch: Path, progress: Progress, command: Sequence[str]) -> None:
+    for number, lane in enumerate(lanes):
+        progress(f"opening {lane.candidate.label}", number, len(lanes))
+        lane.process = WorkerProcess(scratch / f"worker-{number}.log", plan.threads, command)
+        with lane.trying() as ask:
+            lane.opened = ask("open", plan.timeout, candidate=candidate_to_json(lane.candidate), threads=plan.threads)
+
+
+def _prepare(lanes: list[Lane], plan: Plan, feeds: Feeds, progress: Progress) -> None:
+    """First calls and warm-up; inputs that a candidate cannot take end it here."""
+    for number, lane in enumerate(lanes):
+        for shape in plan.shapes:
+            if not lane.alive:
+                break
+            progress(f"warming up {lane.candidate.label} at {shape}", number, len(lanes))
+            with lane.trying() as ask:
+                reply = ask("shape", plan.timeout, shape=str(shape), feeds=str(feeds.timed[shape]))
+                lane.first_s[shape] = float(reply["first_s"])
+                reply = ask("warm", plan.timeout + plan.warm_limit_s, shape=str(shape), limit_s=plan.warm_limit_s)
+                lane.warm[shape] = list(reply["windows_ns"])
+                if not reply["stable"]:
+                    lane.unstable.append(shape)
+
+
+def _race(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
+    seconds = plan.seconds / plan.rounds
+    samples = math.ceil(plan.samples / plan.rounds)
+    total = plan.rounds * len(plan.shapes) * len(lanes)
+    done = 0
+    for order in orders(len(lanes), plan.rounds, plan.seed):
+        for shape in plan.shapes:
+            for index in order:
+                lane = lanes[index]
+                progress(f"measuring {lane.candidate.label} at {shape}", done, total)
+                done += 1
+                if not lane.alive:
+                    continue
+                with lane.trying() as ask:
+                    reply = ask("time", plan.timeout + seconds, shape=str(shape), seconds=seconds, samples=samples)
+                    lane.rounds.setdefault(shape, []).append(list(reply["ns"]))
+
+
+def _compare(lanes: list[Lane], plan: Plan, feeds: Feeds, scratch: Path, progress: Progress) -> None:
+    for number, lane in enumerate(lanes):
+        peak = lane.peak_rss
+        for batch, path in enumerate(feeds.compared):
+            if not lane.alive:
+                break
+            progress(f"comparing answers of {lane.candidate.label}", batch, len(feeds.compared))
+            out = scratch / f"answer-{number}-{batch}.npz"
+            with lane.trying() as ask:
+                ask("answer", plan.timeout, feeds=str(path), out=str(out))
+                lane.answers.append(out)
+        lane.peak_rss = peak  # comparing may use larger batches than what was measured

@@ -1,0 +1,277 @@
+"""The report is the JSON: every sample, what was made of it, and on which machine. The format is schema-numbered."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from optimizer.bench.agreement import Agreement
+from optimizer.bench.stats import Ratio, Summary
+from optimizer.errors import BadInput
+from optimizer.files import disk_errors, write_json
+from optimizer.types import JSON
+
+__all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row"]
+
+#: Raised by one whenever a reader of the older number would misread the file.
+SCHEMA = 1
+
+
+class Doubt(StrEnum):
+    """Why a number should be read with care; the value is its name in JSON."""
+
+    LOAD = "load"
+    NOISY = "noisy"
+    UNSTABLE = "unstable"
+    FEW_ROUNDS = "few-rounds"
+    SYNTHETIC = "synthetic-inputs"
+    DIFFERENT = "different-answers"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Doubt.LOAD: "the machine was busy with something else when this began; close it, or measure elsewhere",
+    Doubt.NOISY: "rounds differ by more than a quarter; raise --duration and --rounds, or quieten the machine",
+    Doubt.UNSTABLE: "calls were still changing speed when the warm-up ended; raise --duration",
+    Doubt.FEW_ROUNDS: "an interval needs at least three rounds; raise --rounds",
+    Doubt.SYNTHETIC: "inputs are made up, as the model brought no examples; real ones may take another time",
+    Doubt.DIFFERENT: "answers differ from the baseline's; run `ml-opt verify` before trusting the speed",
+}
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One doubt about one number.
+
+    Attributes:
+        doubt: which.
+        about: what it is about: a candidate, a candidate at a shape, or empty for the whole report.
+        detail: the number that raised it.
+    """
+
+    doubt: Doubt
+    about: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        said = ", ".join(filter(None, (self.about, self.detail)))
+        return f"{said}: {self.doubt.advice}" if said else self.doubt.advice
+
+    def to_json(self) -> dict[str, JSON]:
+        return {"doubt": self.doubt.value, "about": self.about, "detail": self.detail, "advice": self.doubt.advice}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One candidate at one shape.
+
+    Attributes:
+        shape: as it was asked for, ``8x128``.
+        batch: rows in a call.
+        first_s: seconds of the first call at this shape.
+        warm_ns: medians of the warm-up's windows, nanoseconds.
+        rounds_ns: every sample, nanoseconds, one list a round.
+        summary: what the samples say.
+        speedup: against the baseline; None for the baseline itself, or when it failed.
+    """
+
+    shape: str
+    batch: int
+    first_s: float
+    warm_ns: list[int]
+    rounds_ns: list[list[int]]
+    summary: Summary
+    speedup: Ratio | None = None
+
+    @property
+    def rows_per_s(self) -> float:
+        """Throughput of one call after another, from the mean."""
+        return self.batch / self.summary.mean_ms * 1e3
+
+    def to_json(self) -> dict[str, JSON]:
+        ratio = self.speedup
+        return {
+            "shape": self.shape,
+            "batch": self.batch,
+            **self.summary.to_json(),
+            "rows_per_s": self.rows_per_s,
+            "speedup": {**ratio.to_json(), "high": _finite(ratio.high)} if ratio else None,
+            "first_s": self.first_s,
+            "warm_ns": self.warm_ns,
+            "rounds_ns": self.rounds_ns,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+        ratio = data["speedup"]
+        high = math.inf if ratio and ratio["high"] is None else ratio and ratio["high"]
+        return cls(
+            shape=data["shape"],
+            batch=data["batch"],
+            first_s=data["first_s"],
+            warm_ns=data["warm_ns"],
+            rounds_ns=data["rounds_ns"],
+            summary=Summary(**{name: data[name] for name in Summary.__dataclass_fields__}),
+            speedup=Ratio(ratio["value"], ratio["low"], high) if ratio else None,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate.
+
+    Attributes:
+        label: its name in tables.
+        path: the file or folder that was opened.
+        provider: back end and precision that were asked for (and, as the runtimes see to it, got).
+        key: the artifact's key; empty for what is not of the store.
+        bytes: size of graph and weights.
+        load_s: seconds that opening took, imports included.
+        peak_rss: most memory its process held, bytes.
+        facts: what the session says of itself.
+        agreement: with the baseline's answers; None for the baseline itself, or where there is nothing to compare.
+        cells: one a shape; empty when it failed.
+        error: why it failed.
+        hint: what to do about that.
+    """
+
+    label: str
+    path: str
+    provider: str
+    key: str
+    bytes: int
+    load_s: float = 0.0
+    peak_rss: int = 0
+    facts: dict[str, JSON] = field(default_factory=dict)
+    agreement: Agreement | None = None
+    cells: tuple[Cell, ...] = ()
+    error: str = ""
+    hint: str = ""
+
+    @property
+    def first_s(self) -> float:
+        """Seconds of the very first call."""
+        return self.cells[0].first_s if self.cells else 0.0
+
+    def to_json(self) -> dict[str, JSON]:
+        return {
+            **vars(self),
+            "agreement": self.agreement.to_json() if self.agreement else None,
+            "cells": [cell.to_json() for cell in self.cells],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        values = dict(data)
+        agreement = values.pop("agreement")
+        cells = tuple(Cell.from_json(cell) for cell in values.pop("cells"))
+        return cls(**values, agreement=Agreement(**agreement) if agreement else None, cells=cells)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Everything that one run of ``bench`` found.
+
+    Attributes:
+        created: UTC time, ISO 8601.
+        settings: shapes, threads, rounds, seconds, samples and seed.
+        inputs: where timed inputs came from (``golden`` or ``synthetic``), and what answers were compared on.
+        environment: the machine and the versions.
+        baseline: label of the row that the others are compared with.
+        rows: one a candidate, the baseline among them.
+        cautions: what to know before trusting a number.
+        path: where this report was written; empty when it was not.
+    """
+
+    created: str
+    settings: dict[str, JSON]
+    inputs: dict[str, JSON]
+    environment: dict[str, JSON]
+    baseline: str
+    rows: tuple[Row, ...]
+    cautions: tuple[Caution, ...] = ()
+    path: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a candidate could not be measured to the end."""
+        return 1 if any(row.error for row in self.rows) else 0
+
+    @property
+    def shapes(self) -> list[str]:
+        return [str(shape) for shape in self.settings["shapes"]]
+
+    def to_json(self) -> dict[str, JSON]:
+        return {
+            "report": "bench",
+            "schema": SCHEMA,
+            **vars(self),
+            "rows": [row.to_json() for row in self.rows],
+            "cautions": [caution.to_json() for caution in self.cautions],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "this JSON") -> BenchReport:
+        """The report that :meth:`to_json` wrote.
+
+        Raises:
+            BadInput: it is no bench report, or a newer ml-opt wrote it.
+        """
+        if not isinstance(data, Mapping) or data.get("report") != "bench" or not isinstance(data.get("schema"), int):
+            raise BadInput(f"{where} is not a bench report", "ml-opt bench --report FILE.json writes one")
+        if data["schema"] > SCHEMA:
+            raise BadInput(
+                f"{where} has report schema {data['schema']}; this ml-opt reads up to {SCHEMA}",
+                "run: pip install --upgrade ml-opt",
+            )
+        values = {name: value for name, value in data.items() if name not in ("report", "schema")}
+        try:
+            values["rows"] = tuple(Row.from_json(row) for row in values["rows"])
+            values["cautions"] = tuple(
+                Caution(Doubt(c["doubt"]), c["about"], c["detail"]) for c in values.get("cautions", ())
+            )
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{where} is not a bench report: {type(error).__name__} {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> BenchReport:
+        """Read a report's JSON file."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path} cannot be read: {error}") from None
+        return cls.from_json(data, str(path))
+
+    def written(self, path: Path) -> BenchReport:
+        """Write the report as JSON, and return it knowing its path."""
+        known = replace(self, path=str(path))
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known.to_json())
+        return known
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: an open end of an interval is null."""
+    return value if math.isfinite(value) else None
+
+
+def load_is_high(threads: int) -> float | None:
+    """The machine's load of the last minute where it leaves too little for these threads; None when all is well."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return load if load + threads > cores * 1.25 else None

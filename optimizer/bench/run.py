@@ -1,0 +1,144 @@
+"""From references to a report: who takes part, what they are fed, and what the measured lanes add up to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from optimizer.bench.agreement import Agreement, compare
+from optimizer.bench.candidates import Entrant, file_bytes, with_model_of_first
+from optimizer.bench.inputs import Examples, save
+from optimizer.bench.measure import Feeds, Lane, Plan, measure
+from optimizer.bench.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
+from optimizer.bench.stats import Ratio, speedup, summarize
+from optimizer.data.golden import Golden
+from optimizer.environment import describe
+from optimizer.errors import GateFailed
+from optimizer.stage import Progress
+from optimizer.types import TensorSpec
+
+__all__ = ["bench"]
+
+#: Rounds whose medians differ by more than this are called noisy.
+_NOISY = 1.25
+#: Below this worst cosine, a candidate's speed is reported with a caution.
+_DIFFERENT = 0.99
+
+
+def bench(
+    taking_part: Sequence[Entrant], baseline: str, plan: Plan, progress: Progress, data: Path | None = None
+) -> BenchReport:
+    """Measure candidates against each other and against the baseline among them.
+
+    Args:
+        taking_part: every candidate, the baseline too; labels are unique.
+        baseline: its label.
+        plan: how to measure.
+        progress: told of every step.
+        data: rows to compare answers on, instead of the artifact's examples.
+
+    Raises:
+        BadInput: inputs cannot be made. A candidate that fails is no error here but a row that says why.
+    """
+    busy = load_is_high(plan.threads)
+    entrants = with_model_of_first(taking_part)
+    artifact = next((e.artifact for e in entrants if e.artifact is not None), None)
+    golden = Golden.load(artifact.path) if artifact else None
+    examples: list[Examples] = []
+    with tempfile.TemporaryDirectory(prefix="ml-opt-bench-") as name:
+        scratch = Path(name)
+
+        def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
+            made = Examples(
+                specs, entrants[0].candidate.model, golden, artifact.path if artifact else None, data, plan.seed
+            )
+            examples.append(made)
+            timed = {s: save(scratch, f"shape-{s}", [made.of_shape(s)])[0] for s in plan.shapes}
+            return Feeds(timed, save(scratch, "compared", made.to_compare(plan.shapes[0])))
+
+        lanes = measure([e.candidate for e in entrants], plan, feeds_for, scratch, progress)
+        base = next(lane for lane in lanes if lane.candidate.label == baseline)
+        agreements = {id(lane): _agreement(lane, base, scratch) for lane in lanes}
+    rows = tuple(
+        _row(entrant, lane, base, agreements[id(lane)], plan) for entrant, lane in zip(entrants, lanes, strict=True)
+    )
+    source = examples[0].source if examples else ""
+    return BenchReport(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings={
+            "shapes": [str(shape) for shape in plan.shapes],
+            "threads": plan.threads,
+            "rounds": plan.rounds,
+            "seconds": plan.seconds,
+            "samples": plan.samples,
+            "seed": plan.seed,
+        },
+        inputs={"timed": source, "compared": str(data) if data else source},
+        environment=describe(),
+        baseline=baseline,
+        rows=rows,
+        cautions=tuple(_cautions(rows, lanes, plan, source, busy)),
+    )
+
+
+def _agreement(lane: Lane, base: Lane, scratch: Path) -> Agreement | None:
+    """How this lane's answers compare with the baseline's; a lane whose answers cannot be compared fails."""
+    if lane is base or not lane.alive or not base.alive:
+        return None
+    compared = [scratch / f"compared-{number}.npz" for number in range(len(base.answers))]
+    model = base.candidate.model or lane.candidate.model
+    try:
+        return compare(base.answers, lane.answers, compared, model)
+    except GateFailed as failed:
+        lane.fail(failed.message, failed.hint)
+        return None
+
+
+def _row(entrant: Entrant, lane: Lane, base: Lane, agreement: Agreement | None, plan: Plan) -> Row:
+    candidate = lane.candidate
+    row = Row(candidate.label, str(candidate.path), str(candidate.provider), candidate.key, file_bytes(entrant))
+    if lane.opened:
+        row = replace(row, load_s=float(lane.opened["load_s"]), peak_rss=lane.peak_rss, facts=lane.opened["facts"])
+    if not lane.alive:
+        return replace(row, error=lane.error, hint=lane.hint)
+    cells = tuple(
+        Cell(
+            shape=str(shape),
+            batch=shape.batch,
+            first_s=lane.first_s[shape],
+            warm_ns=lane.warm[shape],
+            rounds_ns=lane.rounds[shape],
+            summary=summarize(lane.rounds[shape]),
+            speedup=_ratio(base.rounds[shape], lane.rounds[shape], plan) if base.alive and lane is not base else None,
+        )
+        for shape in plan.shapes
+    )
+    return replace(row, cells=cells, agreement=agreement)
+
+
+def _ratio(baseline: list[list[int]], candidate: list[list[int]], plan: Plan) -> Ratio:
+    return speedup(baseline, candidate, seed=plan.seed)
+
+
+def _cautions(rows: Sequence[Row], lanes: Sequence[Lane], plan: Plan, source: str, busy: float | None) -> list[Caution]:
+    found = []
+    if busy is not None:
+        found.append(Caution(Doubt.LOAD, detail=f"load {busy:.1f}"))
+    if plan.rounds < 3:
+        found.append(Caution(Doubt.FEW_ROUNDS, detail=f"{plan.rounds} rounds"))
+    if source == "synthetic":
+        found.append(Caution(Doubt.SYNTHETIC))
+    for row, lane in zip(rows, lanes, strict=True):
+        if row.error:
+            continue
+        found += [Caution(Doubt.UNSTABLE, f"{row.label} at {shape}") for shape in lane.unstable]
+        for cell in row.cells:
+            if cell.summary.spread > _NOISY:
+                detail = f"slowest round {cell.summary.spread:.2f} times the fastest"
+                found.append(Caution(Doubt.NOISY, f"{row.label} at {cell.shape}", detail))
+        if row.agreement and row.agreement.cosine_worst < _DIFFERENT:
+            found.append(Caution(Doubt.DIFFERENT, row.label, f"worst cosine {row.agreement.cosine_worst:.4f}"))
+    return found

@@ -1,0 +1,54 @@
+"""Shapes as people name them: ``8x128`` is eight rows of 128 steps, ``8`` eight rows of whatever length is usual."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optimizer.errors import BadInput
+from optimizer.types import JSON
+
+__all__ = ["Shape", "default_shapes"]
+
+_SHAPE = re.compile(r"(?P<batch>[1-9]\d{0,6})(?:[x×](?P<sequence>[1-9]\d{0,8}))?\Z")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows and steps.
+
+    Attributes:
+        batch: rows.
+        sequence: tokens, audio samples or frames; 0 leaves it to the example inputs.
+    """
+
+    batch: int
+    sequence: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Read ``BxS`` or ``B``; raises :class:`BadInput` for anything else."""
+        found = _SHAPE.match(text.strip().lower())
+        if found is None:
+            raise BadInput(f"{text!r} is not a shape", "write batch × sequence, such as --shape 8x128, or --shape 8")
+        return cls(int(found["batch"]), int(found["sequence"] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.sequence}" if self.sequence else str(self.batch)
+
+    def check(self, model: Mapping[str, JSON]) -> None:
+        """Refuse a shape beyond what the model says it can take."""
+        longest, largest = model.get("max_length"), model.get("max_batch")
+        if longest and self.sequence > longest:
+            raise BadInput(f"--shape {self} is longer than the model's longest sequence, {longest}")
+        if largest and self.batch > largest:
+            raise BadInput(f"--shape {self} has more rows than the model was exported for, {largest}")
+
+
+def default_shapes(model: Mapping[str, JSON]) -> Sequence[Shape]:
+    """What is measured when no shape is asked for: one short row, one long row and a batch of them."""
+    if model.get("modality") != "text":
+        return (Shape(1), Shape(8))
+    long = min(128, int(model.get("max_length") or 128))
+    return tuple(dict.fromkeys((Shape(1, min(16, long)), Shape(1, long), Shape(8, long))))

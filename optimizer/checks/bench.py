@@ -1,0 +1,128 @@
+"""bench: how fast, how large and how faithful, against each other and against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from optimizer.artifact import Artifact
+from optimizer.bench.candidates import Entrant, default_baseline, entrants, parse
+from optimizer.bench.markdown import to_markdown
+from optimizer.bench.measure import Plan
+from optimizer.bench.report import BenchReport
+from optimizer.bench.run import bench
+from optimizer.bench.shape import Shape, default_shapes
+from optimizer.check import Check
+from optimizer.environment import cpu_threads
+from optimizer.errors import BadInput, MissingPiece, UnknownName
+from optimizer.files import disk_errors
+from optimizer.options import Options, opt
+from optimizer.ref import Ref
+from optimizer.stage import Progress
+from optimizer.store import Store
+
+__all__ = ["CHECK", "Bench"]
+
+
+def _markdown(report: BenchReport, path: Path) -> None:
+    path.write_text(to_markdown(report), encoding="utf-8")
+
+
+#: How a report is written, by the suffix of its file.
+_WRITERS: dict[str, Callable[[BenchReport, Path], object]] = {".json": BenchReport.written, ".md": _markdown}
+
+
+class Bench(Options):
+    """Options of bench."""
+
+    shape: tuple[str, ...] = opt(
+        (), "Rows × steps of a call, e.g. 8x128; repeatable [1x16, 1x128 and 8x128 for text, 1 and 8 rows otherwise]."
+    )
+    against: str | None = opt(
+        None, "What the others are compared with: a reference, or `source` [the first one's source in PyTorch]."
+    )
+    provider: tuple[str, ...] = opt(
+        (), "Where to run references that name no provider: cpu, openvino:bf16, cuda, …; repeatable."
+    )
+    threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
+    data: Path | None = opt(None, "Rows to compare answers on [the model's own examples].", data=True)
+    duration: float = opt(2.0, "Seconds that a candidate is measured at a shape, at least.", ge=0.0, le=86400)
+    min_samples: int = opt(64, "Calls of a candidate at a shape, at least.", ge=1, le=10_000_000)
+    rounds: int = opt(8, "Interleaved rounds that the measuring is spread over.", ge=1, le=1000)
+    seed: int = opt(0, "Of the order, of made-up inputs and of the bootstrap.", ge=0)
+    timeout: float = opt(300.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
+    report: tuple[Path, ...] = opt((), "Where to write the report: FILE.json or FILE.md; repeatable.", key=False)
+
+    def check(self) -> None:
+        for text in self.shape:
+            Shape.parse(text)
+        for path in self.report:
+            if path.suffix not in _WRITERS:
+                raise UnknownName("report format", path.suffix or str(path), _WRITERS)
+
+
+def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport:
+    if not refs:
+        raise BadInput("nothing to measure", "name a reference (`ml-opt ls`), an .onnx file or torch:FOLDER")
+    if options.data is not None and not options.data.exists():
+        raise BadInput(f"no such file: {options.data}")
+    taking_part = entrants(refs, options.provider, store)
+    baseline, taking_part = _with_baseline(taking_part, options, store)
+    model = next((e.candidate.model for e in taking_part if e.candidate.model), {})
+    shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape))) or tuple(default_shapes(model))
+    for shape in shapes:
+        shape.check(model)
+    plan = Plan(
+        shapes=shapes,
+        threads=options.threads or cpu_threads(),
+        rounds=options.rounds,
+        seconds=options.duration,
+        samples=options.min_samples,
+        seed=options.seed,
+        timeout=options.timeout,
+    )
+    report = bench(taking_part, baseline, plan, progress, options.data)
+    report = _kept(report, next((e.artifact for e in taking_part if e.artifact), None), store)
+    for path in options.report:
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _WRITERS[path.suffix](report, path)
+    return report
+
+
+def _with_baseline(taking_part: list[Entrant], options: Bench, store: Store) -> tuple[str, list[Entrant]]:
+    """The baseline's label, and every candidate with the baseline among them, first."""
+    if options.against is None:
+        base = default_baseline(taking_part, store)
+    else:
+        same = [e for e in taking_part if e.label == options.against]
+        base = same[0] if same else parse(options.against, store, taking_part[0].artifact)
+    if all(e.label != base.label for e in taking_part):
+        taking_part = [base, *taking_part]
+    return base.label, taking_part
+
+
+def _kept(report: BenchReport, artifact: Artifact | None, store: Store) -> BenchReport:
+    """The report, kept beside the version that it is about where the store can be written to."""
+    if artifact is None or not artifact.ref:
+        return report
+    ref = Ref.parse(artifact.ref)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    try:
+        return report.written(store.reports_folder(ref.name, int(ref.at)) / f"bench-{stamp}.json")
+    except MissingPiece:  # a store that is only read from keeps no reports; the answer is no worse for it
+        return report
+
+
+CHECK = Check(
+    name="bench",
+    help="Measure latency, throughput, memory, size and agreement, one process a candidate, in interleaved rounds.",
+    details="A reference may carry a provider (minilm:fp32+openvino:bf16); source is the PyTorch model that the first "
+    "reference was exported from, torch:FOLDER any other one, and an .onnx file is taken as it is. Exit code 1 when a "
+    "candidate could not be measured.",
+    options=Bench,
+    run=_run,
+    many=True,
+    modules=("numpy",),
+)

@@ -1,0 +1,184 @@
+"""verify: does an artifact still answer like the model it came from?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.check import Check
+from optimizer.errors import BadInput
+from optimizer.options import Options, opt
+from optimizer.types import JSON, Precision
+
+if TYPE_CHECKING:
+    from optimizer.artifact import Artifact
+    from optimizer.data.golden import Golden
+    from optimizer.evaluate.parity import Case, CaseResult, Tolerance
+    from optimizer.evaluate.report import VerifyReport
+    from optimizer.runtime import Candidate, Session
+    from optimizer.stage import Progress
+    from optimizer.store import Store
+
+__all__ = ["CHECK", "Verify"]
+
+
+class Verify(Options):
+    """Options of verify."""
+
+    against: str = opt(
+        "source",
+        "What to compare with: `source` (PyTorch itself, or the imported file), `golden` (the answers kept beside the "
+        "model, for machines without PyTorch), or another artifact.",
+        metavar="REF",
+    )
+    data: Path | None = opt(None, "Real inputs to compare on, beside the sweep of shapes.", data=True, metavar="FILE")
+    samples: int = opt(64, "Rows of the data to use.", ge=1)
+    batch: int = opt(8, "Rows in a batch of data.", ge=1)
+    provider: str | None = opt(None, "Where to run it: cpu, openvino, openvino:bf16, cuda, … [cpu].")
+    threads: int = opt(0, "Threads; 0 for one a core.", ge=0, key=False)
+    max_abs: float | None = opt(None, "Largest difference allowed, relative to max(1, largest answer).", ge=0)
+    min_cosine: float | None = opt(None, "Smallest cosine similarity allowed of any row.", ge=-1, le=1)
+    min_top1: float | None = opt(None, "Smallest share of equal decisions allowed.", ge=0, le=1)
+    sweep: bool = opt(True, "Try a sweep of shapes: batch 1, 2, 8; one step, an odd number, the longest; padded.")
+
+    def check(self) -> None:
+        if not self.sweep and self.data is None and self.against != "golden":
+            raise BadInput("--no-sweep without --data leaves nothing to compare on", "add --data FILE")
+
+
+def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport:
+    from optimizer.bench.candidates import parse
+    from optimizer.data.golden import Golden
+    from optimizer.environment import describe
+    from optimizer.evaluate.parity import compare, judge
+    from optimizer.evaluate.report import VerifyReport
+    from optimizer.task import get_task
+
+    (ref,) = refs
+    if options.provider and "+" in ref:
+        raise BadInput(f"{ref} names its provider; leave --provider out")
+    judged = parse(f"{ref}+{options.provider}" if options.provider else ref, store)
+    artifact = judged.artifact
+    if artifact is None:
+        raise BadInput(f"{ref} is not an artifact", "`ml-opt ls` lists what there is")
+    artifact.check(store.digests)
+    model = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    task = get_task(str(model.get("task") or "generic"))
+    golden = Golden.load(artifact.path)
+    precision = precision_of(artifact, judged.candidate)
+    tolerance = _tolerance(precision, options)
+    progress("opening the candidate")
+    candidate = judged.candidate.open(options.threads, tf32=False)
+    try:
+        if options.against == "golden":
+            reference: Session = _golden_session(golden, artifact)
+            label, reference_facts = "golden", {}
+        else:
+            progress("opening the reference")
+            other = parse(options.against, store, artifact)
+            reference = other.candidate.open(options.threads, tf32=False)
+            label, reference_facts = other.label, reference.facts
+        try:
+            facts: dict[str, JSON] = {"candidate": candidate.facts, "reference": reference_facts}
+            cases = list(_cases(artifact, candidate, golden, model, options, facts))
+            results: list[CaseResult] = []
+            for result in compare(reference, candidate, _counted(cases, progress), task, model):
+                results.append(result)
+        finally:
+            reference.close()
+    finally:
+        candidate.close()
+    facts["environment"] = describe()
+    failures = judge(results, tolerance)
+    return VerifyReport(
+        judged.label, label, task.name, precision.value, tolerance, tuple(results), tuple(failures), facts
+    )
+
+
+def _counted(cases: list[Case], progress: Progress) -> Iterator[Case]:
+    for place, case in enumerate(cases):
+        progress("comparing answers", place, len(cases))
+        yield case
+
+
+def _cases(
+    artifact: Artifact,
+    candidate: Session,
+    golden: Golden | None,
+    model: Mapping[str, JSON],
+    options: Verify,
+    facts: dict[str, JSON],
+) -> Iterator[Case]:
+    from optimizer.evaluate.parity import Case
+    from optimizer.evaluate.sweep import sweep_cases
+
+    if golden is not None:
+        yield Case("golden", golden.inputs)
+    if options.against == "golden":
+        if golden is None:
+            raise BadInput(f"{artifact.ref} has no golden answers", "compare with its source: --against source")
+        return
+    if options.sweep:
+        if golden is None:
+            raise BadInput(
+                f"{artifact.ref} has no golden inputs to make a sweep of", "give real ones: --no-sweep --data FILE"
+            )
+        yield from sweep_cases(golden, candidate.inputs, model)
+    if options.data is not None:
+        from optimizer.data.calibration import CalibrationSet
+        from optimizer.data.preprocess import Preprocessor
+
+        rows = CalibrationSet.open(
+            options.data, Preprocessor.open(artifact.path, model), samples=options.samples
+        )
+        facts["data"] = rows.summary
+        for batch in rows.batches(options.batch):
+            yield Case(f"data rows {batch.rows[0]}…", batch.feeds)
+
+
+def _golden_session(golden: Golden | None, artifact: Artifact) -> Any:
+    """The golden answers behind the interface of a session that always gives them."""
+    from optimizer.evaluate.golden import GoldenSession
+
+    if golden is None:
+        raise BadInput(f"{artifact.ref} has no golden answers", "compare with its source: --against source")
+    return GoldenSession(golden)
+
+
+def precision_of(artifact: Artifact, candidate: Candidate) -> Precision:
+    """The coarsest number format on the way to an answer: the provider's, or the one most weights are stored in."""
+    facts = artifact.manifest.facts
+    if facts.get("quantized", {}).get("total"):
+        return Precision.INT8
+    weights = facts.get("weights", {})
+    total = sum(weights.values()) or 1
+    if weights.get("bfloat16", 0) * 2 > total or candidate.provider.precision == "bf16":
+        return Precision.BF16
+    if weights.get("float16", 0) * 2 > total or candidate.provider.precision == "fp16":
+        return Precision.FP16
+    return Precision.FP32
+
+
+def _tolerance(precision: Precision, options: Verify) -> Tolerance:
+    from dataclasses import replace
+
+    from optimizer.evaluate.parity import TOLERANCES
+
+    asked = {
+        name: getattr(options, name)
+        for name in ("max_abs", "min_cosine", "min_top1")
+        if getattr(options, name) is not None
+    }
+    return replace(TOLERANCES[precision], **asked)
+
+
+CHECK = Check(
+    name="verify",
+    help="Compare an artifact's answers with PyTorch's own, over a sweep of shapes and real data.",
+    details="Per output the largest, mean and 99.9th percentile difference, cosine and top-1 agreement; padding never "
+    "counts. The tolerance follows the precision. Exit code 1 when it is missed.",
+    options=Verify,
+    run=_run,
+    modules=("onnxruntime",),
+)

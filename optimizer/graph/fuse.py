@@ -1,0 +1,105 @@
+"""Fusing a transformer's graph into the operators that ONNX Runtime has kernels for.
+
+onnxscript's fusions match what torch's exporter makes of transformers 5 models; ONNX Runtime's own
+``transformers.optimizer`` finds no attention in those graphs at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = ["attention_like", "fuse_for_onnxruntime"]
+
+
+def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[str, int]:
+    """Fuse in place.
+
+    Args:
+        model: an exported graph, unquantized.
+        pack_attention: also pack the three projections into one ``Attention`` node. CUDA has its fastest kernels for
+            that; on a processor it gains nothing, and it takes the projections' weights out of a quantizer's reach.
+
+    Returns:
+        how often each fusion matched, by its name in onnxscript.
+    """
+    import onnx_ir.passes.common as passes
+    from onnxscript.optimizer import optimize
+    from onnxscript.rewriter import ort_fusions as fusions
+    from onnxscript.rewriter import rewrite
+
+    core = fusions._core
+    if pack_attention:
+        model, counts = core.optimize_for_ort(model)
+        return {name: count for name, count in counts.items() if count}
+    # The steps of onnxscript's optimize_for_ort, without the last one that packs the projections.
+    rewrite(model, [core._gemm_to_matmul_add.gemm_to_matmul_add_rule])
+    core._pre_optimize(model)
+    counts: Counter[str] = Counter()
+    for name, step in (
+        ("erf_gelu", core.fuse_erfgelu),
+        ("rms_normalization", core.fuse_rms_normalization),
+        ("skip_layer_normalization", core.fuse_skip_layer_normalization),
+        ("skip_rms_normalization", core.fuse_skip_rms_normalization),
+        ("rotary_embedding", core.fuse_rotary_embedding),
+        ("cos_sin_cache", core.fuse_cos_sin_cache),
+    ):
+        counts[name] += step(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    counts["partial_rotary_embedding"] += core.fuse_partial_rotary_embedding(model)
+    counts["sdpa"] += core.fuse_sdpa(model, apply_shape_inference=True)
+    for name, step in (
+        ("gqa", core.fuse_gqa),
+        ("packed_qkv_for_gqa", core.fuse_qkv_gqa),
+        ("mha1", core.fuse_mha1),
+        ("mha2", core.fuse_mha2),
+        ("mha_scale", core.fuse_mha_scale),
+        ("mha_bias", core.fuse_mha_bias),
+        ("gelu", core.fuse_gelu),
+        ("bias_gelu", core.fuse_bias_gelu),
+        ("sdpa_via_mha", core.replace_sdpa_by_mha),
+    ):
+        counts[name] += step(model)
+    optimize(model)
+    rewrite(model, core.ORT_PATTERN_REWRITE_RULES)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=1)(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.ShapeInferencePass()(model)
+    return {name: count for name, count in counts.items() if count}
+
+
+def attention_like(model: onnx_ir.Model) -> int:
+    """How many attentions a graph spells out: each Softmax over a product of two activations, times a third."""
+    found = 0
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type != "Softmax" or node.outputs[0] is None:
+                continue
+            into = any(use.node.op_type in ("MatMul", "FusedMatMul") for use in _through(node.outputs[0]))
+            found += into and _from_product(node.inputs[0])
+    return found
+
+
+def _through(value: onnx_ir.Value, depth: int = 3) -> list[onnx_ir.Usage]:
+    """Uses of a value, looked for behind the nodes that only move or mask it."""
+    uses = list(value.uses())
+    if depth:
+        for use in list(uses):
+            if use.node.op_type in ("Cast", "Where", "Dropout", "Reshape", "Transpose"):
+                uses += _through(use.node.outputs[0], depth - 1)
+    return uses
+
+
+def _from_product(value: onnx_ir.Value | None, depth: int = 6) -> bool:
+    """Whether a score comes out of a product of two activations, behind scaling, masking and bias."""
+    node = value.producer() if value is not None else None
+    if node is None or depth == 0:
+        return False
+    if node.op_type in ("MatMul", "FusedMatMul", "Einsum"):
+        return all(v is not None and not v.is_initializer() for v in node.inputs[:2])
+    if node.op_type in ("Add", "Mul", "Div", "Sub", "Where", "Cast", "Reshape", "Max"):
+        return any(_from_product(v, depth - 1) for v in node.inputs)
+    return False

