@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from optimizer.discovery import members
 from optimizer.errors import UnknownName
 from optimizer.options import Options
-from optimizer.stage import _members
 from optimizer.types import JSON
 
 __all__ = ["Check", "Report", "discover", "get_check"]
@@ -58,7 +58,7 @@ class Check:
 @functools.cache
 def discover() -> dict[str, Check]:
     """Every check of :mod:`optimizer.checks`, by name."""
-    return _members("optimizer.checks", "CHECK")
+    return members("optimizer.checks", "CHECK")
 
 
 def get_check(name: str) -> Check:

@@ -27,7 +27,7 @@ class Difference:
 
 
 #: What always differs and says nothing about the model.
-_NOISE = ("created", "seconds", "command", "key")
+_NOISE = ("created", "seconds", "command", "key", "environment.cpu.mhz")
 
 
 def differences(first: Manifest, second: Manifest) -> list[Difference]:
@@ -38,7 +38,8 @@ def differences(first: Manifest, second: Manifest) -> list[Difference]:
 def _walk(path: str, a: JSON, b: JSON) -> Iterator[Difference]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in [*a, *(k for k in b if k not in a)]:
-            if path or name not in _NOISE:
-                yield from _walk(f"{path}.{name}" if path else name, a.get(name), b.get(name))
+            inner = f"{path}.{name}" if path else name
+            if inner not in _NOISE:
+                yield from _walk(inner, a.get(name), b.get(name))
     elif a != b:
         yield Difference(path, a, b)

@@ -16,7 +16,17 @@ from optimizer.types import JSON
 __all__ = ["cpu_facts", "cpu_threads", "describe", "gpu_facts", "has_module", "memory_bytes", "version_of", "versions"]
 
 #: Processor features that decide which int8 and bf16 kernels run at full speed (names as in /proc/cpuinfo).
-_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+)
 
 #: Distributions whose versions a record of an experiment must hold.
 _DISTRIBUTIONS = (
@@ -158,7 +168,10 @@ def gpu_facts() -> tuple[dict[str, JSON], ...]:
         return ()
     gpus = []
     for line in done.stdout.strip().splitlines():
-        name, driver, memory, capability = [part.strip() for part in line.split(",")]
+        parts = [part.strip() for part in line.rsplit(",", 3)]
+        if len(parts) != 4:  # "No devices were found"
+            continue
+        name, driver, memory, capability = parts
         gpus.append({"name": name, "driver": driver, "memory_mib": memory, "compute_capability": capability})
     return tuple(gpus)
 

@@ -43,7 +43,9 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
                 "choose a folder you own: --store DIR, or set ML_OPT_STORE",
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST) and (blocking := _file_on_the_way(where)) is not None:
-            raise MissingPiece(f"{blocking} is a file where a folder is needed", "choose another --store DIR") from error
+            raise MissingPiece(
+                f"{blocking} is a file where a folder is needed", "choose another --store DIR"
+            ) from error
         raise
 
 

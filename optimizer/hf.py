@@ -19,7 +19,15 @@ from typing import Any
 from optimizer.errors import BadInput, GateFailed, UnknownName, missing_package
 from optimizer.types import JSON
 
-__all__ = ["SUPPORTED_TASKS", "LoadedModel", "flat_outputs", "infer_task", "load_model", "quiet_libraries", "read_config"]
+__all__ = [
+    "SUPPORTED_TASKS",
+    "LoadedModel",
+    "flat_outputs",
+    "infer_task",
+    "load_model",
+    "quiet_libraries",
+    "read_config",
+]
 
 #: What a class name ends in → its task. Longer endings first: ``ForSequenceClassification`` of an audio model is
 #: settled by the modality afterwards.

@@ -82,7 +82,7 @@ class Manifest:
         if schema > SCHEMA:
             raise BadInput(
                 f"{where} has manifest schema {schema}; this ml-opt reads up to {SCHEMA}",
-                'run: pip install --upgrade ml-opt',
+                "run: pip install --upgrade ml-opt",
             )
         known = {f.name: f for f in fields(cls)}
         unknown = sorted(set(data) - set(known))

@@ -19,7 +19,7 @@ from optimizer.options import Options
 from optimizer.ref import Ref, check_name, safe_name
 from optimizer.source import resolve_source
 from optimizer.stage import Progress, Stage, silent
-from optimizer.store import Store, file_entries
+from optimizer.store import Store, file_entries, spellings
 from optimizer.types import JSON, Kind
 
 __all__ = ["Result", "apply", "find_source", "stage_key"]
@@ -61,13 +61,14 @@ class Result:
 def stage_key(stage: Stage, source: Source, options: Options, store: Store) -> str:
     """sha256 over everything that decides what a stage makes.
 
-    That is: the stage and its version, the source's content, the options (data files by content), and the versions
-    of the libraries it uses; for a device-bound stage the GPU and its driver too.
+    That is: the stage and its version, the source's content (and, for an artifact, its own key: what its export knew
+    about the model is handed down, and lies in no file), the options (data files by content), and the versions of the
+    libraries it uses; for a device-bound stage the GPU and its driver too.
     """
     parts: dict[str, JSON] = {
         "stage": stage.name,
         "version": stage.version,
-        "source": source.digest,
+        "source": [source.digest, source.manifest.key] if isinstance(source, Artifact) else source.digest,
         "options": options.for_key(lambda path: _content(path, store)),
         "libraries": {name: version_of(name) for name in stage.needs},
     }
@@ -96,7 +97,7 @@ def find_source(stage: Stage, spec: str | Source, options: Options, store: Store
     if isinstance(spec, str):
         if Kind.SOURCE in stage.accepts:
             extra = {f: getattr(options, f) for f in ("revision", "allow_pickle") if hasattr(options, f)}
-            source: Source = resolve_source(spec, digest=store.digests, **extra)
+            source: Source = resolve_source(spec, digest=store.digests, recall=store.digests.recall, **extra)
         else:
             source = store.get(spec)
     else:
@@ -140,7 +141,7 @@ def apply(
         raise TypeError(f"{stage.name} takes {stage.options.__name__}, not {type(options).__name__}")
     source = find_source(stage, spec, options, store)
     if isinstance(source, SourceModel):
-        name = check_name("model", name) if name else safe_name(source.spec)
+        name = check_name("model", name) if name is not None else _own_name(source)
         origin = source.to_json()
         version = store.version_of(name, source.digest)
     else:
@@ -158,6 +159,11 @@ def apply(
             return None
         found.check(store.digests)
         store.digests.save()
+        if variant is not None and found.variant not in spellings(variant, key):
+            raise BadInput(
+                f"this artifact is in the store already, as {found.ref}; it cannot be --variant {variant} too",
+                f"give it a second name: ml-opt alias {found.ref} {variant}",
+            )
         return Result(found, True, time.perf_counter() - started)
 
     if (done := cached()) is not None:
@@ -247,6 +253,11 @@ def _hand_down(parent: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / relative)
 
 
+def _own_name(source: SourceModel) -> str:
+    """What a model is called when nobody names it: ``.`` and ``..`` are called what their folder is called."""
+    return safe_name(source.spec if Path(source.spec).name.strip(".") else str(source.path))
+
+
 def _need_modules(stage: Stage) -> None:
     for module in stage.modules:
         if not has_module(module):
@@ -257,10 +268,9 @@ def _need_room(source: Source, folder: Path) -> None:
     """Fail before the work, not after it, when the disk cannot hold even a copy of the source."""
     if isinstance(source, Artifact):
         need = source.manifest.bytes
-    elif source.path.is_dir():
-        need = sum((source.path / f).stat().st_size for f in source.files)
     else:
-        need = source.path.stat().st_size
+        folder_of_source = source.path if source.path.is_dir() else source.path.parent
+        need = sum((folder_of_source / f).stat().st_size for f in source.files)
     free = shutil.disk_usage(folder).free
     if free < need:
         raise MissingPiece(
@@ -268,5 +278,3 @@ def _need_room(source: Source, folder: Path) -> None:
             f"{need / 2**20:.0f} MiB",
             "free some space (`ml-opt gc` clears leftovers) or choose another --store",
         )
-
-

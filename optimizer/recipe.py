@@ -36,6 +36,7 @@ from optimizer.check import Check, Report
 from optimizer.errors import BadInput, MlOptError, UnknownName
 from optimizer.options import Options
 from optimizer.pipeline import Result, apply
+from optimizer.ref import check_name, is_name, safe_name
 from optimizer.stage import Progress, Stage, silent
 from optimizer.store import Store
 from optimizer.types import JSON, Kind
@@ -104,17 +105,29 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(head, dict) or not isinstance(data.get("step", []), list):
         raise BadInput(f"{path}: [recipe] is a table and [[step]] a list of tables")
     _only(head, {"model", "name"}, f"{path}: [recipe]")
-    if not isinstance(head.get("model"), str):
+    if not isinstance(head.get("model"), str) or not head["model"]:
         raise BadInput(f"{path}: [recipe] needs a model: a folder, an .onnx file or a hub id")
-    model = head["model"]
-    if (path.parent / model).exists():
-        model = str(path.parent / model)
+    model = _source(head["model"], path.parent)
+    name = head.get("name")
+    if name is not None:
+        check_name("model", _text(name, f"{path}: name"))
     if not data.get("step"):
         raise BadInput(f"{path} has no [[step]]")
     steps: list[Step] = []
     for number, table in enumerate(data["step"], 1):
         steps.append(_step(table, number, steps, model, path))
-    return Recipe(model, head.get("name"), tuple(steps))
+    return Recipe(model, name, tuple(steps))
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise BadInput(f"{where} takes a string, not {value!r}")
+    return value
+
+
+def _source(typed: str, folder: Path) -> str:
+    """A model as the recipe names it: a path that is there is taken from the recipe's folder."""
+    return str(folder / typed) if (folder / typed).exists() else typed
 
 
 def _step(table: Any, number: int, before: list[Step], model: str, path: Path) -> Step:
@@ -127,13 +140,15 @@ def _step(table: Any, number: int, before: list[Step], model: str, path: Path) -
     if name not in known:
         raise UnknownName(f"stage or check (step {number} of {path})", name, known)
     does = known[name]
-    step_id = str(values.pop("id", name))
+    step_id = _text(values.pop("id", name), f"{where}: id")
     if step_id in {s.id for s in before}:
         raise BadInput(f"{where}: the id {step_id!r} is taken; give this step another id")
-    variant = values.pop("variant", None)
+    variant = values.pop("variant", None) if isinstance(does, Stage) else None
+    if variant is not None:
+        check_name("variant", _text(variant, f"{where}: variant"))
     made = [s for s in before if isinstance(s.does, Stage)]
     if isinstance(does, Stage) and Kind.SOURCE in does.accepts:
-        sources = [values.pop("from", model)]
+        sources = [_source(_text(values.pop("from", model), f"{where}: from"), path.parent)]
     elif isinstance(does, Stage):
         sources = [values.pop("from", made[-1].id if made else None)]
     else:
@@ -188,6 +203,7 @@ def run_recipe(
     """
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
     store = store if isinstance(store, Store) else Store(store)
+    _find_sources(recipe, store)
     refs: dict[str, str] = {}
     records: list[dict[str, JSON]] = []
     exit_code = 0
@@ -211,6 +227,18 @@ def run_recipe(
         if seen is not None:
             seen(step, outcome)
     return RecipeReport(tuple(records), exit_code)
+
+
+def _find_sources(recipe: Recipe, store: Store) -> None:
+    """Refuse a bare name that is neither an earlier step nor in the store, before hours of work and not after."""
+    known = {*store.names(), recipe.name or safe_name(recipe.model)}
+    for number, step in enumerate(recipe.steps, 1):
+        for source in step.sources:
+            head = source.partition("+")[0]
+            takes_artifact = isinstance(step.does, Stage) and Kind.SOURCE not in step.does.accepts
+            if takes_artifact and is_name(head) and head not in known:
+                raise UnknownName(f"step or artifact (step {number}, {step.id})", head, known)
+        known.add(step.id)
 
 
 def _resolved(source: str, refs: Mapping[str, str]) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from optimizer.discovery import members
 from optimizer.errors import BadInput, UnknownName
-from optimizer.stage import _members
 from optimizer.types import JSON, TensorSpec
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Runtime:
 @functools.cache
 def discover() -> dict[str, Runtime]:
     """Every runtime of :mod:`optimizer.runtimes`, by name."""
-    return _members("optimizer.runtimes", "RUNTIME")
+    return members("optimizer.runtimes", "RUNTIME")
 
 
 def get_runtime(provider: Provider) -> Runtime:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from optimizer.artifact import SourceModel
-from optimizer.digest import digest_file, digest_tree
+from optimizer.digest import digest_file, digest_json, digest_tree
 from optimizer.errors import BadInput, MissingPiece, missing_package
 
 __all__ = ["resolve_source"]
@@ -23,6 +24,10 @@ _DECIDING = (
 )
 _SAFE_WEIGHTS = ("*.safetensors",)
 _PICKLE_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+#: ``recall(question, answer)``: the answer, from memory when the question was asked before.
+Recall = Callable[[str, Callable[[], str]], str]
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
 
 
@@ -32,6 +37,7 @@ def resolve_source(
     revision: str | None = None,
     allow_pickle: bool = False,
     digest: Callable[[Path], str] = digest_file,
+    recall: Recall = lambda question, answer: answer(),
 ) -> SourceModel:
     """Turn what was typed into files on this machine.
 
@@ -40,15 +46,16 @@ def resolve_source(
         revision: a branch, tag or commit of the hub.
         allow_pickle: take weights stored as Python pickles, which can run code when they are loaded.
         digest: how to hash one file.
+        recall: remembers answers that follow from content alone (:meth:`DigestCache.recall`).
 
     Raises:
         BadInput: nothing of that name, or it is not a model.
         MissingPiece: the hub cannot be reached, or its client is not installed.
     """
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return _file(spec, path, digest)
-    if path.is_dir():
+    path, is_file, is_dir = _look(spec)
+    if is_file:
+        return _file(spec, path, digest, recall)
+    if is_dir:
         if revision is not None:
             raise BadInput(f"--revision is for hub ids; {spec} is a folder")
         return _folder(spec, path, "folder", "", allow_pickle, digest)
@@ -61,7 +68,18 @@ def resolve_source(
     return _folder(spec, folder, "hub", commit, allow_pickle, digest)
 
 
-def _file(spec: str, path: Path, digest: Callable[[Path], str]) -> SourceModel:
+def _look(spec: str) -> tuple[Path, bool, bool]:
+    """The path that was typed, and whether it is a file or a folder."""
+    if not spec.strip():
+        raise BadInput("the model's name is empty", "give a model folder, an .onnx file, or a hub id like org/name")
+    try:
+        path = Path(spec).expanduser()
+        return path, path.is_file(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long a name, no permission, no such home folder
+        raise BadInput(f"{spec[:200]} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _file(spec: str, path: Path, digest: Callable[[Path], str], recall: Recall) -> SourceModel:
     if path.suffix != ".onnx":
         raise BadInput(
             f"{spec} is a file, but not an .onnx file",
@@ -69,14 +87,21 @@ def _file(spec: str, path: Path, digest: Callable[[Path], str]) -> SourceModel:
         )
     if path.stat().st_size == 0:
         raise BadInput(f"{spec} is empty")
+    own = digest(path)
+    # Reading the graph takes onnx_ir; a file that was read before is known by its digest, and its answer with it.
+    weights: list[str] = json.loads(recall(f"external files of {own}", lambda: _external_files(path)))
+    for name in weights:
+        if not (path.parent / name).is_file():
+            raise BadInput(f"{spec}: the weights file {name} is missing")
+    # The file's own name is not content: the same bytes under another name are the same version.
+    content = digest_json({"": own, **{name: digest(path.parent / name) for name in weights}}) if weights else own
+    return SourceModel(spec, path.resolve(), content, "file", "", (path.name, *weights))
+
+
+def _external_files(path: Path) -> str:
     from optimizer.graph.io import external_files, load
 
-    files = [path, *(path.parent / name for name in external_files(load(path)))]
-    content = digest_tree(path.parent, files, digest)
-    # The file's own name is not content: the same bytes under another name are the same version.
-    if len(files) == 1:
-        content = digest(path)
-    return SourceModel(spec, path.resolve(), content, "file", "", tuple(f.name for f in files))
+    return json.dumps(external_files(load(path)))
 
 
 def _folder(
@@ -116,7 +141,13 @@ def _download(spec: str, revision: str | None, allow_pickle: bool) -> tuple[Path
     """The folder of a hub snapshot and its commit; from the local cache when the hub cannot be reached."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
     except ImportError as error:
         raise missing_package(error.name or "huggingface_hub", f"downloading {spec}") from None
     wanted = [*_DECIDING, *_SAFE_WEIGHTS, *(_PICKLE_WEIGHTS if allow_pickle else ())]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from optimizer.artifact import Source
+from optimizer.discovery import members
 from optimizer.errors import UnknownName
 from optimizer.options import Options
 from optimizer.types import JSON, Kind
@@ -95,24 +94,10 @@ class Stage:
         return self.name.replace("-", "_")
 
 
-def _members(package: str, attribute: str) -> dict[str, Any]:
-    """Every value named ``attribute`` in the modules of a package, by its own name; private modules are left out."""
-    root = importlib.import_module(package)
-    found = {}
-    for info in pkgutil.iter_modules(root.__path__):
-        if info.name.startswith("_"):
-            continue
-        module = importlib.import_module(f"{package}.{info.name}")
-        value = getattr(module, attribute, None)
-        if value is not None:
-            found[value.name] = value
-    return found
-
-
 @functools.cache
 def discover() -> dict[str, Stage]:
     """Every stage of :mod:`optimizer.stages`, by name. A new file there is all that a new stage needs."""
-    return _members("optimizer.stages", "STAGE")
+    return members("optimizer.stages", "STAGE")
 
 
 def get_stage(name: str) -> Stage:

@@ -25,7 +25,7 @@ from optimizer.manifest import MANIFEST_NAME
 from optimizer.ref import Ref, check_name, is_name
 from optimizer.types import JSON
 
-__all__ = ["DEFAULT_STORE", "Garbage", "Scratch", "Store"]
+__all__ = ["DEFAULT_STORE", "Garbage", "Scratch", "Store", "file_entries", "spellings"]
 
 DEFAULT_STORE = Path("models")
 _PRIVATE = ".ml-opt"
@@ -95,7 +95,9 @@ class Store:
 
     def versions(self, name: str) -> list[int]:
         """Every version number of a name that holds at least one variant, ascending."""
-        found = [int(p.name) for p in self._folders(self.root / name) if _is_version(p.name) and self._variant_folders(p)]
+        found = [
+            int(p.name) for p in self._folders(self.root / name) if _is_version(p.name) and self._variant_folders(p)
+        ]
         return sorted(found)
 
     def variants(self, name: str, version: int) -> list[str]:
@@ -183,7 +185,9 @@ class Store:
             target, _, aliased = aliases[ref.at].partition(":")
             version = int(target)
             if version not in versions:
-                raise UnknownName(f"version of {ref.name}", target, [str(v) for v in versions], f"alias {ref.at} dangles")
+                raise UnknownName(
+                    f"version of {ref.name}", target, [str(v) for v in versions], f"alias {ref.at} dangles"
+                )
             variant = variant or aliased
         if variant and variant not in self.variants(ref.name, version):
             raise UnknownName(
@@ -255,7 +259,7 @@ class Store:
                     return found
                 else:
                     folder = self.root / name / str(version)
-                    variant = next(v for v in _spellings(variant, key) if not (folder / v).exists())
+                    variant = next(v for v in spellings(variant, key) if not (folder / v).exists())
                     os.rename(scratch.path, folder / variant)
                     fsync_folder(folder)
         return self._open(name, version, variant)
@@ -348,19 +352,23 @@ class Store:
                         stray.unlink(missing_ok=True)
                         garbage.removed.append(str(stray.relative_to(self.root)))
             for model in self._folders(self.root):
+                if not is_name(model.name):
+                    continue
                 with Lock(self.root / _PRIVATE / "locks" / f"name-{model.name}"):
                     for version in self._folders(model):
+                        # The store may be a folder with other things in it: only what is surely ours is removed.
+                        if not _is_version(version.name) or not (version / _VERSION_FILE).is_file():
+                            continue
                         for variant in self._variant_folders(version):
                             try:
                                 Artifact.open(variant)
                             except MlOptError:
                                 garbage.broken.append(f"{model.name}@{version.name}:{variant.name}")
-                        # Only a folder that holds our own record and nothing else is ours to remove.
-                        if [p.name for p in version.iterdir()] == [_VERSION_FILE]:
+                        if len(list(version.iterdir())) == 1:
                             shutil.rmtree(version)
                             garbage.removed.append(str(version.relative_to(self.root)))
-                    if {p.name for p in model.iterdir()} == {_ALIAS_FILE} or not any(model.iterdir()):
-                        shutil.rmtree(model)
+                    if not any(model.iterdir()):
+                        model.rmdir()
             for file in (self.root / _PRIVATE / "locks").glob("*"):
                 lock = Lock(file)
                 if lock.try_acquire():
@@ -476,7 +484,7 @@ def _is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and name[0] != "0"
 
 
-def _spellings(variant: str, key: str) -> Iterator[str]:
+def spellings(variant: str, key: str) -> Iterator[str]:
     """What an artifact of this key may be called: the variant's own name, or with more and more of the key behind it."""
     yield variant
     for digits in range(6, len(key) + 1):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optimizer.discovery import members
 from optimizer.errors import UnknownName
-from optimizer.stage import _members
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Task:
 @functools.cache
 def discover() -> dict[str, Task]:
     """Every task of :mod:`optimizer.tasks`, by name."""
-    return _members("optimizer.tasks", "TASK")
+    return members("optimizer.tasks", "TASK")
 
 
 def get_task(name: str) -> Task:

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _CPU = Provider("cpu")
+#: What begins a candidate that is no reference; a model of the store cannot be benched under these names.
+_WORDS = ("source", "torch", "fake")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def entrants(refs: Sequence[str], providers: Sequence[str], store: Store) -> lis
     for text in refs:
         first = found[0].artifact if found else None
         _, own = _split(text)
-        takes_one = own is None and not text.startswith(("source", "torch:", "fake:"))
+        takes_one = own is None and text.partition(":")[0] not in _WORDS
         for provider in providers if takes_one and providers else (None,):
             asked = f"{text}+{Provider.parse(provider)}" if provider else text
             found.append(parse(asked, store, first))

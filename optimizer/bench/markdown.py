@@ -32,14 +32,21 @@ def to_markdown(report: BenchReport) -> str:
         ),
         "",
     ]
-    failed = [
-        f"- `{row.label}` failed: {row.error}{f' ({row.hint})' if row.hint else ''}" for row in report.rows if row.error
-    ]
-    careful = [f"- {caution}" for caution in report.cautions]
-    for title, entries in (("## Failed", failed), ("## Careful", careful)):
+    failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.rows if row.error]
+    for title, entries in (("## Failed", failed), ("## Careful", _careful(report))):
         if entries:
             lines += [title, "", *entries, ""]
     return "\n".join(lines)
+
+
+def _careful(report: BenchReport) -> list[str]:
+    """One line a doubt, with everything that raised it."""
+    lines = []
+    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
+        raised = [", ".join(filter(None, (c.about, c.detail))) for c in report.cautions if c.doubt is doubt]
+        named = "; ".join(filter(None, raised))
+        lines.append(f"- **{doubt.value}**: {doubt.advice}" + (f" ({named})" if named else ""))
+    return lines
 
 
 def _machine(report: BenchReport) -> str:

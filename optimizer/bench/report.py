@@ -41,7 +41,7 @@ class Doubt(StrEnum):
 
 _ADVICE = {
     Doubt.LOAD: "the machine was busy with something else when this began; close it, or measure elsewhere",
-    Doubt.NOISY: "rounds differ by more than a quarter; raise --duration and --rounds, or quieten the machine",
+    Doubt.NOISY: "the slowest round took over 1.25 times as long as the fastest; raise --duration and --rounds, or quieten the machine",
     Doubt.UNSTABLE: "calls were still changing speed when the warm-up ended; raise --duration",
     Doubt.FEW_ROUNDS: "an interval needs at least three rounds; raise --rounds",
     Doubt.SYNTHETIC: "inputs are made up, as the model brought no examples; real ones may take another time",
@@ -62,10 +62,6 @@ class Caution:
     doubt: Doubt
     about: str = ""
     detail: str = ""
-
-    def __str__(self) -> str:
-        said = ", ".join(filter(None, (self.about, self.detail)))
-        return f"{said}: {self.doubt.advice}" if said else self.doubt.advice
 
     def to_json(self) -> dict[str, JSON]:
         return {"doubt": self.doubt.value, "about": self.about, "detail": self.detail, "advice": self.doubt.advice}

@@ -137,7 +137,7 @@ def _cautions(rows: Sequence[Row], lanes: Sequence[Lane], plan: Plan, source: st
         found += [Caution(Doubt.UNSTABLE, f"{row.label} at {shape}") for shape in lane.unstable]
         for cell in row.cells:
             if cell.summary.spread > _NOISY:
-                detail = f"slowest round {cell.summary.spread:.2f} times the fastest"
+                detail = f"{cell.summary.spread:.2f} times"
                 found.append(Caution(Doubt.NOISY, f"{row.label} at {cell.shape}", detail))
         if row.agreement and row.agreement.cosine_worst < _DIFFERENT:
             found.append(Caution(Doubt.DIFFERENT, row.label, f"worst cosine {row.agreement.cosine_worst:.4f}"))

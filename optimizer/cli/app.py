@@ -10,7 +10,7 @@ import typer
 from optimizer import check as checks
 from optimizer import stage as stages
 from optimizer.cli import store_commands
-from optimizer.cli.generate import check_command, stage_command
+from optimizer.cli.generate import check_command, plain, stage_command
 from optimizer.cli.machine_commands import doctor
 from optimizer.cli.recipe_command import run_recipe_file
 
@@ -53,7 +53,9 @@ def build_app() -> typer.Typer:
         home = app
         if group:
             home = groups.setdefault(group[0], typer.Typer(no_args_is_help=True, help=_GROUPS.get(group[0], "")))
-        home.command(last, help=_help(stage.help, stage.details), rich_help_panel="Make artifacts")(stage_command(stage))
+        home.command(last, help=_help(stage.help, stage.details), rich_help_panel="Make artifacts")(
+            stage_command(stage)
+        )
         for alias in stage.aliases:
             app.command(alias, hidden=True, help=f"The same as {' '.join(stage.words)}.")(stage_command(stage))
     for name, group_app in groups.items():
@@ -73,4 +75,4 @@ def _in_order(found: dict[str, stages.Stage]) -> list[stages.Stage]:
 
 
 def _help(line: str, details: str) -> str:
-    return f"{line}\n\n{details}" if details else line
+    return plain(f"{line}\n\n{details}" if details else line)

@@ -16,17 +16,22 @@ from optimizer.stage import Stage
 from optimizer.store import Store
 from optimizer.types import Kind
 
-__all__ = ["COMMON", "Common", "check_command", "common", "complete_ref", "stage_command"]
+__all__ = ["COMMON", "Common", "check_command", "common", "complete_ref", "plain", "stage_command"]
 
 _PANEL = "Everywhere"
 
 
-def complete_ref(incomplete: str) -> list[str]:
-    """References of the default store, for the shell's completion; a broken store completes to nothing."""
+def complete_ref(ctx: typer.Context, incomplete: str) -> list[str]:
+    """References of the store, for the shell's completion; a broken store completes to nothing."""
     try:
-        return Store().complete(incomplete)
+        return Store(ctx.params.get("store")).complete(incomplete)
     except Exception:
         return []
+
+
+def plain(text: str) -> str:
+    """Words as they are: typer would read ``[what the model allows]`` as a style, and show nothing of it."""
+    return text.replace("[", "\\[")
 
 
 _Store = Annotated[
@@ -35,8 +40,12 @@ _Store = Annotated[
         "--store", metavar="DIR", help="Folder of artifacts [$ML_OPT_STORE, or ./models].", rich_help_panel=_PANEL
     ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all talk on stderr.", rich_help_panel=_PANEL)]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.", rich_help_panel=_PANEL)]
+_Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout, all talk on stderr.", rich_help_panel=_PANEL)
+]
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.", rich_help_panel=_PANEL)
+]
 _Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let the libraries talk.", rich_help_panel=_PANEL)]
 
 COMMON: dict[str, tuple[Any, Any]] = {
@@ -93,7 +102,11 @@ def stage_command(stage: Stage) -> Callable[..., int]:
             render_result(result, outside.output)
         return 0
 
-    help = "Model folder, .onnx file, or hub id (org/name)." if from_source else "Artifact: name[@version|@alias][:variant]."
+    help = (
+        "Model folder, .onnx file, or hub id (org/name)."
+        if from_source
+        else "Artifact: name[@version|@alias][:variant]."
+    )
     argument = typer.Argument(
         metavar="MODEL" if from_source else "REF", help=help, autocompletion=None if from_source else complete_ref
     )
@@ -132,7 +145,8 @@ def check_command(check: Check) -> Callable[..., int]:
 
     argument = typer.Argument(
         metavar="REF…" if check.many else "REF",
-        help="Artifact: name[@version|@alias][:variant]" + (", +provider[:precision] if you like." if check.many else "."),
+        help="Artifact: name[@version|@alias][:variant]"
+        + (", +provider[:precision] if you like." if check.many else "."),
         autocompletion=complete_ref,
     )
     annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
@@ -158,7 +172,6 @@ def _option(field: OptionField) -> inspect.Parameter:
     if kind not in (bool, int, float, Path):
         kind = str
     names = [field.flag] + ([field.opt.short] if field.opt.short else [])
-    shown: Any = False
     metavar = field.opt.metavar or None
     if field.opt.choices:
         metavar = "|".join(field.opt.choices)
@@ -168,14 +181,15 @@ def _option(field: OptionField) -> inspect.Parameter:
         names = [f"{field.flag}/--no-{field.flag[2:]}"]
     help = field.opt.help
     if field.required:
-        help += " [bold](required)[/bold]"
+        help += " (required)"
     elif field.default not in (None, (), ""):
         default = field.default
         if kind is bool:
             shown = field.flag[2:] if default else f"no-{field.flag[2:]}"
         else:
             shown = " ".join(map(str, default)) if field.many else str(getattr(default, "value", default))
-    option = typer.Option(*names, help=help, show_default=shown, metavar=metavar)
+        help += f" [default: {shown}]"
+    option = typer.Option(*names, help=plain(help), show_default=False, metavar=metavar)
     annotation: Any = Annotated[list[kind] | None, option] if field.many else Annotated[kind | None, option]
     return _parameter(field.name, annotation, None)
 

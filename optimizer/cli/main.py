@@ -40,6 +40,7 @@ def run(words: list[str]) -> int:
     try:
         command = typer.main.get_command(build_app())
         code = command.main(words, prog_name="ml-opt", standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except MlOptError as error:
         output.error(error)
@@ -49,10 +50,13 @@ def run(words: list[str]) -> int:
     except TyperException as error:
         return _usage(error, output)
     except (KeyboardInterrupt, Abort):
-        output.talk("interrupted; the store is as it was")
-        return 130
+        return _stopped("interrupted", signal.SIGINT, output)
+    except _Terminated:
+        return _stopped("terminated", signal.SIGTERM, output)
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0
+        if isinstance(leaving.code, str):  # a library gave up in words: that is not success
+            return _bug(RuntimeError(leaving.code), output)
+        return leaving.code or 0
     except BrokenPipeError:
         # The reader went away (`ml-opt ls | head`): that is not an error, and there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -61,8 +65,19 @@ def run(words: list[str]) -> int:
         return _bug(error, output)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM: like SystemExit, no ``except Exception`` of a library holds it up."""
+
+
 def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+    raise _Terminated(128 + signum)
+
+
+def _stopped(how: str, signum: int, output: Output) -> int:
+    stopped = MlOptError(f"{how}; the store is as it was")
+    stopped.exit_code = 128 + signum
+    output.error(stopped)
+    return stopped.exit_code
 
 
 def _usage(error: TyperException, output: Output) -> int:

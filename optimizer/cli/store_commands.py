@@ -13,7 +13,9 @@ from optimizer.ref import Ref
 __all__ = ["add"]
 
 _PANEL = "The store"
-_Ref = Annotated[str, typer.Argument(metavar="REF", help="name[@version|@alias][:variant]", autocompletion=complete_ref)]
+_Ref = Annotated[
+    str, typer.Argument(metavar="REF", help="name[@version|@alias][:variant]", autocompletion=complete_ref)
+]
 
 
 def add(app: typer.Typer) -> None:
@@ -40,11 +42,15 @@ def ls(
     store = ctx.store
     if name is not None:
         wanted = Ref.parse(name)
-        store.locate(Ref(wanted.name, wanted.at))
-        only = wanted.name
-        artifacts = list(store.artifacts(only, wanted.version))
+        only, version, variant = store.locate(wanted)
+        listed = [f"{only}@{version}:{variant}"] if variant else [r for r in store.refs() if Ref.parse(r).name == only]
+        if wanted.at and not variant:
+            listed = [r for r in listed if Ref.parse(r).version == version]
     else:
-        artifacts = list(store.artifacts())
+        listed = store.refs()
+    artifacts = [a for a in store.artifacts() if a.ref in listed]
+    if unreadable := len(listed) - len(artifacts):
+        ctx.output.talk(f"{unreadable} artifact(s) cannot be read; run: ml-opt check")
     aliases = {n: store.aliases(n) for n in sorted({Ref.parse(a.ref).name for a in artifacts})}
     if ctx.output.json:
         rows = [

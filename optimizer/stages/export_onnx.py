@@ -56,9 +56,15 @@ def _run(source: Source, out: Path, options: ExportOnnx, progress: Progress) -> 
             if getattr(options, name):
                 raise BadInput(f"--{name.replace('_', '-')} is for models, and {source.spec} is an .onnx file")
         return import_file(
-            source, out, opset=options.opset, task=options.task, max_length=options.max_length,
-            max_batch=options.max_batch, dtype=options.dtype, progress=progress,
-        )  # fmt: skip
+            source,
+            out,
+            opset=options.opset,
+            task=options.task,
+            max_length=options.max_length,
+            max_batch=options.max_batch,
+            dtype=options.dtype,
+            progress=progress,
+        )
     return _export_folder(source, out, options, progress)
 
 
@@ -162,7 +168,8 @@ def _pooling(folder: Path, task: str) -> str:
 
 def _variant(options: ExportOnnx, source: Source) -> str:
     words = [options.dtype.value]
-    if options.opset not in (None, _DEFAULT_OPSET):
+    kept = None if isinstance(source, SourceModel) and source.type == "file" else _DEFAULT_OPSET
+    if options.opset not in (None, kept):
         words.append(f"opset{options.opset}")
     if options.max_length is not None:
         words.append(f"len{options.max_length}")
