@@ -129,10 +129,11 @@ def missing_package(module: str, wanted_for: str) -> MissingPiece:
     """The error for an import that failed because an extra is not installed.
 
     Args:
-        module: the top-level module that could not be imported.
+        module: the module that could not be imported (``error.name``).
         wanted_for: what needed it, e.g. "export-onnx".
     """
-    extra = _EXTRA_OF.get(module.split(".")[0])
+    module = module.partition(".")[0]
+    extra = _EXTRA_OF.get(module)
     line = f'pip install "ml-opt[{extra}]"' if extra else f"pip install {module}"
     also = '  (on an NVIDIA GPU: pip install "ml-opt[gpu]")' if module == "onnxruntime" else ""
     return MissingPiece(f"{wanted_for} needs the package {module}, which is not installed", f"run: {line}{also}")

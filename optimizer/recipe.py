@@ -88,8 +88,13 @@ class RecipeReport:
         return {"report": "recipe", "schema": 1, "exit_code": self.exit_code, "steps": list(self.steps)}
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, *, model: str | None = None, name: str | None = None) -> Recipe:
     """Read and check a recipe; paths in it are relative to its own folder.
+
+    Args:
+        path: the TOML file.
+        model: stands in for the recipe's own ``model``: the same chain for another model.
+        name: stands in for the recipe's own ``name``.
 
     Raises:
         BadInput: it is not TOML, or a key, stage, option or step name in it is wrong (the step is named).
@@ -105,10 +110,14 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(head, dict) or not isinstance(data.get("step", []), list):
         raise BadInput(f"{path}: [recipe] is a table and [[step]] a list of tables")
     _only(head, {"model", "name"}, f"{path}: [recipe]")
-    if not isinstance(head.get("model"), str) or not head["model"]:
-        raise BadInput(f"{path}: [recipe] needs a model: a folder, an .onnx file or a hub id")
-    model = _source(head["model"], path.parent)
-    name = head.get("name")
+    if model is None:
+        if not isinstance(head.get("model"), str) or not head["model"]:
+            raise BadInput(
+                f"{path}: [recipe] needs a model: a folder, an .onnx file or a hub id",
+                f"write it there, or run: ml-opt run {path} --model MODEL",
+            )
+        model = _source(head["model"], path.parent)
+    name = name if name is not None else head.get("name")
     if name is not None:
         check_name("model", _text(name, f"{path}: name"))
     if not data.get("step"):

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from optimizer.errors import BadInput
 
-__all__ = ["NAME_RULE", "Ref", "check_name", "is_name", "safe_name"]
+__all__ = ["NAME_RULE", "REPORTS", "Ref", "check_name", "is_name", "safe_name"]
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _WORD_RE = re.compile(rf"{_WORD}\Z")
 _REF_RE = re.compile(rf"(?P<name>{_WORD})(?:@(?P<at>{_WORD}))?(?::(?P<variant>{_WORD}))?\Z")
+
+#: Beside the variants of a version lie its reports.
+REPORTS = "reports"
 
 NAME_RULE = "letters, digits, dots, dashes and underscores, beginning with a letter or digit, at most 100"
 
@@ -23,6 +26,8 @@ def check_name(what: str, name: str) -> str:
     """
     if not is_name(name):
         raise BadInput(f"{name!r} cannot name a {what}: use {NAME_RULE}")
+    if what == "variant" and name == REPORTS:
+        raise BadInput(f"{name!r} cannot name a variant: the reports of a version lie there")
     if what == "alias" and name.isdigit():
         raise BadInput(f"{name!r} cannot name an alias: it would read as a version number")
     return name

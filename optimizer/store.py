@@ -22,7 +22,7 @@ from optimizer.digest import DigestCache
 from optimizer.errors import BadInput, Damaged, MlOptError, UnknownName
 from optimizer.files import Lock, disk_errors, fsync_folder, fsync_tree, write_json
 from optimizer.manifest import MANIFEST_NAME
-from optimizer.ref import Ref, check_name, is_name
+from optimizer.ref import REPORTS, Ref, check_name, is_name
 from optimizer.types import JSON
 
 __all__ = ["DEFAULT_STORE", "Garbage", "Scratch", "Store", "file_entries", "spellings"]
@@ -32,8 +32,6 @@ _PRIVATE = ".ml-opt"
 _VERSION_FILE = "version.json"
 _ALIAS_FILE = "aliases.json"
 _LOCK_FILE = "owner.lock"
-#: Beside the variants of a version lie its reports.
-REPORTS = "reports"
 
 
 @dataclass
@@ -247,8 +245,6 @@ class Store:
         """
         check_name("model", name)
         check_name("variant", variant)
-        if variant == REPORTS:
-            raise BadInput(f"{variant!r} cannot name a variant: the reports of a version lie there")
         with disk_errors("adding an artifact", self.root):
             fsync_tree(scratch.path)
             with Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):

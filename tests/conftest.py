@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 
 # Set before any library is imported: nothing may reach for the hub, and two cores are all there are.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("ML_OPT_STORE", None)
 
+from optimizer.stage import Stage
 from optimizer.store import Store
 
 DATA = Path(__file__).parent.parent / "benchmarks" / "data"
@@ -53,3 +56,29 @@ def minilm_store(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> 
     store = Store(tmp_path_factory.mktemp("minilm") / "models")
     optimizer.export_onnx(str(minilm_dir), name="minilm", store=store)
     return store
+
+
+@pytest.fixture
+def toys() -> Iterator[dict[str, Stage]]:
+    """The toy stages and the toy check among the real ones (see toys.py), for one test."""
+    import toys
+
+    import optimizer.checks
+    import optimizer.readback
+    import optimizer.stages
+    from optimizer.stage import discover
+
+    paths = list(optimizer.stages.__path__), list(optimizer.checks.__path__), optimizer.readback.read_back
+    toys.install()
+    toys.forget()
+    yield discover()
+    optimizer.stages.__path__[:], optimizer.checks.__path__[:], optimizer.readback.read_back = paths
+    toys.forget()
+
+
+@pytest.fixture
+def toy_source(tmp_path: Path) -> Path:
+    """A folder that looks like a model to everything that does not open it."""
+    import toys
+
+    return toys.make_source(tmp_path / "source")

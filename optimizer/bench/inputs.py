@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.bench.shape import Shape
 from optimizer.data.golden import Golden, is_sequence
-from optimizer.data.synthetic import synthetic_feeds
+from optimizer.data.synthetic import symbol_sizes, synthetic_feeds
 from optimizer.errors import BadInput
 from optimizer.types import JSON, TensorSpec
 
@@ -54,17 +54,16 @@ class Examples:
 
     def of_shape(self, shape: Shape) -> Feeds:
         """Timed inputs: example rows without padding, cut or repeated to the shape; made up when there are none."""
+        if shape.sequence and not self._has_length:
+            raise BadInput(
+                f"--shape {shape}: no input of this model has a length to set", f"write --shape {shape.batch}"
+            )
         length = shape.sequence or self._usual_length()
         if self._has_golden:
             assert self.golden is not None
             return self.golden.feeds(self.specs, shape.batch, length)
         limits = self.model.get("limits") or {}
-        feeds = synthetic_feeds(self.specs, shape.batch, length, self.seed, limits)
-        if shape.sequence and not any(shape.sequence in array.shape[1:] for array in feeds.values()):
-            raise BadInput(
-                f"--shape {shape}: no input of this model has a length to set", f"write --shape {shape.batch}"
-            )
-        return feeds
+        return synthetic_feeds(self.specs, shape.batch, length, self.seed, limits)
 
     def to_compare(self, shape: Shape) -> list[Feeds]:
         """Inputs on which answers are compared: rows of the data file, else the examples, else the timed ones."""
@@ -78,6 +77,13 @@ class Examples:
     @property
     def _has_golden(self) -> bool:
         return self.golden is not None and all(spec.name in self.golden.inputs for spec in self.specs)
+
+    @property
+    def _has_length(self) -> bool:
+        """Whether some input has a dimension that a shape's second number can set."""
+        if self._has_golden:
+            return any(is_sequence(dim) for spec in self.specs for dim in spec.shape)
+        return 2 in symbol_sizes(self.specs, 1, 2).values()
 
     def _usual_length(self) -> int:
         """The examples' own length, for a shape that names none."""

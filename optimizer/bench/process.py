@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optimizer
 from optimizer.types import JSON
 
 __all__ = ["WORKER", "CandidateFailed", "WorkerProcess", "worker_environment"]
@@ -47,7 +46,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     environment = dict(os.environ)
     environment.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     environment.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    here = str(Path(optimizer.__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH", ""))))
     return environment
 

@@ -41,7 +41,7 @@ class Doubt(StrEnum):
 
 _ADVICE = {
     Doubt.LOAD: "the machine was busy with something else when this began; close it, or measure elsewhere",
-    Doubt.NOISY: "the slowest round took over 1.25 times as long as the fastest; raise --duration and --rounds, or quieten the machine",
+    Doubt.NOISY: "the slowest round took over 1.25 times the fastest; raise --duration, or quieten the machine",
     Doubt.UNSTABLE: "calls were still changing speed when the warm-up ended; raise --duration",
     Doubt.FEW_ROUNDS: "an interval needs at least three rounds; raise --rounds",
     Doubt.SYNTHETIC: "inputs are made up, as the model brought no examples; real ones may take another time",

@@ -52,9 +52,11 @@ def bench(
         scratch = Path(name)
 
         def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
-            made = Examples(
-                specs, entrants[0].candidate.model, golden, artifact.path if artifact else None, data, plan.seed
-            )
+            model = entrants[0].candidate.model
+            # The artifact's own description says which dimension is what; a file of another origin may not.
+            described = {s["name"]: TensorSpec.from_json(s) for s in model.get("inputs", ())}
+            named = tuple(described.get(spec.name, spec) for spec in specs)
+            made = Examples(named, model, golden, artifact.path if artifact else None, data, plan.seed)
             examples.append(made)
             timed = {s: save(scratch, f"shape-{s}", [made.of_shape(s)])[0] for s in plan.shapes}
             return Feeds(timed, save(scratch, "compared", made.to_compare(plan.shapes[0])))

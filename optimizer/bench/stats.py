@@ -97,8 +97,8 @@ def speedup(
     interval is a block bootstrap, as the samples within a round are not independent of each other: rounds are drawn
     whole, with replacement, and the 2.5 and 97.5 percentiles of the drawn medians are its ends, widened by
     √(n / (n - 1)) because a bootstrap of n blocks knows too little of their variance (Davison and Hinkley,
-    *Bootstrap Methods*, 1997, §2.3). With 5 to 32 rounds of normal, skewed or heavy-tailed noise it holds the true ratio
-    in 92 to 97 of 100 cases.
+    *Bootstrap Methods*, 1997, §2.3). With 5 to 32 rounds of normal, skewed or heavy-tailed noise it holds the true
+    ratio in 92 to 97 of 100 cases.
 
     Args:
         baseline: samples, one sequence a round.

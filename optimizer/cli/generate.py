@@ -185,7 +185,7 @@ def _option(field: OptionField) -> inspect.Parameter:
     elif field.default not in (None, (), ""):
         default = field.default
         if kind is bool:
-            shown = field.flag[2:] if default else f"no-{field.flag[2:]}"
+            shown = "on" if default else "off"
         else:
             shown = " ".join(map(str, default)) if field.many else str(getattr(default, "value", default))
         help += f" [default: {shown}]"

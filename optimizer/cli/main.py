@@ -39,7 +39,11 @@ def run(words: list[str]) -> int:
     output = Output(json="--json" in words, quiet="--quiet" in words)
     try:
         command = typer.main.get_command(build_app())
-        code = command.main(words, prog_name="ml-opt", standalone_mode=False)
+        if "_ML_OPT_COMPLETE" in os.environ:  # the shell asks what could come next
+            command.main(words, prog_name="ml-opt")
+        # Not `command.main`: it has its own ideas about Ctrl-C and closed pipes.
+        with command.make_context("ml-opt", words) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except MlOptError as error:

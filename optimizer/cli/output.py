@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-__all__ = ["Output"]
+__all__ = ["Output", "Talker"]
+
+_PIPE_WIDTH = 120
+#: Where there is no bar, a line is said this often at most, in seconds: a log should be read, not scrolled.
+_LINE_EVERY = 2.0
 
 
 @dataclass
@@ -45,7 +50,11 @@ class Output:
         """Rich on stdout, for results made for people."""
         from rich.console import Console
 
-        return Console(highlight=False)
+        class Plain(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # rich would end with exit code 1, which means that a gate failed
+
+        return Plain(highlight=False)
 
     def talk(self, text: str) -> None:
         """A line about what is going on."""
@@ -111,15 +120,17 @@ class Talker:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._doing = ""
+        self._said = -_LINE_EVERY
 
     def __call__(self, doing: str, done: float | None = None, total: float | None = None) -> None:
         if self._quiet:
             return
         if not self._stream.isatty():
-            if doing != self._doing:
+            now = time.monotonic()
+            if doing != self._doing and now - self._said >= _LINE_EVERY:
                 self._stream.write(f"  {doing}\n")
                 self._stream.flush()
-                self._doing = doing
+                self._doing, self._said = doing, now
             return
         if self._bars is None:
             self._bars = self._draw()

@@ -18,19 +18,21 @@ __all__ = ["run_recipe_file"]
 def _run(
     ctx: Common,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The chain to run.")],
+    model: Annotated[str | None, typer.Option("--model", help="Run the chain on this model instead.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name in the store.")] = None,
 ) -> int:
     """Run a recipe: a chain of stages and checks in TOML; what is in the store already is not made again."""
     from optimizer.cli.render import render_report, render_result
 
-    chain = read_recipe(recipe)
+    chain = read_recipe(recipe, model=model, name=name)
     finished: list[tuple[Step, Result | Report]] = []
 
     with ctx.output.work() as progress:
-        total = len(chain.steps)
+        steps = len(chain.steps)
 
-        def told(doing: str, done: float | None = None, of: float | None = None) -> None:
-            step = chain.steps[min(len(finished), total - 1)]
-            progress(f"[{min(len(finished) + 1, total)}/{total}] {step.id}: {doing}", done, of)
+        def told(doing: str, done: float | None = None, total: float | None = None) -> None:
+            number = min(len(finished) + 1, steps)
+            progress(f"[{number}/{steps}] {chain.steps[number - 1].id}: {doing}", done, total)
 
         def seen(step: Step, outcome: Result | Report) -> None:
             finished.append((step, outcome))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimizer.artifact import Artifact
 from optimizer.check import Report
 from optimizer.cli.output import Output
+from optimizer.cli.tables import escape, size, table
 from optimizer.diff import Difference
 from optimizer.pipeline import Result
 from optimizer.store import Store
 from optimizer.types import JSON
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = [
     "render_artifact",
@@ -23,28 +21,7 @@ __all__ = [
     "render_listing",
     "render_report",
     "render_result",
-    "size",
 ]
-
-
-def size(count: float) -> str:
-    """Bytes as people read them, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
-
-
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """A table in the house style: a rule under the head, no box."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
 
 
 def render_result(result: Result, output: Output) -> None:
@@ -80,11 +57,11 @@ def render_listing(
     if not artifacts:
         print(f"the store {store.root} is empty; make something with: ml-opt export-onnx MODEL")
         return
-    made = table("artifact", "kind", "size", "made by", "created", right=("size",))
+    made = table("artifact", "size", "made by", "created", right=("size",))
     for artifact in artifacts:
         manifest = artifact.manifest
-        created = manifest.created.replace("T", " ").removesuffix("+00:00")
-        made.add_row(artifact.ref, artifact.kind.value, size(manifest.bytes), manifest.stage["name"], created)
+        created = manifest.created[:16].replace("T", " ")
+        made.add_row(artifact.ref, size(manifest.bytes), manifest.stage["name"], created)
     console = output.console()
     console.print(made)
     for name, entries in aliases.items():
@@ -116,14 +93,14 @@ def render_artifact(artifact: Artifact, output: Output) -> None:
         if name not in shown:
             rows[name] = _short(value)
     for name, text in rows.items():
-        made.add_row(f"[dim]{name}[/dim]", text)
+        made.add_row(f"[dim]{name}[/dim]", escape(text))
     console.print(made)
     files = table("file", "bytes", "sha256", right=("bytes",))
     for file, entry in manifest.files.items():
         files.add_row(file, str(entry["bytes"]), str(entry["sha256"])[:16] + "…")
     console.print(files)
     for warning in manifest.warnings:
-        console.print(f"note: {warning}", style="yellow")
+        console.print(f"note: {escape(warning)}", style="yellow")
 
 
 def _short(value: JSON) -> str:
@@ -141,7 +118,7 @@ def render_differences(first: str, second: str, found: list[Difference], output:
         return
     made = table("field", first, second)
     for each in found:
-        made.add_row(each.field, *("–" if v is None else _short(v) for v in (each.first, each.second)))
+        made.add_row(escape(each.field), *("–" if v is None else escape(_short(v)) for v in (each.first, each.second)))
     output.console().print(made)
 
 
@@ -162,20 +139,13 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
             mark = "[green]works[/green]" if row["ok"] else "[yellow]not here[/yellow]"
             text = row[about] if row["ok"] or title == "extra" else row["reason"]
             if row["hint"] and not row["ok"]:
-                text = f"{text}\n[dim]{_plain(row['hint'])}[/dim]"
+                text = f"{text}\n[dim]{escape(row['hint'])}[/dim]"
             made.add_row(row["name"], mark, text)
         console.print(made)
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     console.print(f"versions: {versions}", style="dim")
     for sentence in facts["advice"]:
         console.print(f"→ {sentence}")
-
-
-def _plain(text: str) -> str:
-    """Text with brackets that rich must not read as markup (``ml-opt[cpu]``)."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def render_report(report: Report, output: Output) -> None:

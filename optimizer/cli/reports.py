@@ -2,18 +2,111 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from optimizer.cli.output import Output
+from optimizer.cli.tables import escape, size, table
+
+if TYPE_CHECKING:
+    from optimizer.bench.report import BenchReport, Row
+    from optimizer.evaluate.report import VerifyReport
 
 __all__ = ["render_bench", "render_verify"]
 
+_FAILURES_SHOWN = 8
+#: From this many columns on, one table holds everything.
+_ONE_TABLE = 110
 
-def render_verify(report: Any, output: Output) -> None:
-    """Placeholder until verify is written."""
-    output.result(report.to_json())
+
+def render_verify(report: VerifyReport, output: Output) -> None:
+    """The verdict, the worst of every output, and what is beyond the tolerance."""
+    console = output.console()
+    verdict = "[red]FAIL[/red]" if report.failures else "[green]PASS[/green]"
+    console.print(
+        f"{verdict} [bold]{escape(report.ref)}[/bold] against [bold]{escape(report.against)}[/bold]: "
+        f"{report.precision}, {report.task}, {len(report.cases)} cases"
+    )
+    worst = report.worst()
+    decisions = any("top1" in entry for entry in worst["outputs"].values())
+    right = ("max", "99.9 %", "mean", "worst cosine", "top-1")
+    made = table("output", *(right if decisions else right[:-1]), right=right)
+    for name, entry in worst["outputs"].items():
+        cells = [f"{entry[key]:.2e}" for key in ("max_abs", "p999_abs", "mean_abs")] + [f"{entry['cosine']:.6f}"]
+        if decisions:
+            cells.append(f"{entry['top1']:.1%}" if "top1" in entry else "")
+        made.add_row(name, *cells)
+    console.print(made)
+    lines = []
+    if cosine := worst.get("cosine"):
+        lines.append(f"cosine over {cosine['rows']} rows: worst {cosine['worst']:.6f}, mean {cosine['mean']:.6f}")
+    if top1 := worst.get("top1"):
+        lines.append(f"same decision in {top1['share']:.2%} of {top1['rows']} rows")
+    allowed = {k: v for k, v in vars(report.tolerance).items() if v is not None}
+    lines.append("allowed: " + ", ".join(f"{name} {value:g}" for name, value in allowed.items()))
+    for line in lines:
+        console.print(line, style="dim")
+    for failure in report.failures[:_FAILURES_SHOWN]:
+        console.print(f"[red]✗[/red] {escape(failure)}")
+    if len(report.failures) > _FAILURES_SHOWN:
+        console.print(f"  … and {len(report.failures) - _FAILURES_SHOWN} more (--json has them all)", style="dim")
 
 
-def render_bench(report: Any, output: Output) -> None:
-    """Placeholder until bench is written."""
-    output.result(report.to_json())
+def render_bench(report: BenchReport, output: Output) -> None:
+    """One row a candidate: size, faithfulness, and latency with its speed-up at every shape."""
+    console = output.console()
+    cpu = report.environment["cpu"]
+    console.print(
+        f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, median latency of "
+        f"{report.settings['rounds']} interleaved rounds, one process a candidate"
+    )
+    what, speed = _what_columns(report), [shape.replace("x", " × ") for shape in report.shapes]
+    rows = [(escape(row.label), _what_cells(row, report), _speed_cells(row, report)) for row in report.rows]
+    if console.width >= _ONE_TABLE:
+        made = table("candidate", *what, *speed, right=(*what, *speed))
+        for label, cells, times in rows:
+            made.add_row(label, *cells, *times)
+        console.print(made)
+    else:
+        for head, place in ((what, 1), (speed, 2)):
+            made = table("candidate", *head, right=tuple(head))
+            for row in rows:
+                made.add_row(row[0], *row[place])
+            console.print(made)
+    console.print(f"milliseconds a call; × is times faster than {report.baseline}, median of rounds", style="dim")
+    for row in report.rows:
+        if row.error:
+            console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
+    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
+        about = [c for c in report.cautions if c.doubt is doubt]
+        named = [c.about for c in about if c.about]
+        where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
+        output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
+    if report.path:
+        console.print(f"report: {escape(report.path)}", soft_wrap=True)
+
+
+def _what_columns(report: BenchReport) -> list[str]:
+    decisions = any(row.agreement is not None and row.agreement.top1 is not None for row in report.rows)
+    return ["size", "worst cosine", "mean", *(["top-1"] if decisions else []), "memory"]
+
+
+def _what_cells(row: Row, report: BenchReport) -> list[str]:
+    agreement = row.agreement
+    cells = [size(row.bytes)]
+    cells += [f"{agreement.cosine_worst:.5f}", f"{agreement.cosine_mean:.5f}"] if agreement is not None else ["–", "–"]
+    if "top-1" in _what_columns(report):
+        cells.append(f"{agreement.top1:.1%}" if agreement is not None and agreement.top1 is not None else "–")
+    return [*cells, size(row.peak_rss) if row.peak_rss else "–"]
+
+
+def _speed_cells(row: Row, report: BenchReport) -> list[str]:
+    by_shape = {cell.shape: cell for cell in row.cells}
+    cells = []
+    for shape in report.shapes:
+        cell = by_shape.get(shape)
+        if cell is None:
+            cells.append("failed" if row.error else "–")
+        else:
+            times = f"  {cell.speedup.value:.2f}×" if cell.speedup is not None else "       "
+            cells.append(f"{cell.summary.p50_ms:.2f}{times}")
+    return cells

@@ -39,7 +39,7 @@ def ls(
     """List what is in the store."""
     from optimizer.cli.render import render_listing
 
-    store = ctx.store
+    store, only = ctx.store, None
     if name is not None:
         wanted = Ref.parse(name)
         only, version, variant = store.locate(wanted)
@@ -48,7 +48,7 @@ def ls(
             listed = [r for r in listed if Ref.parse(r).version == version]
     else:
         listed = store.refs()
-    artifacts = [a for a in store.artifacts() if a.ref in listed]
+    artifacts = [a for a in store.artifacts(only) if a.ref in listed]
     if unreadable := len(listed) - len(artifacts):
         ctx.output.talk(f"{unreadable} artifact(s) cannot be read; run: ml-opt check")
     aliases = {n: store.aliases(n) for n in sorted({Ref.parse(a.ref).name for a in artifacts})}

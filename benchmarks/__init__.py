@@ -1,0 +1,1 @@
+"""What ml-opt is measured on: peers, architectures, data and the scripts that write their tables."""

@@ -1,0 +1,3 @@
+from bench.small import small_store
+
+__all__ = ["small_store"]

@@ -1,0 +1,109 @@
+"""Several real child processes with planted models."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimizer.bench.measure import Feeds, Plan, measure, orders
+from optimizer.bench.shape import Shape
+from optimizer.bench.stats import speedup
+from optimizer.runtime import Candidate, Provider
+
+SHAPES = (Shape(1, 4), Shape(2, 4))
+
+
+@pytest.fixture
+def lanes(tmp_path):
+    def run(*models, **plan):
+        candidates = []
+        for number, model in enumerate(models):
+            path = tmp_path / f"{number}.json"
+            path.write_text(json.dumps(model))
+            candidates.append(Candidate(f"model {number}", path, Provider("fake")))
+
+        def feeds_for(specs):
+            assert [spec.name for spec in specs] == ["x"]
+            timed = {}
+            for shape in SHAPES:
+                timed[shape] = tmp_path / f"{shape}.npz"
+                np.savez(timed[shape], x=np.ones((shape.batch, shape.sequence), np.float32))
+            return Feeds(timed, [timed[SHAPES[0]]])
+
+        told = []
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        settings = {"rounds": 4, "seconds": 0.1, "samples": 8, "timeout": 30.0, "warm_limit_s": 0.3, **plan}
+        found = measure(
+            candidates, Plan(SHAPES, 1, **settings), feeds_for, scratch, lambda *words, **_: told.append(words[0])
+        )
+        assert all(lane.process is None or not Path(f"/proc/{lane.process.pid}").exists() for lane in found)
+        return found, told
+
+    return run
+
+
+def test_orders_are_shuffled_and_mirrored():
+    found = orders(5, 6, seed=0)
+    assert all(sorted(order) == list(range(5)) for order in found)
+    assert found[1] == found[0][::-1]
+    assert found[3] == found[2][::-1]
+    assert found[0] != found[2]
+    assert found == orders(5, 6, seed=0)
+    assert found != orders(5, 6, seed=1)
+
+
+def test_each_turn_comes_as_early_as_late():
+    places = np.array([order.index(0) for order in orders(3, 8, seed=4)])
+    assert places.mean() == 1.0
+
+
+def test_a_planted_speed_up_is_found(lanes):
+    (slow, fast), told = lanes({"latency_s": 0.01, "wait": "sleep"}, {"latency_s": 0.005, "wait": "sleep"}, samples=16)
+    for shape in SHAPES:
+        assert len(slow.rounds[shape]) == len(fast.rounds[shape]) == 4
+        assert sum(map(len, slow.rounds[shape])) >= 16
+        assert sum(map(sum, fast.rounds[shape])) >= 0.09e9
+        assert slow.first_s[shape] >= 0.01
+        assert len(slow.warm[shape]) >= 3
+        assert speedup(slow.rounds[shape], fast.rounds[shape]).value == pytest.approx(2.0, rel=0.25)
+    assert slow.peak_rss > 10_000_000
+    assert np.array_equal(np.load(slow.answers[0])["y"], np.load(fast.answers[0])["y"])
+    assert told.count("measuring model 0 at 1x4") == 4
+
+
+def test_one_failing_candidate_does_not_stop_the_others(lanes):
+    found, _ = lanes({}, {"die_after": 30}, {"fail_after": 0}, {"hang_after": 0}, {"inputs": 3}, timeout=3.0)
+    assert [lane.alive for lane in found] == [True, False, False, False, False]
+    assert len(found[0].rounds[SHAPES[1]]) == 4
+    assert "SIGKILL" in found[1].error
+    assert found[2].error == "the fake model fails after 0 calls"
+    assert found[3].error.startswith("hung")
+    assert "TypeError" in found[4].error
+
+
+def test_when_all_fail_there_is_no_race(lanes):
+    found, told = lanes({"inputs": 3}, {"inputs": 3})
+    assert not any(lane.alive for lane in found)
+    assert not any(words.startswith("measuring") for words in told)
+
+
+def test_inputs_that_cannot_be_made_leave_no_process(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text("{}")
+
+    def feeds_for(specs):
+        raise RuntimeError("no inputs")
+
+    before = set(_children())
+    with pytest.raises(RuntimeError, match="no inputs"):
+        measure(
+            [Candidate("m", path, Provider("fake"))], Plan(SHAPES, 1), feeds_for, tmp_path, lambda *words, **_: None
+        )
+    assert set(_children()) <= before
+
+
+def _children():
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

@@ -1,0 +1,127 @@
+"""The child's side, in this process: timing loops and answers to requests."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from optimizer.bench.candidates import candidate_to_json
+from optimizer.bench.worker import Worker, measure, peak_rss, warm_up
+from optimizer.runtime import Candidate, Provider
+
+
+def spin(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_both_minimums_are_met():
+    assert len(measure(lambda: spin(0.001), seconds=0.0, samples=7)) == 7
+    start = time.perf_counter()
+    times = measure(lambda: spin(0.001), seconds=0.05, samples=2)
+    assert time.perf_counter() - start >= 0.05
+    assert sum(times) >= 0.9 * 0.05e9
+    assert all(t >= 1_000_000 for t in times)
+
+
+def test_the_loop_adds_less_than_two_percent_to_a_call_of_100_microseconds():
+    times = measure(lambda: spin(100e-6), seconds=0.3, samples=100)
+    assert np.percentile(times, 25) < 102_000
+
+
+def test_warming_up_ends_when_three_windows_agree():
+    pace = [0.02, 0.01, 0.005, 0.002]
+    calls = 0
+
+    def call():
+        nonlocal calls
+        spin(pace[min(calls // 3, 3)])
+        calls += 1
+
+    medians, stable = warm_up(call, limit_s=20.0)
+    assert stable
+    assert len(medians) >= 4  # the first windows differ: three equal ones cannot have come before the fifth
+    assert max(medians[-3:]) <= 1.1 * min(medians[-3:])
+
+
+def test_warming_up_gives_up_at_its_limit():
+    calls = 0
+
+    def call():
+        nonlocal calls
+        calls += 1
+        spin(0.0005 * 1.3 ** (calls // 5))
+
+    start = time.perf_counter()
+    medians, stable = warm_up(call, limit_s=0.1)
+    assert not stable
+    assert 0.1 <= time.perf_counter() - start < 3
+    assert medians
+
+
+@pytest.fixture
+def worker(tmp_path):
+    def make(**model):
+        path = tmp_path / "m.json"
+        path.write_text(json.dumps(model))
+        worker = Worker()
+        candidate = Candidate("m", path, Provider("fake"))
+        reply = worker.answer({"do": "open", "candidate": candidate_to_json(candidate), "threads": 1})
+        assert reply["ok"], reply
+        return worker
+
+    return make
+
+
+def saved(tmp_path, **arrays):
+    path = tmp_path / "feeds.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_a_whole_conversation(worker, tmp_path):
+    one = worker(latency_s=0.001)
+    feeds = saved(tmp_path, x=np.ones((2, 3), np.float32), other=np.ones(1))
+    reply = one.answer({"do": "shape", "shape": "2x3", "feeds": feeds})
+    assert reply["ok"]
+    assert reply["outputs"] == {"y": [2, 4]}
+    assert reply["first_s"] >= 0.001
+    assert reply["peak_rss"] > 10_000_000
+    reply = one.answer({"do": "time", "shape": "2x3", "seconds": 0.01, "samples": 3})
+    assert len(reply["ns"]) >= 3
+    assert min(reply["ns"]) >= 1_000_000
+    out = tmp_path / "answer.npz"
+    assert one.answer({"do": "answer", "feeds": feeds, "out": str(out)})["ok"]
+    assert np.load(out)["y"].shape == (2, 4)
+    assert one.answer({"do": "close"})["ok"]
+
+
+def test_whole_numbers_are_cast_to_what_the_model_takes(worker, tmp_path):
+    one = worker(inputs=[{"name": "x", "dtype": "int32", "shape": ["batch"]}])
+    assert one.answer({"do": "shape", "shape": "2", "feeds": saved(tmp_path, x=np.array([1, 2]))})["ok"]
+    reply = one.answer({"do": "shape", "shape": "2", "feeds": saved(tmp_path, x=np.array([1.0, 2.0]))})
+    assert "takes int32, not float64" in reply["error"]
+
+
+def test_an_input_that_is_not_there_is_named(worker, tmp_path):
+    reply = worker().answer({"do": "shape", "shape": "2", "feeds": saved(tmp_path, z=np.ones(2))})
+    assert not reply["ok"]
+    assert "'x'" in reply["error"]
+
+
+def test_a_failure_is_an_answer(worker, tmp_path):
+    one = worker(fail_after=1)
+    assert one.answer({"do": "shape", "shape": "1", "feeds": saved(tmp_path, x=np.ones((1, 1), np.float32))})["ok"]
+    reply = one.answer({"do": "time", "shape": "1", "seconds": 1, "samples": 5})
+    assert reply["ok"] is False
+    assert reply["error"] == "the fake model fails after 1 calls"
+
+
+def test_peak_memory_grows_with_what_was_held():
+    before = peak_rss()
+    block = np.ones(40_000_000 // 8)
+    assert peak_rss() >= before
+    assert peak_rss() >= 40_000_000
+    del block

@@ -1,0 +1,669 @@
+"""Versions, variants, aliases, references; removal, garbage, and what a disk can do to all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toys as toybox
+
+from optimizer import store as store_module
+from optimizer.artifact import Artifact
+from optimizer.digest import digest_file
+from optimizer.errors import BadInput, Damaged, MissingPiece, UnknownName
+from optimizer.files import Lock
+from optimizer.manifest import Manifest
+from optimizer.ref import Ref
+from optimizer.store import Store, file_entries, spellings
+from optimizer.types import Kind
+
+KEY = "0123456789abcdef" * 4
+
+
+def put(
+    store: Store,
+    name: str = "toy",
+    source: str = "s1",
+    variant: str = "fp32",
+    key: str = KEY,
+    content: bytes = b"model",
+) -> Artifact:
+    """Commit an artifact the way the pipeline does."""
+    with store.scratch() as scratch:
+        (scratch.path / "model.onnx").write_bytes(content)
+        Manifest(
+            kind=Kind.ONNX,
+            key=key,
+            stage={"name": "toy-make", "version": 1},
+            source={"digest": source},
+            model={},
+            options={},
+            facts={},
+            files=file_entries(scratch.path, digest_file),
+            environment={},
+            command="ml-opt toy make",
+            seconds=0.0,
+            created="2026-11-24T00:00:00+00:00",
+        ).write(scratch.path)
+        return store.commit(scratch, name, {"digest": source}, variant, key)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def leftovers(store: Store) -> list[Path]:
+    return [p for part in ("scratch", "trash") for p in (store.root / ".ml-opt" / part).glob("*")]
+
+
+# ---------------------------------------------------------------- where it is
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ML_OPT_STORE", raising=False)
+    assert Store().root == Path("models")
+    monkeypatch.setenv("ML_OPT_STORE", str(tmp_path))
+    assert Store().root == tmp_path
+    assert Store("here").root == Path("here")
+    monkeypatch.setenv("ML_OPT_STORE", "")
+    assert Store().root == Path("models")
+
+
+def test_reading_a_store_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "none")
+    assert store.names() == store.refs() == list(store.artifacts()) == store.complete("") == []
+    assert store.check() == {}
+    assert store.gc().removed == []
+    for refused in (
+        lambda: store.get("toy"),
+        lambda: store.remove("toy"),
+        lambda: store.set_alias("prod", "toy"),
+        lambda: store.drop_alias("toy", "prod"),
+    ):
+        with pytest.raises(UnknownName):
+            refused()
+    assert not store.root.exists()
+
+
+def test_the_layout_on_disk(store: Store) -> None:
+    made = put(store)
+    assert made.path == store.root / "toy" / "1" / "fp32"
+    assert made.ref == "toy@1:fp32"
+    assert sorted(p.name for p in made.path.iterdir()) == ["manifest.json", "model.onnx"]
+    assert json.loads((store.root / "toy" / "1" / "version.json").read_text()) == {
+        "schema": 1,
+        "source": {"digest": "s1"},
+    }
+    assert leftovers(store) == []
+
+
+# ---------------------------------------------------------------- versions and variants
+
+
+def test_a_version_is_a_source(store: Store) -> None:
+    assert put(store, source="s1").ref == "toy@1:fp32"
+    assert put(store, source="s2", key="b" * 64).ref == "toy@2:fp32"
+    assert put(store, source="s1", variant="int8", key="c" * 64).ref == "toy@1:int8"
+    assert put(store, name="other", source="s2", key="d" * 64).ref == "other@1:fp32"
+    assert store.versions("toy") == [1, 2]
+    assert store.version_of("toy", "s2") == 2
+    assert store.version_of("toy", "s3") is None
+    assert store.version_source("toy", 2) == {"digest": "s2"}
+
+
+def test_versions_count_on_beyond_nine(store: Store) -> None:
+    for number in range(1, 12):
+        put(store, source=f"s{number}", key=f"{number:064}")
+    assert store.versions("toy") == list(range(1, 12))
+    assert store.get("toy").ref == "toy@11:fp32"
+
+
+def test_the_same_key_is_the_same_artifact(store: Store) -> None:
+    first = put(store, content=b"first")
+    again = put(store, content=b"second")
+    assert again.path == first.path
+    assert (again.path / "model.onnx").read_bytes() == b"first"
+    assert leftovers(store) == []
+
+
+def test_two_option_sets_never_collide(store: Store) -> None:
+    keys = ["aaaaaa" + "0" * 58, "bbbbbb" + "0" * 58, "bbbbbb" + "1" * 58]
+    names = [put(store, key=key).variant for key in keys]
+    assert names == ["fp32", "fp32-bbbbbb", "fp32-bbbbbb1"]
+    assert [store.find_key("toy", 1, key).variant for key in keys] == names  # type: ignore[union-attr]
+
+
+def test_names_for_a_variant_go_on_until_the_whole_key() -> None:
+    every = list(spellings("fp32", KEY))
+    assert every[:3] == ["fp32", f"fp32-{KEY[:6]}", f"fp32-{KEY[:7]}"]
+    assert every[-1] == f"fp32-{KEY}"
+    assert len(set(every)) == len(every)
+
+
+def test_a_broken_neighbour_is_no_obstacle(store: Store) -> None:
+    """An artifact whose manifest was lost cannot be found by its key; its place is not overwritten."""
+    for _ in range(3):
+        (put(store).path / "manifest.json").write_text("{")
+    assert len(store.variants("toy", 1)) == 3
+    assert list(store.artifacts()) == []
+    assert len(store.gc().broken) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [("a b", "x"), ("../up", "x"), ("toy", "a/b"), ("toy", "reports"), ("", "x")]
+)
+def test_names_that_would_leave_their_folder_are_refused(store: Store, name: str, variant: str) -> None:
+    with pytest.raises(BadInput):
+        put(store, name=name, variant=variant)
+    assert store.refs() == []
+    assert leftovers(store) == []
+
+
+def test_stray_folders_are_not_artifacts(store: Store) -> None:
+    put(store)
+    for stray in (
+        "toy/notes/x",
+        "toy/²/x",
+        "toy/01/x",
+        "toy/0/x",
+        "my model/1/x",
+        "toy/1/reports",
+        "toy/1/my variant",
+        ".git/1/x",
+    ):
+        (store.root / stray).mkdir(parents=True)
+    (store.root / "README.md").write_text("hello")
+    assert store.refs() == ["toy@1:fp32"]
+    assert store.check() == {"toy@1:fp32": ""}
+    assert put(store, source="s2", key="b" * 64).ref == "toy@2:fp32"
+
+
+def test_a_lost_version_record_is_damage_and_no_crash(store: Store) -> None:
+    put(store)
+    for content in ("", "[]", '{"source": 3}', '{"source": {}}'):
+        (store.root / "toy" / "1" / "version.json").write_text(content)
+        with pytest.raises(Damaged, match="version.json cannot be read"):
+            store.version_source("toy", 1)
+        assert store.version_of("toy", "s1") is None
+    assert put(store, key="b" * 64).ref == "toy@2:fp32"
+
+
+# ---------------------------------------------------------------- references
+
+
+@pytest.fixture
+def stocked(store: Store) -> Store:
+    put(store, source="s1", variant="fp32", key="1" * 64)
+    put(store, source="s1", variant="int8", key="2" * 64)
+    put(store, source="s2", variant="fp32", key="3" * 64)
+    put(store, name="other", source="s9", variant="fp32", key="4" * 64)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("toy", "toy@2:fp32"),
+        ("toy:fp32", "toy@2:fp32"),
+        ("toy@2", "toy@2:fp32"),
+        ("toy@1:int8", "toy@1:int8"),
+        ("other", "other@1:fp32"),
+    ],
+)
+def test_what_is_left_out_is_the_newest_and_the_only(stocked: Store, typed: str, found: str) -> None:
+    assert stocked.get(typed).ref == found
+    assert stocked.get(Ref.parse(typed)).ref == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("tyo", "unknown artifact: 'tyo'; did you mean toy?"),
+        ("toy@3", "unknown version of toy: '3'; known: 1, 2"),
+        ("toy@prod", "unknown version or alias of toy: 'prod'"),
+        ("toy@1:int9", "unknown variant of toy@1: 'int9'; did you mean int8"),
+        ("toy:int8", "unknown variant of toy@2: 'int8'"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(stocked: Store, typed: str, says: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        stocked.get(typed)
+    assert says in str(caught.value)
+
+
+def test_an_ambiguous_reference_lists_its_meanings(stocked: Store) -> None:
+    with pytest.raises(BadInput, match=r"toy@1 is ambiguous.*\n.*toy@1:fp32, toy@1:int8"):
+        stocked.get("toy@1")
+
+
+def test_an_empty_store_says_so(store: Store) -> None:
+    with pytest.raises(UnknownName, match=r"is empty.*\n.*ml-opt export-onnx MODEL"):
+        store.get("toy")
+
+
+def test_completion(stocked: Store) -> None:
+    stocked.set_alias("prod", "toy@1:int8")
+    assert stocked.complete("toy@1") == ["toy@1:fp32", "toy@1:int8"]
+    assert "toy@prod" in stocked.complete("toy@p")
+    assert "toy:fp32" in stocked.complete("toy")
+    assert stocked.complete("x") == []
+
+
+# ---------------------------------------------------------------- aliases
+
+
+def test_an_alias_is_set_moved_and_dropped(stocked: Store) -> None:
+    assert stocked.set_alias("prod", "toy@1:int8") == ""
+    assert stocked.get("toy@prod").ref == "toy@1:int8"
+    assert stocked.get("toy@prod:fp32").ref == "toy@1:fp32"
+    assert stocked.set_alias("prod", "toy@2") == "1:int8"
+    assert stocked.get("toy@prod").ref == "toy@2:fp32"
+    assert stocked.set_alias("old", "toy@prod") == ""
+    assert stocked.aliases("toy") == {"prod": "2", "old": "2"}
+    stocked.drop_alias("toy", "prod")
+    assert stocked.aliases("toy") == {"old": "2"}
+    with pytest.raises(UnknownName, match="alias of toy: 'prod'"):
+        stocked.drop_alias("toy", "prod")
+
+
+@pytest.mark.parametrize("alias", ["3", "a b", "", "a@b"])
+def test_an_alias_that_could_not_be_typed_is_refused(stocked: Store, alias: str) -> None:
+    with pytest.raises(BadInput):
+        stocked.set_alias(alias, "toy@1")
+    assert stocked.aliases("toy") == {}
+
+
+def test_an_alias_of_nothing_is_refused(stocked: Store) -> None:
+    with pytest.raises(UnknownName):
+        stocked.set_alias("prod", "toy@7")
+    with pytest.raises(UnknownName):
+        stocked.set_alias("prod", "toy@1:bf16")
+
+
+def test_a_dangling_alias_is_said_to_dangle(stocked: Store) -> None:
+    stocked.set_alias("prod", "toy@1:int8")
+    shutil.rmtree(stocked.root / "toy" / "1" / "int8")
+    with pytest.raises(UnknownName, match="variant of toy@1: 'int8'"):
+        stocked.get("toy@prod")
+    shutil.rmtree(stocked.root / "toy" / "1")
+    with pytest.raises(UnknownName, match="alias prod dangles"):
+        stocked.get("toy@prod")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2, "aliases": {}}', '{"schema": 1}'])
+def test_a_broken_alias_file_is_damage_where_an_alias_is_asked_for(stocked: Store, content: str) -> None:
+    (stocked.root / "toy" / "aliases.json").write_text(content)
+    with pytest.raises(Damaged, match=r"aliases.json"):
+        stocked.get("toy@prod")
+    assert stocked.get("toy@2").ref == "toy@2:fp32"
+
+
+# ---------------------------------------------------------------- removal
+
+
+@pytest.mark.parametrize(
+    ("typed", "gone"),
+    [
+        ("toy@1:int8", ["toy@1:int8"]),
+        ("toy@1", ["toy@1:fp32", "toy@1:int8"]),
+        ("toy:fp32", ["toy@2:fp32"]),
+        ("toy", ["toy@1:fp32", "toy@1:int8", "toy@2:fp32"]),
+    ],
+)
+def test_a_reference_removes_what_it_names(stocked: Store, typed: str, gone: list[str]) -> None:
+    before = stocked.refs()
+    assert stocked.remove(typed) == gone
+    assert stocked.refs() == [r for r in before if r not in gone]
+    assert leftovers(stocked) == []
+
+
+def test_names_that_begin_alike_are_not_removed_together(store: Store) -> None:
+    put(store, name="toy")
+    put(store, name="toy2", key="b" * 64)
+    for number in range(2, 12):
+        put(store, name="toy", source=f"v{number}", key=f"{number:064}")
+    assert store.remove("toy@1") == ["toy@1:fp32"]
+    assert "toy@11:fp32" in store.refs()
+    store.remove("toy")
+    assert store.refs() == ["toy2@1:fp32"]
+
+
+@pytest.mark.parametrize(
+    ("target", "removed", "guarded"),
+    [
+        ("toy@1:int8", "toy@1:int8", True),
+        ("toy@1:int8", "toy@1:fp32", False),
+        ("toy@1:int8", "toy@1", True),
+        ("toy@1:int8", "toy", True),
+        ("toy@1", "toy@1:int8", False),
+        ("toy@1", "toy@1", True),
+        ("toy@1", "toy@2", False),
+        ("toy@2", "toy@2:fp32", True),
+    ],
+)
+def test_what_an_alias_points_at_is_guarded(stocked: Store, target: str, removed: str, guarded: bool) -> None:
+    stocked.set_alias("prod", target)
+    before = stocked.refs()
+    if guarded:
+        with pytest.raises(BadInput, match="toy@prod points at what would be removed"):
+            stocked.remove(removed)
+        assert stocked.refs() == before
+        assert "prod" in stocked.aliases("toy")
+        stocked.remove(removed, force=True)
+        assert "prod" not in stocked.aliases("toy")
+    else:
+        stocked.remove(removed)
+        assert stocked.aliases("toy")["prod"]
+    assert len(stocked.refs()) < len(before)
+
+
+def test_an_unreadable_artifact_can_be_removed(stocked: Store) -> None:
+    (stocked.root / "toy" / "1" / "int8" / "manifest.json").unlink()
+    assert stocked.remove("toy@1:int8") == ["toy@1:int8"]
+
+
+def test_removed_by_another_process_meanwhile(stocked: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = stocked.aliases
+
+    def slow(name: str) -> dict[str, str]:
+        shutil.rmtree(stocked.root / "toy" / "1" / "int8", ignore_errors=True)
+        return real(name)
+
+    monkeypatch.setattr(stocked, "aliases", slow)
+    assert stocked.remove("toy@1:int8") == ["toy@1:int8"]
+
+
+def test_the_number_of_an_emptied_version_is_not_given_to_another_source(stocked: Store) -> None:
+    stocked.remove("toy@2:fp32")
+    assert put(stocked, source="s3", key="5" * 64).ref == "toy@3:fp32"
+
+
+# ---------------------------------------------------------------- garbage
+
+
+def aged(path: Path, seconds: float = 3600) -> Path:
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
+    return path
+
+
+def test_gc_leaves_finished_and_living_work_alone(stocked: Store) -> None:
+    before = {k: v for k, v in tree(stocked.root).items() if not k.startswith(".ml-opt")}
+    with stocked.scratch() as scratch:
+        (scratch.path / "half").write_text("work")
+        stocked.gc()
+        assert (scratch.path / "half").exists()
+    assert {k: v for k, v in tree(stocked.root).items() if not k.startswith(".ml-opt")} == before
+    assert leftovers(stocked) == []
+
+
+def test_gc_leaves_another_process_its_work(store: Store) -> None:
+    code = (
+        "from optimizer.store import Store; import sys, time\n"
+        "with Store(sys.argv[1]).scratch() as s:\n"
+        "    (s.path / 'half').write_text('x'); print(s.path, flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.root)], stdout=subprocess.PIPE, text=True, env=toybox.environment()
+    )
+    assert child.stdout is not None
+    path = Path(child.stdout.readline().strip())
+    assert store.gc().removed == []
+    assert (path / "half").exists()
+    child.kill()
+    child.wait()
+    garbage = store.gc()
+    assert [Path(p).name for p in garbage.removed] == [path.parent.name]
+    assert garbage.bytes >= 1
+    assert leftovers(store) == []
+
+
+def test_gc_takes_only_what_is_its_own(stocked: Store) -> None:
+    """A store may be a folder with other things in it."""
+    kept = [
+        "data/2023/raw.csv",
+        "data/2024/sub/raw.csv",
+        "src/a/b.py",
+        "toy/notes.txt",
+        "toy/1/fp32/model.onnx",
+        ".x.json-1",
+    ]
+    for name in kept:
+        (stocked.root / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (stocked.root / name).exists():
+            (stocked.root / name).write_text("mine")
+    home = stocked.root / ".ml-opt" / "scratch"
+    (home / "dead" / "artifact").mkdir(parents=True)
+    (home / "dead" / "owner.lock").touch()
+    (home / "dead" / "artifact" / "half").write_bytes(b"12345")
+    (home / "old-and-empty").mkdir()
+    aged(home / "old-and-empty")
+    (home / "just-made").mkdir()
+    (stocked.root / ".ml-opt" / "trash" / "x").mkdir(parents=True)
+    stray = stocked.root / "toy" / ".aliases.json-abc"
+    stray.write_text("{")
+    aged(stray)
+    (stocked.root / ".ml-opt" / ".digests.json-abc").write_text("{")
+    aged(stocked.root / ".ml-opt" / ".digests.json-abc")
+    (stocked.root / "toy" / "7").mkdir()
+    (stocked.root / "toy" / "7" / "version.json").write_text("{}")
+    garbage = stocked.gc()
+    assert sorted(garbage.removed) == sorted(
+        [
+            ".ml-opt/scratch/dead",
+            ".ml-opt/scratch/old-and-empty",
+            ".ml-opt/trash/x",
+            ".ml-opt/.digests.json-abc",
+            "toy/.aliases.json-abc",
+            "toy/7",
+        ]
+    )
+    assert garbage.bytes >= 5
+    assert garbage.broken == []
+    assert all((stocked.root / name).exists() for name in kept)
+    assert [p.name for p in home.iterdir()] == ["just-made"]
+    assert list((stocked.root / ".ml-opt" / "locks").iterdir()) == []
+    assert stocked.gc().removed == []
+
+
+def test_gc_reports_what_is_broken_and_keeps_it(stocked: Store) -> None:
+    (stocked.root / "toy" / "1" / "int8" / "manifest.json").write_text("{")
+    assert stocked.gc().broken == ["toy@1:int8"]
+    assert "toy@1:int8" in stocked.refs()
+
+
+def test_gc_keeps_locks_that_are_held(store: Store) -> None:
+    put(store)
+    with store.key_lock("abc"):
+        store.gc()
+        assert not store.key_lock("abc").try_acquire()
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_reads_every_file_again(stocked: Store) -> None:
+    assert set(stocked.check().values()) == {""}
+    file = stocked.root / "toy" / "1" / "int8" / "model.onnx"
+    stat = file.stat()
+    file.write_bytes(b"MODEL")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    wrong = {k: v for k, v in stocked.check().items() if v}
+    assert list(wrong) == ["toy@1:int8"]
+    assert "content of model.onnx" in wrong["toy@1:int8"]
+    assert set(stocked.check("toy@1")) == {"toy@1:fp32", "toy@1:int8"}
+    assert stocked.check("toy@2") == {"toy@2:fp32": ""}
+    (stocked.root / "toy" / "2" / "fp32" / "manifest.json").unlink()
+    assert "has no manifest.json" in stocked.check("toy@2:fp32")["toy@2:fp32"]
+
+
+# ---------------------------------------------------------------- what a disk can do
+
+
+def test_an_error_while_working_leaves_nothing(store: Store) -> None:
+    for error in (ValueError, KeyboardInterrupt, SystemExit):
+        with pytest.raises(error), store.scratch() as scratch:
+            (scratch.path / "half").write_text("x")
+            raise error
+        assert leftovers(store) == []
+    assert store.refs() == []
+
+
+def test_an_interrupt_during_the_clean_up_does_not_stop_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.rmtree
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        monkeypatch.setattr(store_module.shutil, "rmtree", real)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), store.scratch():
+        monkeypatch.setattr(store_module.shutil, "rmtree", interrupted)
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync", "mkdir"])
+@pytest.mark.parametrize("errno", [28, 13, 30])
+def test_a_refusal_at_any_step_leaves_the_store_as_it_was(
+    stocked: Store, monkeypatch: pytest.MonkeyPatch, call: str, errno: int
+) -> None:
+    """Every rename, flush and new folder of a commit is refused in turn: first, second, …, until none is left."""
+    before = {k: v for k, v in tree(stocked.root).items() if not k.startswith(".ml-opt")}
+    real = getattr(os, call)
+    for turn in range(30):
+        calls = 0
+
+        def refuse(*args: Any, turn: int = turn, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == turn + 1:
+                raise OSError(errno, os.strerror(errno), str(args[0]))
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            try:
+                put(stocked, name="new", source="fresh", key="9" * 64)
+            except MissingPiece as refused:
+                assert refused.exit_code == 4
+            else:
+                break
+        after = {k: v for k, v in tree(stocked.root).items() if not k.startswith(".ml-opt")}
+        if "new/1/fp32/manifest.json" in after:  # refused after the rename: it is there, and whole
+            assert stocked.check("new") == {"new@1:fp32": ""}
+            stocked.remove("new")
+            shutil.rmtree(stocked.root / "new", ignore_errors=True)
+        else:
+            assert after == before
+            assert not (stocked.root / "new").exists()
+        assert leftovers(stocked) == []
+    else:
+        raise AssertionError("it never got through")
+    assert turn >= 1, f"a commit makes no {call}?"
+
+
+def test_a_store_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MissingPiece, match=r"file is a file where a folder is needed"):
+        put(Store(tmp_path / "file" / "models"))
+    with pytest.raises(MissingPiece, match=r"file is a file where a folder is needed"):
+        put(Store(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its own user, which only root can")
+def test_a_store_that_somebody_else_owns(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    put(store)
+    before = tree(store.root)
+    script = (
+        "import os, sys\n"
+        "import optimizer.cli.main, optimizer.store, optimizer.cli.store_commands, optimizer.cli.render, rich.table, uuid\n"
+        "from optimizer.errors import MissingPiece\n"
+        "from optimizer.store import Store\n"
+        "os.seteuid(65534)\n"
+        "store = Store(sys.argv[1])\n"
+        "assert store.get('toy').ref == 'toy@1:fp32'\n"
+        "assert store.check() == {'toy@1:fp32': ''}\n"
+        "def scratch():\n"
+        "    with store.scratch(): pass\n"
+        "tries = [scratch, lambda: store.set_alias('a', 'toy'), lambda: store.remove('toy'), store.gc]\n"
+        "for attempt in tries:\n"
+        "    try: attempt()\n"
+        "    except MissingPiece as e: assert 'permission' in e.message and e.exit_code == 4, e\n"
+        "    else: raise SystemExit(f'{attempt} worked')\n"
+        "print('refused', len(tries))\n"
+    )
+    for parent in (tmp_path, *tmp_path.parents):  # pytest's folders are private
+        if (parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest-")) or parent == tmp_path:
+            parent.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(store.root)], capture_output=True, text=True, env=toybox.environment()
+    )
+    assert done.stdout == "refused 4\n", done.stderr
+    assert tree(store.root) == before
+
+
+# ---------------------------------------------------------------- at the same time
+
+
+def test_many_threads_with_one_variant_name(store: Store) -> None:
+    """Different keys, one wanted name, one new source: every artifact is there, under one version."""
+    made: list[str] = []
+
+    def work(number: int) -> None:
+        made.append(put(Store(store.root), key=f"{number:06}" + "0" * 58, content=b"%d" % number).ref)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == store.refs()
+    assert len(set(made)) == 8
+    assert store.versions("toy") == [1]
+    assert set(store.check().values()) == {""}
+
+
+def test_a_reader_never_sees_half_an_artifact(store: Store) -> None:
+    stop = threading.Event()
+    seen: list[str] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            for ref in store.refs():
+                seen.append(store.check(ref)[ref])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(25):
+        put(Store(store.root), source=f"s{number % 3}", key=f"{number:064}", content=b"x" * 10_000)
+    stop.set()
+    reader.join()
+    assert set(seen) == {""}
+
+
+def test_the_lock_of_a_name_is_taken_for_every_change(stocked: Store) -> None:
+    """What changes a model waits for whoever is changing it."""
+    lock = Lock(stocked.root / ".ml-opt" / "locks" / "name-toy")
+    lock.acquire()
+    done: list[str] = []
+    for change in (
+        lambda: put(stocked, key="7" * 64),
+        lambda: stocked.set_alias("prod", "toy@1"),
+        lambda: stocked.remove("toy@1:int8"),
+    ):
+        threading.Thread(target=lambda change=change: done.append(str(change())), daemon=True).start()
+    time.sleep(0.3)
+    assert done == []
+    lock.release()
+    deadline = time.monotonic() + 10
+    while len(done) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(done) == 3
