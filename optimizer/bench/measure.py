@@ -216,11 +216,11 @@ def _race(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
     samples = math.ceil(plan.samples / plan.rounds)
     total = plan.rounds * len(plan.shapes) * len(lanes)
     done = 0
-    for order in orders(len(lanes), plan.rounds, plan.seed):
+    for number, order in enumerate(orders(len(lanes), plan.rounds, plan.seed), start=1):
         for shape in plan.shapes:
             for index in order:
                 lane = lanes[index]
-                progress(f"measuring {lane.candidate.label} at {shape}", done, total)
+                progress(f"measuring, round {number} of {plan.rounds}", done, total)
                 done += 1
                 if not lane.alive:
                     continue

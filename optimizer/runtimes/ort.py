@@ -244,7 +244,7 @@ def _library() -> Any:
         import onnxruntime
     except ImportError as error:
         raise missing_package(error.name or "onnxruntime", "running ONNX files") from None
-    onnxruntime.set_default_logger_severity(4)  # plugins log to the default logger, not to the session's
+    onnxruntime.set_default_logger_severity(4)  # a library that cannot load is logged there
     return onnxruntime
 
 

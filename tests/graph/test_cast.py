@@ -117,7 +117,7 @@ PLANTED_WEIGHTS = {
 PLANTED_FEEDS: Arrays = {"x": X, "c": np.array(False), "n": np.array(3)}
 
 
-# fp16 twice: on a CPU, ONNX Runtime computes most of it in fp32 and can hide an overflow; the reference rounds each step
+# fp16 twice: on a CPU, ONNX Runtime computes in fp32 and can hide an overflow; the reference rounds after each step.
 @pytest.mark.parametrize(("to", "runner"), [(FP16, run), (FP16, refer), (BF16, refer)])
 @pytest.mark.parametrize("chosen", [False, True])
 def test_planted_traps_keep_their_answers(to: Precision, runner: Callable[..., Arrays], chosen: bool) -> None:

@@ -224,17 +224,23 @@ def test_available_means_that_it_loads():
     assert found.ok or (found.reason and "pip install" in found.hint)
 
 
-def test_the_log_stays_quiet(model):
-    """Errors are raised, not printed: a child's stderr holds nothing of ONNX Runtime."""
+@pytest.mark.parametrize(("provider", "said"), [("cpu", "is not an ONNX model"), ("openvino", "property NO_SUCH_KEY")])
+def test_the_log_stays_quiet(model, provider, said):
+    """Errors are raised, not printed: a child's stderr holds nothing of ONNX Runtime or of its plugin."""
+    if provider == "openvino":
+        pytest.importorskip("onnxruntime_ep_openvino")
+    else:
+        model.write_bytes(b"garbage")
     code = (
         "import sys; from pathlib import Path\n"
         "from optimizer.errors import MlOptError\n"
         "from optimizer.runtime import Provider, SessionOptions, get_runtime\n"
-        "p = Provider('cpu')\n"
-        "try: get_runtime(p).open(Path(sys.argv[1]), SessionOptions(p, 1), model={})\n"
+        "p = Provider(sys.argv[2])\n"
+        "options = SessionOptions(p, 1, extra={'NO_SUCH_KEY': '1'} if p.name == 'openvino' else {})\n"
+        "try: get_runtime(p).open(Path(sys.argv[1]), options, model={})\n"
         "except MlOptError as e: print(e.message)\n"
     )
-    model.write_bytes(b"garbage")
-    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
-    assert "is not an ONNX model" in done.stdout
+    words = [sys.executable, "-c", code, str(model), provider]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert said in done.stdout
     assert done.stderr == ""

@@ -1,0 +1,128 @@
+"""Made by docs/generate.py from the declarations of stages and checks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from optimizer.artifact import Artifact as Artifact
+from optimizer.check import Report
+from optimizer.errors import BadInput as BadInput
+from optimizer.errors import Damaged as Damaged
+from optimizer.errors import GateFailed as GateFailed
+from optimizer.errors import Inconclusive as Inconclusive
+from optimizer.errors import MissingPiece as MissingPiece
+from optimizer.errors import MlOptError as MlOptError
+from optimizer.errors import UnknownName as UnknownName
+from optimizer.manifest import Manifest as Manifest
+from optimizer.pipeline import Result
+from optimizer.recipe import Recipe, RecipeReport, Step
+from optimizer.ref import Ref as Ref
+from optimizer.stage import Progress
+from optimizer.store import Store as Store
+from optimizer.types import Precision
+
+__version__: str
+
+def bench(
+    *refs: str,
+    shape: tuple[str, ...] | list[str] = ...,
+    against: str | None = ...,
+    provider: tuple[str, ...] | list[str] = ...,
+    threads: int = ...,
+    data: Path | str | None = ...,
+    duration: float = ...,
+    min_samples: int = ...,
+    rounds: int = ...,
+    seed: int = ...,
+    timeout: float = ...,
+    report: tuple[Path | str, ...] | list[Path | str] = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
+def cast(
+    source: str,
+    *,
+    to: Precision | str,
+    keep: tuple[str, ...] | list[str] = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
+def export_onnx(
+    source: str,
+    *,
+    task: str | None = ...,
+    opset: int | None = ...,
+    dtype: Precision | str = ...,
+    revision: str | None = ...,
+    trust_remote_code: bool = ...,
+    allow_pickle: bool = ...,
+    max_length: int | None = ...,
+    max_batch: int | None = ...,
+    name: str | None = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
+def ort_optimize(
+    source: str,
+    *,
+    target: str = ...,
+    allow_unfused: bool = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
+def quantize_dynamic(
+    source: str,
+    *,
+    per_channel: bool = ...,
+    weight_type: str = ...,
+    reduce_range: bool = ...,
+    include: tuple[str, ...] | list[str] = ...,
+    exclude: tuple[str, ...] | list[str] = ...,
+    op_types: tuple[str, ...] | list[str] = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
+def quantize_static(
+    source: str,
+    *,
+    calib: Path | str,
+    samples: int = ...,
+    method: str = ...,
+    per_channel: bool = ...,
+    symmetric: bool = ...,
+    reduce_range: bool = ...,
+    activation_products: bool = ...,
+    include: tuple[str, ...] | list[str] = ...,
+    exclude: tuple[str, ...] | list[str] = ...,
+    op_types: tuple[str, ...] | list[str] = ...,
+    batch: int = ...,
+    seed: int = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
+def verify(
+    *refs: str,
+    against: str = ...,
+    data: Path | str | None = ...,
+    samples: int = ...,
+    batch: int = ...,
+    provider: str | None = ...,
+    threads: int = ...,
+    max_abs: float | None = ...,
+    min_cosine: float | None = ...,
+    min_top1: float | None = ...,
+    sweep: bool = ...,
+    store: Store | Path | str | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
+def run_recipe(
+    recipe: Recipe | Path | str,
+    *,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+    seen: Callable[[Step, Result | Report], None] | None = ...,
+) -> RecipeReport: ...
