@@ -118,6 +118,7 @@ _EXTRA_OF = {
     "optimum": "build",
     "onnxruntime": "cpu",
     "onnxruntime_ep_openvino": "openvino",
+    "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
     "numpy": "cpu",
     "tokenizers": "data",
     "PIL": "data",

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from optimizer.artifact import Artifact
-from optimizer.bench.candidates import Entrant, default_baseline, entrants, parse
-from optimizer.bench.markdown import to_markdown
-from optimizer.bench.measure import Plan
-from optimizer.bench.report import BenchReport
-from optimizer.bench.run import bench
-from optimizer.bench.shape import Shape, default_shapes
+from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse
+from optimizer.benching.markdown import to_markdown
+from optimizer.benching.measure import Plan
+from optimizer.benching.report import BenchReport
+from optimizer.benching.run import bench
+from optimizer.benching.shape import Shape, default_shapes
 from optimizer.check import Check
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, MissingPiece, UnknownName

@@ -48,7 +48,7 @@ class Verify(Options):
 
 
 def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport:
-    from optimizer.bench.candidates import parse
+    from optimizer.benching.candidates import parse
     from optimizer.data.golden import Golden
     from optimizer.environment import describe
     from optimizer.evaluate.parity import compare, judge

@@ -8,7 +8,7 @@ from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
 
 if TYPE_CHECKING:
-    from optimizer.bench.report import BenchReport, Row
+    from optimizer.benching.report import BenchReport, Row
     from optimizer.evaluate.report import VerifyReport
 
 __all__ = ["render_bench", "render_verify"]

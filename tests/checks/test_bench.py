@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from bench.small import add, small_store
+from benching.small import add, small_store
 
-from optimizer.bench.report import BenchReport, Doubt
+from optimizer.benching.report import BenchReport, Doubt
 from optimizer.check import get_check
 from optimizer.checks.bench import Bench
 from optimizer.errors import BadInput, UnknownName

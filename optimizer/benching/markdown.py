@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.bench.report import BenchReport, Cell, Row
+from optimizer.benching.report import BenchReport, Cell, Row
 
 __all__ = ["to_markdown"]
 

@@ -11,8 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from optimizer.bench.agreement import Agreement
-from optimizer.bench.stats import Ratio, Summary
+from optimizer.benching.agreement import Agreement
+from optimizer.benching.stats import Ratio, Summary
 from optimizer.errors import BadInput
 from optimizer.files import disk_errors, write_json
 from optimizer.types import JSON

@@ -3,10 +3,10 @@ import math
 
 import pytest
 
-from optimizer.bench.agreement import Agreement
-from optimizer.bench.markdown import to_markdown
-from optimizer.bench.report import SCHEMA, BenchReport, Caution, Cell, Doubt, Row
-from optimizer.bench.stats import Ratio, speedup, summarize
+from optimizer.benching.agreement import Agreement
+from optimizer.benching.markdown import to_markdown
+from optimizer.benching.report import SCHEMA, BenchReport, Caution, Cell, Doubt, Row
+from optimizer.benching.stats import Ratio, speedup, summarize
 from optimizer.environment import describe
 from optimizer.errors import BadInput
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimizer.bench.candidates import candidate_to_json
-from optimizer.bench.process import WORKER, CandidateFailed, WorkerProcess
-from optimizer.bench.shape import Shape
+from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
+from optimizer.benching.shape import Shape
 from optimizer.runtime import Candidate
 from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec

@@ -1,6 +1,6 @@
 import pytest
 
-from optimizer.bench.shape import Shape, default_shapes
+from optimizer.benching.shape import Shape, default_shapes
 from optimizer.errors import BadInput
 
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from optimizer.bench.candidates import candidate_to_json
-from optimizer.bench.worker import Worker, measure, peak_rss, warm_up
+from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.worker import Worker, measure, peak_rss, warm_up
 from optimizer.runtime import Candidate, Provider
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.bench.candidates import candidate_to_json
-from optimizer.bench.process import CandidateFailed, WorkerProcess, worker_environment
+from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.process import CandidateFailed, WorkerProcess, worker_environment
 from optimizer.runtime import Candidate, Provider
 
 
@@ -100,7 +100,7 @@ def test_a_stopped_child_dies_with_a_parent_that_is_killed(tmp_path):
     """Even `kill -9` of the parent leaves nothing behind."""
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from optimizer.bench.process import WorkerProcess\n"
+        "from optimizer.benching.process import WorkerProcess\n"
         "w = WorkerProcess(Path(sys.argv[1]), 1)\n"
         "try: w.ask({'do': 'time', 'shape': 'none'}, 60)\n"
         "except Exception: pass\n"

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-from bench.small import add
+from benching.small import add
 
-from optimizer.bench.candidates import (
+from optimizer.benching.candidates import (
     candidate_from_json,
     candidate_to_json,
     default_baseline,

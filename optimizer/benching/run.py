@@ -8,12 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from optimizer.bench.agreement import Agreement, compare
-from optimizer.bench.candidates import Entrant, file_bytes, with_model_of_first
-from optimizer.bench.inputs import Examples, save
-from optimizer.bench.measure import Feeds, Lane, Plan, measure
-from optimizer.bench.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
-from optimizer.bench.stats import Ratio, speedup, summarize
+from optimizer.benching.agreement import Agreement, compare
+from optimizer.benching.candidates import Entrant, file_bytes, with_model_of_first
+from optimizer.benching.inputs import Examples, save
+from optimizer.benching.measure import Feeds, Lane, Plan, measure
+from optimizer.benching.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
+from optimizer.benching.stats import Ratio, speedup, summarize
 from optimizer.data.golden import Golden
 from optimizer.environment import describe
 from optimizer.errors import GateFailed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from optimizer.bench.stats import samples_needed, speedup, summarize
+from optimizer.benching.stats import samples_needed, speedup, summarize
 
 
 @pytest.mark.parametrize(("percentile", "count"), [(90, 44), (99, 459), (99.9, 4603)])

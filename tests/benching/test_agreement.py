@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from optimizer.bench.agreement import compare
-from optimizer.bench.inputs import save
+from optimizer.benching.agreement import compare
+from optimizer.benching.inputs import save
 from optimizer.errors import GateFailed
 
 FEEDS = [{"x": np.ones((4, 2), np.float32)}]

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from optimizer.bench.inputs import Examples, save
-from optimizer.bench.shape import Shape
+from optimizer.benching.inputs import Examples, save
+from optimizer.benching.shape import Shape
 from optimizer.data.golden import Golden
 from optimizer.errors import BadInput
 from optimizer.types import TensorSpec

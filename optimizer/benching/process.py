@@ -19,7 +19,7 @@ from optimizer.types import JSON
 __all__ = ["WORKER", "CandidateFailed", "WorkerProcess", "worker_environment"]
 
 #: The command of ml-opt's own worker; a peer brings one of its own that speaks the same lines.
-WORKER = (sys.executable, "-m", "optimizer.bench.worker")
+WORKER = (sys.executable, "-m", "optimizer.benching.worker")
 
 #: Every library that makes threads is told the same number, before it is imported.
 _THREAD_VARIABLES = (
@@ -94,7 +94,7 @@ class WorkerProcess:
         """Send one request and wait for its answer.
 
         Args:
-            request: see :mod:`optimizer.bench.worker`.
+            request: see :mod:`optimizer.benching.worker`.
             timeout: seconds after which the process counts as hung, and is killed.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The process that one candidate lives in: ``python -m optimizer.bench.worker``.
+"""The process that one candidate lives in: ``python -m optimizer.benching.worker``.
 
 It reads one JSON request a line from stdin and answers each with one JSON line on what was stdout when it started;
 anything a library prints goes to stderr. A peer that is no part of ml-opt can take part in a benchmark by speaking
@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from optimizer.bench.candidates import candidate_from_json
+from optimizer.benching.candidates import candidate_from_json
 from optimizer.errors import BadInput, MlOptError
 from optimizer.runtime import Session
 from optimizer.types import JSON

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.bench.measure import Feeds, Plan, measure, orders
-from optimizer.bench.shape import Shape
-from optimizer.bench.stats import speedup
+from optimizer.benching.measure import Feeds, Plan, measure, orders
+from optimizer.benching.shape import Shape
+from optimizer.benching.stats import speedup
 from optimizer.runtime import Candidate, Provider
 
 SHAPES = (Shape(1, 4), Shape(2, 4))

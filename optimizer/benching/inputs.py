@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.bench.shape import Shape
+from optimizer.benching.shape import Shape
 from optimizer.data.golden import Golden, is_sequence
 from optimizer.data.synthetic import symbol_sizes, synthetic_feeds
 from optimizer.errors import BadInput

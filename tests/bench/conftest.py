@@ -1,3 +1,0 @@
-from bench.small import small_store
-
-__all__ = ["small_store"]

@@ -1,0 +1,3 @@
+from benching.small import small_store
+
+__all__ = ["small_store"]
