@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,12 @@ _CLIP_TEXT = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
-_RESNET = {"embedding_size": 32, "hidden_sizes": [64, 128, 128, 256], "depths": [1, 1, 1, 1], "layer_type": "bottleneck"}
+_RESNET = {
+    "embedding_size": 32,
+    "hidden_sizes": [64, 128, 128, 256],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "bottleneck",
+}
 _CONVNEXT = {"hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1], "image_size": 64}
 _WHISPER = {
     "vocab_size": VOCAB,
@@ -216,7 +221,7 @@ def _widen(model: Any) -> None:
 
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "parametrizations" in name or "position" in name and weight.dim() > 2:
+            if "parametrizations" in name or ("position" in name and weight.dim() > 2):
                 continue
             if weight.dim() == 2:
                 wide = 0.5 if "embed" in name.lower() else weight.shape[1] ** -0.5

@@ -116,7 +116,11 @@ def _train(base: Path, out: Path) -> dict[str, Any]:
     for _ in range(EPOCHS):
         for batch in _batches(rows, torch.randperm(len(rows), generator=order).tolist()):
             inputs = tokenizer(
-                [row["text"] for row in batch], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+                [row["text"] for row in batch],
+                padding=True,
+                truncation=True,
+                max_length=MAX_LENGTH,
+                return_tensors="pt",
             )
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(**inputs, labels=torch.tensor([row["label"] for row in batch])).loss

@@ -49,7 +49,7 @@ def run_check(
 ) -> Report:
     """Run a check with options given by name."""
     options = check.options.from_mapping(values, check.name)
-    return check.run(refs, options, _store(store), progress)
+    return check.apply(refs, options, _store(store), progress)
 
 
 def _store(store: Store | Path | str | None) -> Store:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from optimizer.discovery import members
+from optimizer.environment import need_modules
 from optimizer.errors import UnknownName
 from optimizer.options import Options
 from optimizer.types import JSON
@@ -53,6 +54,11 @@ class Check:
     @property
     def function(self) -> str:
         return self.name.replace("-", "_")
+
+    def apply(self, refs: tuple[str, ...], options: Options, store: Any, progress: Any) -> Report:
+        """Run it; raises :class:`MissingPiece` when a module that it needs is not installed."""
+        need_modules(self.modules, self.name)
+        return self.run(refs, options, store, progress)
 
 
 @functools.cache

@@ -11,9 +11,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from optimizer.errors import missing_package
 from optimizer.types import JSON
 
-__all__ = ["cpu_facts", "cpu_threads", "describe", "gpu_facts", "has_module", "memory_bytes", "version_of", "versions"]
+__all__ = ["cpu_facts", "cpu_threads", "describe", "gpu_facts", "has_module", "memory_bytes", "need_modules", "version_of", "versions"]
 
 #: Processor features that decide which int8 and bf16 kernels run at full speed (names as in /proc/cpuinfo).
 _FEATURES = (
@@ -67,6 +68,13 @@ def has_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
+
+
+def need_modules(modules: tuple[str, ...], wanted_for: str) -> None:
+    """Raise :class:`MissingPiece`, with the line that installs it, for the first module that could not be imported."""
+    for module in modules:
+        if not has_module(module):
+            raise missing_package(module, wanted_for)
 
 
 def cpu_threads() -> int:

@@ -10,13 +10,15 @@ import io
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimizer.errors import BadInput, GateFailed, UnknownName, missing_package
+from optimizer.errors import BadInput, UnknownName, missing_package
+from optimizer.hf_errors import config_error, weights_error
 from optimizer.types import JSON
 
 __all__ = [
@@ -29,8 +31,7 @@ __all__ = [
     "read_config",
 ]
 
-#: What a class name ends in → its task. Longer endings first: ``ForSequenceClassification`` of an audio model is
-#: settled by the modality afterwards.
+#: What a class name ends in → its task.
 _SUFFIXES = (
     ("ForSequenceClassification", "text-classification"),
     ("ForTokenClassification", "token-classification"),
@@ -40,10 +41,15 @@ _SUFFIXES = (
     ("ForAudioClassification", "audio-classification"),
     ("ForMaskedLM", "fill-mask"),
     ("ForPreTraining", "feature-extraction"),
-    ("EncoderModel", "feature-extraction"),
+    ("ModelWithProjection", "feature-extraction"),
     ("Encoder", "feature-extraction"),
     ("Model", "feature-extraction"),
 )
+#: … and what the class name of a model that writes text ends in. (``GPT2LMHeadModel`` ends in ``Model`` as well.)
+_GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "DoubleHeadsModel")
+
+#: Weights that only training reads: a checkpoint without them answers all the same.
+_TRAINING_ONLY = ("masked_spec_embed", "mask_token")
 
 #: Task → the ``transformers`` class that picks the architecture's own.
 _AUTO_CLASSES = {
@@ -88,10 +94,8 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            with contextlib.suppress(ImportError):
-                from transformers.utils import logging as hf_logging
-
-                hf_logging.disable_progress_bar()
+            if "transformers" in sys.modules:  # importing it only to silence it would cost more than most stages
+                sys.modules["transformers"].utils.logging.disable_progress_bar()
             yield
     finally:
         logging.disable(before)
@@ -115,21 +119,30 @@ def infer_task(config: Mapping[str, JSON]) -> str:
     """The task of a checkpoint, from the class it was saved by; ``feature-extraction`` when it names none.
 
     Raises:
-        BadInput: the class has no task here (text generation has a command of its own).
+        BadInput: the class writes text, or does something else that is no task here.
     """
-    architectures = config.get("architectures") or []
-    if not architectures:
+    name = _own_class(config)
+    if not name:
         return "feature-extraction"
-    name = str(architectures[0])
+    if name.endswith(_GENERATORS):
+        part = "its encoder" if config.get("is_encoder_decoder") else "its hidden states"
+        raise BadInput(
+            f"{name} generates text; export-onnx is for encoders and classifiers",
+            f"--task feature-extraction exports {part} alone",
+        )
     for suffix, task in _SUFFIXES:
         if name.endswith(suffix):
-            if task == "text-classification" and _is_audio(config):
-                return "audio-classification"
-            return task
+            return "audio-classification" if task == "text-classification" and _is_audio(config) else task
     raise BadInput(
-        f"{name} is not a model that export-onnx knows a task for",
-        f"choose one it has the weights for: --task {'|'.join(SUPPORTED_TASKS)}",
+        f"{name} does none of the tasks that export-onnx knows ({', '.join(SUPPORTED_TASKS)})",
+        "--task feature-extraction exports what lies under its head",
     )
+
+
+def _own_class(config: Mapping[str, JSON]) -> str:
+    """The class that a checkpoint was saved by, or nothing."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def _is_audio(config: Mapping[str, JSON]) -> bool:
@@ -147,6 +160,9 @@ def load_model(
 ) -> LoadedModel:
     """Load a folder's model for a task, in evaluation mode on the CPU.
 
+    Its answers are named (``return_dict``), and hold neither caches nor the states and attentions between layers,
+    whatever its configuration asks for.
+
     Args:
         folder: holds ``config.json`` and weights.
         task: one of :data:`SUPPORTED_TASKS`.
@@ -156,9 +172,9 @@ def load_model(
         trust_remote_code: run the Python files of the folder.
 
     Raises:
-        BadInput: the architecture is unknown or does not have the task, or the weights are damaged.
-        GateFailed: the checkpoint lacks weights that the task needs: they would be random.
-        MissingPiece: torch or transformers is not installed.
+        BadInput: the architecture is unknown or does not have the task; the weights are damaged, do not fit the
+            configuration, or lack some that the task needs: those would be random.
+        MissingPiece: torch, transformers or a package that the model wants is not installed.
     """
     if task not in _AUTO_CLASSES:
         raise UnknownName("task", task, SUPPORTED_TASKS)
@@ -174,54 +190,85 @@ def load_model(
             "read that code, and if you trust it add --trust-remote-code",
         )
     wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    chosen = class_name.removesuffix(".encoder") or _choose_class(raw, task, transformers)
+    chosen = class_name.removesuffix(".encoder") or _choose_class(raw, task, transformers, trust_remote_code)
     cls = getattr(transformers, chosen, None) or getattr(transformers, _AUTO_CLASSES[task])
-    arguments: dict[str, Any] = {"dtype": wanted, "output_loading_info": True, "local_files_only": True}
-    if attention is not None:
-        arguments["attn_implementation"] = attention
-    if trust_remote_code:
-        arguments["trust_remote_code"] = True
+    arguments: dict[str, Any] = {
+        "dtype": wanted,
+        "attn_implementation": attention,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": True,
+        # Where there are safetensors, nothing else is read: a pickle beside them was never asked about.
+        "use_safetensors": any(folder.glob("*.safetensors")),
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # … so that they are reported by name, and refused below
+    }
     with quiet_libraries():
+        try:
+            transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise config_error(error, folder, raw) from error
         try:
             model, info = cls.from_pretrained(str(folder), **arguments)
         except Exception as error:
-            raise _translated(error, folder, raw, task) from error
-    missing = sorted(info["missing_keys"])
-    notes: list[str] = []
-    dropped: tuple[str, ...] = ()
-    if missing and all("pooler" in key for key in missing):
-        dropped = ("pooler_output",)
-        notes.append("the checkpoint has no pooler; its output would be random and is left out")
-    elif missing:
-        raise GateFailed(
-            f"{folder} has no weights for {_shown(missing)}, which {task} needs: they would be random",
-            f"export the task it was trained for: --task {_safe_infer(raw)}",
-        )
-    if mismatched := [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]:
-        raise BadInput(f"{folder}: the shapes of {_shown(mismatched)} do not match config.json")
+            raise weights_error(error, folder, raw, task, _saved_for(raw)) from error
+    dropped, notes = _judge_weights(info, folder, raw, task)
     model.eval()
     name = type(model).__name__
     if class_name.endswith(".encoder") or (
         task == "feature-extraction" and model.config.is_encoder_decoder and hasattr(model, "get_encoder")
     ):
         model, name = model.get_encoder().eval(), f"{name}.encoder"
-    return LoadedModel(model, model.config, name, dropped, tuple(notes))
+    model.config.return_dict = True
+    for extra in ("use_cache", "output_hidden_states", "output_attentions"):
+        if getattr(model.config, extra, False):
+            setattr(model.config, extra, False)
+    return LoadedModel(model, model.config, name, dropped, notes)
 
 
-def _choose_class(raw: Mapping[str, JSON], task: str, transformers: Any) -> str:
+def _judge_weights(
+    info: Mapping[str, Any], folder: Path, raw: Mapping[str, JSON], task: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Outputs to leave out, and what to say about it; :class:`BadInput` when an answer would be random."""
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, stored, built = mismatched[0]
+        more = f" ({len(mismatched)} such weights)" if len(mismatched) > 1 else ""
+        raise BadInput(
+            f"the weights of {folder} do not match its config.json: {key} is stored as {list(stored)}, and the "
+            f"configuration makes it {list(built)}{more}"
+        )
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith(_TRAINING_ONLY))
+    if not missing:
+        return (), ()
+    # Hidden states do not pass through the pooler; a classifier's logits do.
+    if task == "feature-extraction" and all("pooler" in key for key in missing):
+        return ("pooler_output",), ("the checkpoint has no pooler; its output would be random and is left out",)
+    saved_for = _saved_for(raw)
+    other = f"export the task it was trained for: --task {saved_for}"
+    raise BadInput(
+        f"{folder} has no weights for {_shown(missing)}, which {task} needs: they would be random",
+        other if saved_for != task else "save the whole model again",
+    )
+
+
+def _choose_class(raw: Mapping[str, JSON], task: str, transformers: Any, trust_remote_code: bool) -> str:
     """The checkpoint's own class when it does the task (some have several for one), the Auto class otherwise."""
-    architectures = raw.get("architectures") or []
-    own = str(architectures[0]) if architectures else ""
-    if own and hasattr(transformers, own) and _safe_infer(raw) == task and not own.endswith("ForPreTraining"):
-        return own
+    auto = _AUTO_CLASSES[task]
+    own = _own_class(raw)
+    if trust_remote_code and auto in (raw.get("auto_map") or {}):
+        return auto  # a class of the folder's own code, which may be called like one of the library's
+    if hasattr(transformers, own) and not own.endswith("ForPreTraining"):
+        with contextlib.suppress(BadInput):
+            if infer_task(raw) == task:
+                return own
     if task == "feature-extraction" and raw.get("is_encoder_decoder"):
         encoders = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
         if raw["model_type"] in encoders:
             return str(encoders[raw["model_type"]])
-    return _AUTO_CLASSES[task]
+    return auto
 
 
-def _safe_infer(raw: Mapping[str, JSON]) -> str:
+def _saved_for(raw: Mapping[str, JSON]) -> str:
+    """The task to offer instead of one that does not work."""
     try:
         return infer_task(raw)
     except BadInput:
@@ -230,38 +277,6 @@ def _safe_infer(raw: Mapping[str, JSON]) -> str:
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _translated(error: Exception, folder: Path, raw: Mapping[str, JSON], task: str) -> Exception:
-    """The vendor's exception in our words; what is not recognized is handed on as it is, a bug to report."""
-    text = str(error)
-    kind = type(error).__name__
-    lowered = text.lower()
-    if kind == "SafetensorError" or "safetensor" in lowered and ("header" in lowered or "incomplete" in lowered):
-        return BadInput(f"the weights of {folder} are damaged or cut short: {text}", "download or save them again")
-    if kind in ("UnpicklingError", "EOFError") or "PytorchStreamReader" in text:
-        return BadInput(f"the weights of {folder} are damaged or cut short: {text.splitlines()[0]}")
-    if "Unrecognized configuration class" in text or "for this kind of AutoModel" in text:
-        return BadInput(
-            f"a {raw['model_type']} model cannot do {task}", f"this one was saved for: --task {_safe_infer(raw)}"
-        )
-    if "does not recognize this architecture" in text or "Unrecognized model" in text or isinstance(error, KeyError):
-        return BadInput(
-            f"transformers does not know the architecture {raw['model_type']!r} of {folder}",
-            "a newer transformers may; or export it to .onnx with its own library and give that file",
-        )
-    if "size mismatch" in lowered or "mismatched" in lowered:
-        return BadInput(f"the weights of {folder} do not match its config.json: {_first_lines(text)}")
-    if isinstance(error, ImportError):
-        return missing_package(error.name or text.split()[0], f"loading {folder}")
-    if isinstance(error, (OSError, ValueError, RuntimeError)):
-        return BadInput(f"{folder} cannot be loaded for {task}: {_first_lines(text)}")
-    return error
-
-
-def _first_lines(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:2])[:400]
 
 
 def flat_outputs(answers: Any) -> dict[str, Any]:

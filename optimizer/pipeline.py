@@ -11,8 +11,8 @@ from pathlib import Path
 
 from optimizer.artifact import Artifact, Source, SourceModel
 from optimizer.digest import canonical_json, digest_json, digest_tree
-from optimizer.environment import describe, gpu_facts, has_module, version_of
-from optimizer.errors import BadInput, MissingPiece, missing_package
+from optimizer.environment import describe, gpu_facts, need_modules, version_of
+from optimizer.errors import BadInput, MissingPiece
 from optimizer.files import disk_errors
 from optimizer.manifest import MANIFEST_NAME, Manifest
 from optimizer.options import Options
@@ -168,7 +168,7 @@ def apply(
 
     if (done := cached()) is not None:
         return done
-    _need_modules(stage)
+    need_modules(stage.modules, stage.name)
     with disk_errors(f"running {stage.name}", store.root):
         lock = store.key_lock(key)
         lock.acquire(lambda: progress("waiting for another ml-opt that is making the same artifact"))
@@ -256,12 +256,6 @@ def _hand_down(parent: Path, folder: Path) -> None:
 def _own_name(source: SourceModel) -> str:
     """What a model is called when nobody names it: ``.`` and ``..`` are called what their folder is called."""
     return safe_name(source.spec if Path(source.spec).name.strip(".") else str(source.path))
-
-
-def _need_modules(stage: Stage) -> None:
-    for module in stage.modules:
-        if not has_module(module):
-            raise missing_package(module, stage.name)
 
 
 def _need_room(source: Source, folder: Path) -> None:

@@ -227,7 +227,7 @@ def run_recipe(
                 )
                 refs[step.id] = outcome.artifact.ref
             else:
-                outcome = step.does.run(sources, step.options, store, progress)
+                outcome = step.does.apply(sources, step.options, store, progress)
                 exit_code = exit_code or outcome.exit_code
         except MlOptError as error:
             error.message = f"step {number} ({step.id}): {error.message}"

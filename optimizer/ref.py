@@ -1,4 +1,4 @@
-"""How artifacts are named: ``name[@version|@alias][:variant]``, e.g. ``minilm@3:int8-static``, ``minilm@production``."""
+"""How artifacts are named: ``name[@version|@alias][:variant]``, e.g. ``minilm@3:int8-static``, ``minilm@prod``."""
 
 from __future__ import annotations
 

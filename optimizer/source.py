@@ -23,7 +23,9 @@ _DECIDING = (
     "1_Pooling/*.json",
 )
 _SAFE_WEIGHTS = ("*.safetensors",)
-_PICKLE_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLE_WEIGHTS = ("pytorch_model*.bin",)
+#: Weights that transformers does not load from a folder; named in the error when there is nothing else.
+_FOREIGN_WEIGHTS = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 
 #: ``recall(question, answer)``: the answer, from memory when the question was asked before.
 Recall = Callable[[str, Callable[[], str]], str]
@@ -95,7 +97,8 @@ def _file(spec: str, path: Path, digest: Callable[[Path], str], recall: Recall) 
             raise BadInput(f"{spec}: the weights file {name} is missing")
     # The file's own name is not content: the same bytes under another name are the same version.
     content = digest_json({"": own, **{name: digest(path.parent / name) for name in weights}}) if weights else own
-    return SourceModel(spec, path.resolve(), content, "file", "", (path.name, *weights))
+    # Not resolved: behind a link, the weights files lie beside the link.
+    return SourceModel(spec, path.absolute(), content, "file", "", (path.name, *weights))
 
 
 def _external_files(path: Path) -> str:
@@ -108,14 +111,20 @@ def _folder(
     spec: str, path: Path, type_: str, commit: str, allow_pickle: bool, digest: Callable[[Path], str]
 ) -> SourceModel:
     if not (path / "config.json").is_file():
-        onnx = sorted(path.glob("*.onnx"))
-        hint = f"did you mean {onnx[0]}?" if onnx else "a model folder holds config.json beside its weights"
-        raise BadInput(f"{spec} is not a model folder: it has no config.json", hint)
+        raise BadInput(f"{spec} is not a model folder: it has no config.json", _what_it_is(path))
     weights = _matching(path, _SAFE_WEIGHTS)
     if not weights:
         pickles = _matching(path, _PICKLE_WEIGHTS)
         if not pickles:
-            raise BadInput(f"{spec} has no weights: no *.safetensors in it")
+            foreign = _matching(path, _FOREIGN_WEIGHTS)
+            raise BadInput(
+                f"{spec} has no weights: no *.safetensors in it",
+                f"{foreign[0].name} cannot be read from a model folder; save it with save_pretrained"
+                if foreign and foreign[0].suffix != ".onnx"
+                else f"did you mean {foreign[0]}?"
+                if foreign
+                else "",
+            )
         if not allow_pickle:
             raise BadInput(
                 f"{spec} has its weights as a Python pickle ({pickles[0].name}), which can run code when loaded",
@@ -131,6 +140,18 @@ def _folder(
         commit,
         tuple(str(f.relative_to(path)) for f in files),
     )
+
+
+def _what_it_is(path: Path) -> str:
+    """What to do with a folder that has no ``config.json``."""
+    if (path / "adapter_config.json").is_file():
+        return (
+            "it holds an adapter: merge that into its base model first (peft's merge_and_unload), and save the result"
+        )
+    for pattern in ("*.onnx", "*/config.json", "*/*.onnx"):
+        for found in sorted(path.glob(pattern)):
+            return f"did you mean {found.parent if found.name == 'config.json' else found}?"
+    return "a model folder holds config.json beside its weights"
 
 
 def _matching(path: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -280,52 +280,63 @@ class Store:
             aliases.pop(alias, None)
             write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
 
-    def remove(self, ref: str, *, force: bool = False) -> list[str]:
-        """Remove an artifact, a version or a whole model: what the reference names.
+    def remove(self, *refs: str, force: bool = False) -> list[str]:
+        """Remove what references name: all of it, or nothing when one of them cannot be removed.
 
         Args:
-            ref: with a variant, that artifact; with only a version, all its variants; with only a name, everything.
+            refs: with a variant, that artifact; with only a version, all its variants; with only a name, everything.
             force: remove even what an alias points at (the alias goes too).
 
         Returns:
             the full references that are gone.
         """
-        wanted = Ref.parse(ref)
-        name, version, variant = self.locate(wanted)
-        whole_name = not wanted.at and not variant
-        doomed = [
-            full
-            for full in self.refs()
-            if (full == f"{name}@{version}:{variant}" if variant else full.startswith(f"{name}@{version}:"))
-            or (whole_name and full.startswith(f"{name}@"))
-        ]
-        with disk_errors("removing", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
-            aliases = self.aliases(name)
-            hit = {
-                alias
-                for alias, target in aliases.items()
-                if any(f"{name}@{target}" in (full, full.rpartition(":")[0]) for full in doomed)
-                and (":" in target or not variant or len(self.variants(name, version)) == 1)
-            }
-            if hit and not force:
-                raise BadInput(
-                    f"{name}@{sorted(hit)[0]} points at what would be removed",
-                    f"move the alias first (ml-opt alias), or add --force: ml-opt rm --force {ref}",
-                )
-            if hit:
-                kept = {a: t for a, t in aliases.items() if a not in hit}
-                write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": kept})
-            if whole_name:
-                self._to_trash(self.root / name)
-            elif variant:
-                self._to_trash(self.root / name / str(version) / variant)
-            else:
-                self._to_trash(self.root / name / str(version))
+        folders: dict[Path, str] = {}
+        for ref in refs:
+            wanted = Ref.parse(ref)
+            name, version, variant = self.locate(wanted)
+            whole = self.root / name
+            folders[whole / str(version) / variant if wanted.at or variant else whole] = name
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(disk_errors("removing", self.root))
+            for name in sorted(set(folders.values())):
+                stack.enter_context(Lock(self.root / _PRIVATE / "locks" / f"name-{name}"))
+            doomed = [full for full in self.refs() if not folders.keys().isdisjoint(self._way_to(full))]
+            kept = {name: self._aliases_without(name, doomed) for name in set(folders.values())}
+            for name, aliases in kept.items():
+                if not force and (lost := sorted(self.aliases(name).keys() - aliases.keys())):
+                    raise BadInput(
+                        f"{name}@{lost[0]} points at what would be removed",
+                        f"move the alias first (ml-opt alias), or add --force: ml-opt rm --force {' '.join(refs)}",
+                    )
+            for name, aliases in kept.items():
+                if aliases != self.aliases(name):
+                    write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
+            for folder in folders:
+                self._to_trash(folder)
         self._empty_trash()
         return doomed
 
+    def _way_to(self, full: str) -> list[Path]:
+        """The folders of a full reference: its variant's, its version's, its model's."""
+        ref = Ref.parse(full)
+        variant = self.root / ref.name / ref.at / ref.variant
+        return [variant, variant.parent, variant.parent.parent]
+
+    def _aliases_without(self, name: str, doomed: list[str]) -> dict[str, str]:
+        """The aliases but those that point at something now, and would at nothing when these references are gone."""
+        refs = self.refs()
+
+        def pointed_at(target: str) -> set[str]:
+            return {full for full in refs if full == f"{name}@{target}" or full.startswith(f"{name}@{target}:")}
+
+        return {
+            alias: target
+            for alias, target in self.aliases(name).items()
+            if not (found := pointed_at(target)) or not found <= set(doomed)
+        }
+
     def gc(self) -> Garbage:
-        """Remove unfinished work of processes that are gone, empty versions and unused locks; report broken artifacts."""
+        """Remove unfinished work of dead processes, empty versions and unused locks; report broken artifacts."""
         garbage = Garbage()
         size = 0
         if not self.root.is_dir():
@@ -433,7 +444,7 @@ class Store:
             ) from None
 
     def _publish_version(self, scratch: Scratch, name: str, source: dict[str, JSON], variant: str) -> int:
-        """Publish the first variant of a new source and its version, by one rename; the caller holds the name's lock."""
+        """Publish a new version with its first variant, by one rename; the caller holds the name's lock."""
         taken = [int(p.name) for p in self._folders(self.root / name) if _is_version(p.name)]
         number = max(taken, default=0) + 1
         staged = scratch.path.parent / "version"
@@ -481,7 +492,7 @@ def _is_version(name: str) -> bool:
 
 
 def spellings(variant: str, key: str) -> Iterator[str]:
-    """What an artifact of this key may be called: the variant's own name, or with more and more of the key behind it."""
+    """What an artifact of this key may be called: the variant, or it with more and more of the key behind."""
     yield variant
     for digits in range(6, len(key) + 1):
         yield f"{variant}-{key[:digits]}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Device", "JSON", "Kind", "Precision", "TensorSpec"]
+__all__ = ["JSON", "Device", "Kind", "Precision", "TensorSpec"]
 
 #: A value that JSON can hold. (A recursive alias would say more, and make every use of it a cast.)
 JSON = Any

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 # Set before any library is imported: nothing may reach for the hub, and two cores are all there are.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")

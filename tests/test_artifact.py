@@ -23,8 +23,9 @@ def artifact(tmp_path: Path) -> Artifact:
     (folder / "model.onnx").write_bytes(b"model")
     (folder / "sub" / "manifest.json").write_text("a file of this name that is not the manifest")
     Manifest(
-        kind=Kind.ONNX, key="k", stage={"name": "s", "version": 1}, source={}, model={"task": "t"}, options={}, facts={},
-        files=file_entries(folder, digest_file), environment={}, command="ml-opt make it", seconds=1.0, created="now",
+        kind=Kind.ONNX, key="k", stage={"name": "s", "version": 1}, source={}, model={"task": "t"}, options={},
+        facts={}, files=file_entries(folder, digest_file), environment={}, command="ml-opt make it", seconds=1.0,
+        created="now",
     ).write(folder)  # fmt: skip
     return Artifact.open(folder, "toy@1:int8-static")
 

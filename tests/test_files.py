@@ -97,7 +97,7 @@ def test_fsync_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_text("x")
     seen: list[str] = []
-    monkeypatch.setattr(files.os, "fsync", lambda fd: seen.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(files.os, "fsync", lambda fd: seen.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
     fsync_tree(tmp_path)
     assert sorted(seen) == sorted(
         map(str, [tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "file"])
@@ -129,9 +129,9 @@ def test_what_a_disk_refuses_is_said_in_words(tmp_path: Path, error: Exception, 
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     where = tmp_path / "file" / "store"
-    with pytest.raises(MissingPiece, match=f"{tmp_path / 'file'} is a file where a folder is needed"):
-        with disk_errors("working", where):
-            where.mkdir(parents=True)
+    says = f"{tmp_path / 'file'} is a file where a folder is needed"
+    with pytest.raises(MissingPiece, match=says), disk_errors("working", where):
+        where.mkdir(parents=True)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "x"), FileExistsError(17, "x"), BadInput("x"), ValueError("x")])

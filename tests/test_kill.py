@@ -1,4 +1,4 @@
-"""``kill -9`` at any moment leaves a readable store, and ``gc`` clears the rest; gentler signals leave nothing at all."""
+"""``kill -9`` at any moment leaves a readable store, and ``gc`` clears the rest; gentler signals leave nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def clean(store: Store) -> None:
     for model in store.root.iterdir():
         if model.name not in PRIVATE:
             assert store.versions(model.name) == sorted(int(p.name) for p in model.iterdir() if p.is_dir()) != []
-            assert not [p for p in model.rglob(".*")]
+            assert not list(model.rglob(".*"))
 
 
 def test_kill_9_at_thirty_moments(tmp_path: Path) -> None:

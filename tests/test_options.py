@@ -85,7 +85,7 @@ def test_what_is_not_allowed_is_refused_by_name(values: dict[str, Any], says: st
 
 
 def test_required_and_combined() -> None:
-    with pytest.raises(BadInput, match="quantize-static needs --calib: Rows to calibrate on."):
+    with pytest.raises(BadInput, match=r"quantize-static needs --calib: Rows to calibrate on\."):
         Needy.from_mapping({}, "quantize-static")
     with pytest.raises(BadInput, match="bad luck"):
         Needy(calib=Path("x"), samples=13)

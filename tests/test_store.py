@@ -190,7 +190,7 @@ def test_a_lost_version_record_is_damage_and_no_crash(store: Store) -> None:
     put(store)
     for content in ("", "[]", '{"source": 3}', '{"source": {}}'):
         (store.root / "toy" / "1" / "version.json").write_text(content)
-        with pytest.raises(Damaged, match="version.json cannot be read"):
+        with pytest.raises(Damaged, match=r"version\.json cannot be read"):
             store.version_source("toy", 1)
         assert store.version_of("toy", "s1") is None
     assert put(store, key="b" * 64).ref == "toy@2:fp32"
@@ -363,6 +363,25 @@ def test_what_an_alias_points_at_is_guarded(stocked: Store, target: str, removed
         stocked.remove(removed)
         assert stocked.aliases("toy")["prod"]
     assert len(stocked.refs()) < len(before)
+
+
+def test_an_alias_that_dangles_already_guards_nothing(stocked: Store) -> None:
+    stocked.set_alias("prod", "toy@1:int8")
+    shutil.rmtree(stocked.root / "toy" / "1" / "int8")
+    assert stocked.remove("toy@1:fp32") == ["toy@1:fp32"]
+
+
+def test_several_at_once_are_removed_all_or_none(stocked: Store) -> None:
+    stocked.set_alias("prod", "other@1:fp32")
+    before = stocked.refs()
+    for wrong in ("other", "toy@9", "nothing"):
+        with pytest.raises(BadInput):
+            stocked.remove("toy@1:fp32", wrong)
+    assert stocked.refs() == before
+    assert stocked.remove("toy@1:fp32", "toy@1", "toy@1:fp32", "other", force=True) == [
+        "other@1:fp32", "toy@1:fp32", "toy@1:int8",
+    ]  # fmt: skip
+    assert stocked.refs() == ["toy@2:fp32"]
 
 
 def test_an_unreadable_artifact_can_be_removed(stocked: Store) -> None:
@@ -584,7 +603,7 @@ def test_a_store_that_somebody_else_owns(tmp_path: Path) -> None:
     before = tree(store.root)
     script = (
         "import os, sys\n"
-        "import optimizer.cli.main, optimizer.store, optimizer.cli.store_commands, optimizer.cli.render, rich.table, uuid\n"
+        "import uuid\n"
         "from optimizer.errors import MissingPiece\n"
         "from optimizer.store import Store\n"
         "os.seteuid(65534)\n"

@@ -17,7 +17,7 @@ from optimizer.errors import BadInput
 from optimizer.files import disk_errors, write_json
 from optimizer.types import JSON
 
-__all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row"]
+__all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row", "load_is_high"]
 
 #: Raised by one whenever a reader of the older number would misread the file.
 SCHEMA = 1

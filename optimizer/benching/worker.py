@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Worker", "main", "measure", "warm_up"]
+__all__ = ["Worker", "main", "measure", "peak_rss", "warm_up"]
 
 #: A warm-up window: at least this many calls and this many nanoseconds.
 _WINDOW_CALLS = 3

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from optimizer.check import Check
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
-from optimizer.types import JSON, Precision
+from optimizer.types import JSON, Precision, TensorSpec
 
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
     from optimizer.data.golden import Golden
-    from optimizer.evaluate.parity import Case, CaseResult, Tolerance
+    from optimizer.evaluate.parity import Case, Tolerance
     from optimizer.evaluate.report import VerifyReport
     from optimizer.runtime import Candidate, Session
     from optimizer.stage import Progress
     from optimizer.store import Store
 
-__all__ = ["CHECK", "Verify"]
+__all__ = ["CHECK", "Verify", "precision_of"]
 
 
 class Verify(Options):
@@ -43,6 +43,11 @@ class Verify(Options):
     sweep: bool = opt(True, "Try a sweep of shapes: batch 1, 2, 8; one step, an odd number, the longest; padded.")
 
     def check(self) -> None:
+        if self.data is not None and self.against == "golden":
+            raise BadInput(
+                "--data has no golden answers to compare with",
+                "compare with another artifact (--against REF) or with PyTorch (--against source)",
+            )
         if not self.sweep and self.data is None and self.against != "golden":
             raise BadInput("--no-sweep without --data leaves nothing to compare on", "add --data FILE")
 
@@ -76,24 +81,40 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
             label, reference_facts = "golden", {}
         else:
             progress("opening the reference")
+            if options.against.partition(":")[0] == "source":
+                _check_source(artifact, store)
             other = parse(options.against, store, artifact)
             reference = other.candidate.open(options.threads, tf32=False)
             label, reference_facts = other.label, reference.facts
         try:
             facts: dict[str, JSON] = {"candidate": candidate.facts, "reference": reference_facts}
-            cases = list(_cases(artifact, candidate, golden, model, options, facts))
-            results: list[CaseResult] = []
-            for result in compare(reference, candidate, _counted(cases, progress), task, model):
-                results.append(result)
+            cases = list(_cases(artifact, golden, model, options, facts))
+            results = tuple(compare(reference, candidate, _counted(cases, progress), task, model))
         finally:
             reference.close()
     finally:
         candidate.close()
     facts["environment"] = describe()
+    if options.min_top1 is not None and not any("top1" in r.agreement for r in results if not r.error):
+        raise BadInput(f"--min-top1 asks for decisions, and {task.name} has none", "use --min-cosine or --max-abs")
     failures = judge(results, tolerance)
-    return VerifyReport(
-        judged.label, label, task.name, precision.value, tolerance, tuple(results), tuple(failures), facts
-    )
+    return VerifyReport(judged.label, label, task.name, precision.value, tolerance, results, tuple(failures), facts)
+
+
+def _check_source(artifact: Artifact, store: Store) -> None:
+    """Refuse to compare with files that took the place of the model that was exported."""
+    from optimizer.source import resolve_source
+
+    source = artifact.model_info.get("source") or {}
+    path = Path(str(source.get("path", "")))
+    if not source or not path.exists():
+        return  # said better by whoever opens it
+    found = resolve_source(str(path), allow_pickle=True, digest=store.digests, recall=store.digests.recall)
+    if found.digest != source["digest"]:
+        raise BadInput(
+            f"{path} is not the model any more that {artifact.ref} was exported from: its files have changed",
+            "export it again (it becomes a new version), or compare with the answers kept: --against golden",
+        )
 
 
 def _counted(cases: list[Case], progress: Progress) -> Iterator[Case]:
@@ -104,37 +125,35 @@ def _counted(cases: list[Case], progress: Progress) -> Iterator[Case]:
 
 def _cases(
     artifact: Artifact,
-    candidate: Session,
     golden: Golden | None,
     model: Mapping[str, JSON],
     options: Verify,
     facts: dict[str, JSON],
 ) -> Iterator[Case]:
-    from optimizer.evaluate.parity import Case
+    from optimizer.evaluate.parity import Case, Inputs
     from optimizer.evaluate.sweep import sweep_cases
 
     if golden is not None:
-        yield Case("golden", golden.inputs)
+        yield Case("golden", golden.inputs, Inputs.GOLDEN)
     if options.against == "golden":
-        if golden is None:
-            raise BadInput(f"{artifact.ref} has no golden answers", "compare with its source: --against source")
         return
+    # The signature that the export gave the model: a candidate that fixed a dimension since then must be caught.
+    specs = tuple(TensorSpec.from_json(spec) for spec in model["inputs"])
     if options.sweep:
         if golden is None:
             raise BadInput(
                 f"{artifact.ref} has no golden inputs to make a sweep of", "give real ones: --no-sweep --data FILE"
             )
-        yield from sweep_cases(golden, candidate.inputs, model)
+        yield from sweep_cases(golden, specs, model)
     if options.data is not None:
         from optimizer.data.calibration import CalibrationSet
         from optimizer.data.preprocess import Preprocessor
 
-        rows = CalibrationSet.open(
-            options.data, Preprocessor.open(artifact.path, model), samples=options.samples
-        )
+        rows = CalibrationSet.open(options.data, Preprocessor.open(artifact.path, model), samples=options.samples)
         facts["data"] = rows.summary
-        for batch in rows.batches(options.batch):
-            yield Case(f"data rows {batch.rows[0]}…", batch.feeds)
+        size = min(options.batch, int(model.get("max_batch") or options.batch))
+        for number, batch in enumerate(rows.batches(size), 1):
+            yield Case(f"data, batch {number}", batch.feeds, Inputs.DATA)
 
 
 def _golden_session(golden: Golden | None, artifact: Artifact) -> Any:
@@ -180,5 +199,5 @@ CHECK = Check(
     "counts. The tolerance follows the precision. Exit code 1 when it is missed.",
     options=Verify,
     run=_run,
-    modules=("onnxruntime",),
+    modules=("numpy", "onnxruntime"),
 )

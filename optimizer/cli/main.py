@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from optimizer.cli.output import Output
-from optimizer.errors import BUG_EXIT_CODE, BadInput, MlOptError
+from optimizer.errors import BUG_EXIT_CODE, BadInput, MlOptError, missing_package
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -58,6 +58,8 @@ def run(words: list[str]) -> int:
     except _Terminated:
         return _stopped("terminated", signal.SIGTERM, output)
     except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # rich noticed it first, and would end with 1
+            return 0
         if isinstance(leaving.code, str):  # a library gave up in words: that is not success
             return _bug(RuntimeError(leaving.code), output)
         return leaving.code or 0
@@ -65,6 +67,13 @@ def run(words: list[str]) -> int:
         # The reader went away (`ml-opt ls | head`): that is not an error, and there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except ModuleNotFoundError as error:
+        # A library that brings another one along may find it missing where our own checks did not look.
+        missing = missing_package(error.name or str(error), f"`ml-opt {' '.join(words[:2])}`")
+        if os.environ.get("ML_OPT_DEBUG") == "1" or (error.name or "").startswith("optimizer"):
+            return _bug(error, output)
+        output.error(missing)
+        return missing.exit_code
     except Exception as error:
         return _bug(error, output)
 

@@ -47,14 +47,11 @@ class Output:
         sys.stdout.flush()
 
     def console(self) -> Console:
-        """Rich on stdout, for results made for people."""
+        """Rich on stdout, for results made for people; a pipe has no width of its own and gets a roomy one."""
         from rich.console import Console
 
-        class Plain(Console):
-            def on_broken_pipe(self) -> None:
-                raise BrokenPipeError  # rich would end with exit code 1, which means that a gate failed
-
-        return Plain(highlight=False)
+        piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        return Console(highlight=False, width=_PIPE_WIDTH if piped else None)
 
     def talk(self, text: str) -> None:
         """A line about what is going on."""

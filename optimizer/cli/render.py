@@ -130,7 +130,9 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
     console.print(f"[bold]{cpu['model']}[/bold], {cpu['cores']} cores, {size(environment['memory_bytes'])} memory")
     console.print(f"  features: {', '.join(cpu['features']) or 'none that matter here'}")
     for gpu in environment["gpus"]:
-        console.print(f"  GPU: {gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}, SM {gpu['compute_capability']}")
+        console.print(
+            f"  GPU: {gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}, SM {gpu['compute_capability']}"
+        )
     if not environment["gpus"]:
         console.print("  GPU: none found")
     for title, rows, about in (("provider", facts["providers"], "reason"), ("extra", facts["extras"], "for")):

@@ -60,25 +60,26 @@ def render_bench(report: BenchReport, output: Output) -> None:
         f"{report.settings['rounds']} interleaved rounds, one process a candidate"
     )
     what, speed = _what_columns(report), [shape.replace("x", " × ") for shape in report.shapes]
-    rows = [(escape(row.label), _what_cells(row, report), _speed_cells(row, report)) for row in report.rows]
+    labels = [escape(row.label) for row in report.rows]
+    about = [_what_cells(row, report) for row in report.rows]
+    times = [_speed_cells(row, report) for row in report.rows]
     if console.width >= _ONE_TABLE:
         made = table("candidate", *what, *speed, right=(*what, *speed))
-        for label, cells, times in rows:
-            made.add_row(label, *cells, *times)
+        for label, left, right in zip(labels, about, times, strict=True):
+            made.add_row(label, *left, *right)
         console.print(made)
     else:
-        for head, place in ((what, 1), (speed, 2)):
+        for head, cells in ((what, about), (speed, times)):
             made = table("candidate", *head, right=tuple(head))
-            for row in rows:
-                made.add_row(row[0], *row[place])
+            for label, entries in zip(labels, cells, strict=True):
+                made.add_row(label, *entries)
             console.print(made)
     console.print(f"milliseconds a call; × is times faster than {report.baseline}, median of rounds", style="dim")
     for row in report.rows:
         if row.error:
             console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
     for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
-        about = [c for c in report.cautions if c.doubt is doubt]
-        named = [c.about for c in about if c.about]
+        named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
         where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
         output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
     if report.path:

@@ -10,7 +10,7 @@ from optimizer.cli.generate import Common, common, complete_ref
 from optimizer.errors import BadInput, Damaged
 from optimizer.ref import Ref
 
-__all__ = ["add"]
+__all__ = ["add", "alias", "check", "diff", "gc", "ls", "rm", "show"]
 
 _PANEL = "The store"
 _Ref = Annotated[
@@ -135,7 +135,7 @@ def rm(
         if not variant and not yes:
             what = f"{name}@{version}" if wanted.at else f"all {len(ctx.store.versions(name))} version(s) of {name}"
             raise BadInput(f"{ref} would remove {what}", f"if that is meant: ml-opt rm --yes {ref}")
-    gone = [full for ref in refs for full in ctx.store.remove(ref, force=force)]
+    gone = ctx.store.remove(*refs, force=force)
     if ctx.output.json:
         ctx.output.result({"removed": gone})
     else:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-__all__ = ["GOLDEN_NAME", "Golden", "is_batch", "is_sequence", "unpadded"]
+__all__ = ["GOLDEN_NAME", "Golden", "counts_rows", "is_batch", "is_sequence", "unpadded"]
 
 GOLDEN_NAME = "golden.npz"
 _IN, _OUT = "input/", "output/"
@@ -38,16 +38,21 @@ def is_sequence(dim: int | str) -> bool:
     return isinstance(dim, str) and not is_batch(dim) and any(word in dim.lower() for word in _SEQUENCE_WORDS)
 
 
+def counts_rows(dim: int | str, place: int) -> bool:
+    """Whether a dimension counts rows by its name, or by its place: an unnamed first dimension does."""
+    return is_batch(dim) or (place == 0 and isinstance(dim, str) and not is_sequence(dim))
+
+
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and the reference's answers to them, batch in axis 0 of every array."""
+    """Inputs and the reference's answers to them."""
 
     inputs: Arrays
     outputs: Arrays
 
     @classmethod
     def load(cls, folder: Path) -> Golden | None:
-        """Read ``golden.npz`` of an artifact; None when it has none. Raises :class:`Damaged` when it is not readable."""
+        """Read ``golden.npz`` of an artifact; None when it has none. Raises :class:`Damaged` for an unreadable one."""
         import numpy as np
 
         path = folder / GOLDEN_NAME
@@ -71,19 +76,15 @@ class Golden:
         named |= {_OUT + name: a for name, a in self.outputs.items()}
         np.savez_compressed(folder / GOLDEN_NAME, **named)
 
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return min(len(a) for a in self.inputs.values())
-
     def feeds(self, specs: Sequence[TensorSpec], batch: int, sequence: int, *, padded: bool = False) -> Arrays:
         """The golden values cut and repeated to another shape.
 
         Args:
-            specs: the model's inputs; those with a sequence dimension get ``sequence`` steps.
+            specs: the model's inputs. Dimensions that count rows (see :func:`counts_rows`) get ``batch``, those that
+                count steps ``sequence``; all others keep the golden values' own size.
             batch: rows.
-            sequence: steps; ignored by inputs that have no sequence dimension.
-            padded: give the rows different lengths, from ``sequence`` down to half of it, masked by
+            sequence: steps.
+            padded: give the rows different lengths, from the longest down to half of it, masked by
                 ``attention_mask`` (no effect on a model without one).
 
         Returns:
@@ -91,25 +92,42 @@ class Golden:
         """
         import numpy as np
 
-        mask = self.inputs.get("attention_mask")
-        lengths = np.full(batch, sequence)
-        if padded and mask is not None:
-            lengths = np.maximum(1, sequence - np.arange(batch) * sequence // (2 * max(batch - 1, 1)))
-            lengths[0] = sequence
+        mask = self._mask()
         out: Arrays = {}
         for spec in specs:
             values = self.inputs[spec.name]
-            axes = [axis for axis, dim in enumerate(spec.shape) if is_sequence(dim)]
-            rows = [self._row(values, row % len(values), mask, axes, sequence) for row in range(batch)]
-            out[spec.name] = np.stack(rows).astype(values.dtype)
+            steps = [axis for axis, dim in enumerate(spec.shape) if is_sequence(dim)]
+            if spec.shape and counts_rows(spec.shape[0], 0):
+                rows = [self._row(values, row % len(values), mask, steps, sequence) for row in range(batch)]
+                out[spec.name] = np.stack(rows).astype(values.dtype)
+                continue
+            for axis, dim in enumerate(spec.shape):
+                if axis in steps or counts_rows(dim, axis):
+                    values = _resized(values, axis, sequence if axis in steps else batch)
+            out[spec.name] = values
         if mask is not None and "attention_mask" in out:
-            steps = np.arange(out["attention_mask"].shape[-1])
-            keep = steps[None, :] < lengths[:, None]
-            out["attention_mask"] = keep.astype(out["attention_mask"].dtype)
-            for name in out:
-                if name != "attention_mask" and out[name].shape == keep.shape:
-                    out[name] = np.where(keep, out[name], self._pad_value(name, mask))
+            self._pad(out, mask, padded)
         return out
+
+    def _mask(self) -> NDArray[Any] | None:
+        """The golden ``attention_mask`` ``[batch, sequence]``; None without one of that form."""
+        mask = self.inputs.get("attention_mask")
+        return mask if mask is not None and mask.ndim == 2 else None
+
+    def _pad(self, out: Arrays, mask: NDArray[Any], padded: bool) -> None:
+        """Write the mask anew, and padding where it is 0."""
+        import numpy as np
+
+        batch, steps = out["attention_mask"].shape
+        lengths = np.full(batch, steps)
+        if padded:
+            lengths = np.maximum(1, steps - np.arange(batch) * steps // (2 * max(batch - 1, 1)))
+        keep = np.arange(steps)[None, :] < lengths[:, None]
+        for name, array in out.items():
+            if name == "attention_mask":
+                out[name] = keep.astype(array.dtype)
+            elif array.shape == keep.shape:
+                out[name] = np.where(keep, array, self._pad_value(name, mask)).astype(array.dtype)
 
     def _row(
         self, values: NDArray[Any], row: int, mask: NDArray[Any] | None, axes: list[int], sequence: int
@@ -120,7 +138,7 @@ class Golden:
         kept = values[row]
         for axis in axes:
             steps = np.arange(kept.shape[axis - 1])
-            if mask is not None and mask.shape[-1] == len(steps):
+            if mask is not None and mask.shape[1] == len(steps) and row < len(mask):
                 steps = steps[mask[row].astype(bool)]
             kept = np.take(kept, np.resize(steps, sequence), axis=axis - 1)
         return kept
@@ -132,6 +150,13 @@ class Golden:
         return hidden.flat[0] if hidden.size else values.dtype.type(0)
 
 
+def _resized(values: NDArray[Any], axis: int, size: int) -> NDArray[Any]:
+    import numpy as np
+
+    return np.asarray(np.take(values, np.resize(np.arange(values.shape[axis]), size), axis=axis))
+    return taken
+
+
 def unpadded(array: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
     """Which entries of an output belong to real input, as a mask of the output's own shape.
 
@@ -140,7 +165,7 @@ def unpadded(array: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[
     import numpy as np
 
     mask = feeds.get("attention_mask")
-    if mask is None or array.ndim < 2 or array.shape[:2] != mask.shape[:2]:
+    if mask is None or mask.ndim != 2 or array.ndim < 2 or array.shape[:2] != mask.shape[:2]:
         return np.ones(array.shape, dtype=bool)
     shape = (*mask.shape, *([1] * (array.ndim - 2)))
     return np.broadcast_to(mask.astype(bool).reshape(shape), array.shape)

@@ -25,7 +25,7 @@ class VerifyReport:
         task: the task whose measure of agreement was used.
         precision: which row of tolerances applied.
         tolerance: what was allowed.
-        cases: one result a case: the sweep of shapes, then the batches of the data file.
+        cases: one result a case: the golden inputs, the sweep of shapes, then the batches of the data file.
         failures: what is beyond the tolerance, in words.
         facts: what both sessions really ran on, the data's digest, the environment.
     """

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from optimizer.data.golden import Golden, is_batch, is_sequence
+from optimizer.data.golden import Golden, counts_rows, is_sequence
 from optimizer.evaluate.parity import Case
 from optimizer.types import JSON, TensorSpec
 
 __all__ = ["shape_sweep", "sweep_cases"]
 
 _BATCHES = (1, 2, 8)
-#: Long enough to cross every block size of a kernel, short enough to run in seconds where no limit is known.
-_DEFAULT_LONGEST = 512
+#: Long enough to cross every block size of a kernel, short enough to run in seconds where no limit is known; for audio
+#: as many samples as a hundred frames or more.
+_DEFAULT_LONGEST, _LONGEST_FRAMES = 512, 40
 _ODD = 17
 
 
@@ -20,18 +21,20 @@ def shape_sweep(specs: Sequence[TensorSpec], model: Mapping[str, JSON]) -> list[
     """``(batch, sequence, padded)`` of every case.
 
     Models with a sequence: batch 1, 2, 8 by sequence 1 (or the shortest the model takes), an odd length and the
-    longest it takes, unpadded; and padded where there is a batch and a mask. Others: the batches alone.
+    longest it takes, unpadded; and padded where there is a batch and a mask. Others: the batches alone. A model whose
+    rows are fixed has one batch.
     """
     masked = any(spec.name == "attention_mask" for spec in specs)
-    if not any(is_sequence(d) for spec in specs for d in spec.shape):
-        batches = _BATCHES if any(is_batch(d) for spec in specs for d in spec.shape) else (1,)
-        return [(batch, 1, False) for batch in _allowed(batches, model)]
+    dims = [(dim, place) for spec in specs for place, dim in enumerate(spec.shape)]
+    batches = _allowed(_BATCHES, model) if any(counts_rows(dim, place) for dim, place in dims) else [1]
+    if not any(is_sequence(dim) for dim, _ in dims):
+        return [(b, 1, padded) for b in batches for padded in (False, True) if not padded or (masked and b > 1)]
     shortest = int(model.get("min_length") or 1)
-    longest = int(model.get("max_length") or _DEFAULT_LONGEST)
+    longest = int(model.get("max_length") or max(_DEFAULT_LONGEST, _LONGEST_FRAMES * shortest))
     odd = min(_ODD if shortest < _ODD else shortest * 2 + 1, longest)
     lengths = sorted({shortest, odd, longest})
     cases = []
-    for batch in _allowed(_BATCHES, model):
+    for batch in batches:
         for length in lengths:
             # The longest shape at the largest batch says nothing that batch 2 does not, and costs most of the time.
             if batch == max(_BATCHES) and length == longest and longest > 64:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.artifact import SourceModel
-from optimizer.data.golden import Golden, is_batch, is_sequence
-from optimizer.errors import BadInput, GateFailed, MlOptError
-from optimizer.graph.facts import tensor_specs
-from optimizer.graph.io import load, save
+from optimizer.errors import BadInput, GateFailed
+from optimizer.exporting.probe import Probe, probe, same_answers
+from optimizer.graph.facts import fed_inputs, tensor_specs
+from optimizer.graph.io import load, save, weight_bytes
+from optimizer.graph.ranges import integer_limits
 from optimizer.stage import Outcome, Progress
 from optimizer.types import JSON, Precision, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir
-    from numpy.typing import NDArray
 
 __all__ = ["import_file"]
 
-#: Two graphs that differ only in the spelling of their operators differ by less than this.
-_UPGRADE_TOLERANCE = 1e-4
-_GOLDEN_ROWS, _GOLDEN_STEPS, _GOLDEN_SEED = 2, 16, 0
+#: ONNX's version converter takes the model as one protobuf message.
+_CONVERTER_LIMIT = 2**31 - 1
 
 
 def import_file(
@@ -42,21 +41,30 @@ def import_file(
     the signature and the tables that inputs index; golden answers are the original file's own, on ONNX Runtime.
 
     Raises:
-        BadInput: the opset is below the file's, or the file cannot be converted.
+        BadInput: ONNX Runtime cannot load the file, it takes or gives something else than tensors of numbers, the
+            opset is below its own, it cannot be converted, or nothing can be found to check the conversion with.
         GateFailed: the converted file answers differently.
     """
     progress("reading the file")
     original = load(source.path)
-    before = int(original.opset_imports.get("", 0))
-    specs = tensor_specs([v for v in original.graph.inputs if v.name not in original.graph.initializers])
-    limits = _limits(original)
+    specs = _numbers(tensor_specs(fed_inputs(original)), source.path, "input")
+    outputs = _numbers(tensor_specs(original.graph.outputs), source.path, "output")
+    _refuse_fixed(specs, max_length, max_batch)
+    limits = integer_limits(original)
+    before = _opset(original)
     model = original
+    facts: dict[str, JSON] = {}
     if opset is not None and opset != before:
         progress(f"converting opset {before} to {opset}")
         model = _converted(source.path, original, before, opset)
-    facts: dict[str, JSON] = {}
-    if opset is not None and before != opset:
         facts["converted"] = {"from": before, "to": opset}
+    progress("asking the file for its golden answers")
+    found = probe(source.path, specs, limits, max_length)
+    if facts and (found.golden is None or not found.repeats):
+        raise BadInput(
+            f"the conversion of {source.path.name} to opset {opset} cannot be checked: {'; '.join(found.warnings)}",
+            "leave --opset out to keep the file as it is",
+        )
     if dtype is not Precision.FP32:
         from optimizer.graph.cast import cast_model
 
@@ -64,48 +72,84 @@ def import_file(
         model, facts["cast"] = cast_model(model, dtype)
     progress("writing the artifact")
     written = save(model, out)
-    warnings: list[str] = []
-    golden = None
-    try:
-        golden = _golden(source.path, specs, limits)
-    except MlOptError as error:
-        warnings.append(f"no golden inputs could be made up: {error.message}")
-    if golden is not None:
-        golden.save(out)
-        if model is not original and dtype is Precision.FP32:
-            _same_answers(written, golden, opset)
-    info: dict[str, JSON] = {
+    if found.golden is not None:
+        found.golden.save(out)
+        if opset is not None and "converted" in facts and dtype is Precision.FP32:
+            same_answers(written, found.golden, opset)
+    return Outcome(facts, _info(source, original, specs, outputs, limits, found, task, max_length, max_batch),
+                   list(found.warnings))  # fmt: skip
+
+
+def _info(
+    source: SourceModel,
+    model: onnx_ir.Model,
+    specs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    limits: dict[str, tuple[float, float]],
+    found: Probe,
+    task: str | None,
+    max_length: int | None,
+    max_batch: int | None,
+) -> dict[str, JSON]:
+    """What the manifest says the model is."""
+    fixed = _fixed_batch(specs)
+    return {
         "task": task or "generic",
         "modality": "tensor",
-        "architecture": original.producer_name or "onnx",
+        "architecture": model.producer_name or "onnx",
         "class": "",
         "model_type": "onnx",
-        "min_length": 1 if any(is_sequence(d) for s in specs for d in s.shape) else None,
-        "max_length": max_length,
-        "max_batch": max_batch or _fixed_batch(specs),
+        "min_length": found.min_length,
+        "max_length": max_length or found.max_length,
+        "max_batch": max_batch or (fixed if fixed is not None else found.max_batch),
         "pooling": "",
         "labels": [],
         "trust_remote_code": False,
         "limits": {name: list(limit) for name, limit in limits.items()},
         "source": source.to_json(),
         "inputs": [spec.to_json() for spec in specs],
-        "outputs": [spec.to_json() for spec in tensor_specs(model.graph.outputs)],
+        "outputs": [spec.to_json() for spec in outputs],
     }
-    return Outcome(facts, info, warnings)
 
 
-def _limits(model: onnx_ir.Model) -> dict[str, tuple[float, float]]:
-    from optimizer.graph.ranges import integer_limits
+def _opset(model: onnx_ir.Model) -> int:
+    """The standard operators' opset; 0 when the model uses none of them."""
+    return int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
 
-    return integer_limits(model)
+
+def _numbers(specs: tuple[TensorSpec, ...], path: Path, what: str) -> tuple[TensorSpec, ...]:
+    """The same specs, if all of them are tensors of plain numbers: no runtime here takes anything else."""
+    import numpy as np
+
+    for spec in specs:
+        try:
+            plain = np.dtype(spec.dtype).kind in "biuf"
+        except TypeError:
+            plain = False
+        if not plain:
+            raise BadInput(
+                f"{path}: {what} {spec.name!r} is {spec.dtype}; only tensors of plain numbers can be used here",
+                "cut the graph before it (onnx.utils.extract_model), and bring what is left",
+            )
+    if not specs:
+        raise BadInput(f"{path} has no {what}s", "a model here is fed arrays, and answers with arrays")
+    return specs
 
 
 def _fixed_batch(specs: tuple[TensorSpec, ...]) -> int | None:
-    """The batch of a file whose first dimensions are fixed numbers."""
+    """The batch of a file whose inputs all begin with the same fixed number."""
     firsts = {spec.shape[0] for spec in specs if spec.shape}
-    if firsts and all(isinstance(f, int) for f in firsts):
-        return int(max(f for f in firsts if isinstance(f, int)))
-    return None
+    only = firsts.pop() if len(firsts) == 1 else None
+    return only if isinstance(only, int) else None
+
+
+def _refuse_fixed(specs: tuple[TensorSpec, ...], max_length: int | None, max_batch: int | None) -> None:
+    """Refuse limits for what the file has fixed."""
+    if max_length is not None and all(isinstance(dim, int) for spec in specs for dim in spec.shape[1:]):
+        raise BadInput("--max-length is for models with a sequence; every dimension of this file is fixed")
+    fixed = _fixed_batch(specs)
+    if max_batch is not None and fixed is not None and max_batch != fixed:
+        raise BadInput(f"--max-batch {max_batch} cannot be: the file takes batches of {fixed} only")
 
 
 def _converted(path: Path, model: onnx_ir.Model, before: int, opset: int) -> onnx_ir.Model:
@@ -113,67 +157,20 @@ def _converted(path: Path, model: onnx_ir.Model, before: int, opset: int) -> onn
     import onnx
     import onnx_ir
 
+    keep = "leave --opset out to keep the file as it is"
     if opset < before:
-        raise BadInput(
-            f"--opset {opset} is below the file's own {before}; only upgrades keep every answer",
-            "leave --opset out to keep the file as it is",
-        )
+        raise BadInput(f"--opset {opset} is below the file's own {before}; only upgrades keep every answer", keep)
+    if weight_bytes(model) > _CONVERTER_LIMIT:
+        raise BadInput(f"{path.name} has more than 2 GB of weights, which ONNX's version converter does not take", keep)
     try:
         converted = onnx.version_converter.convert_version(onnx.load(str(path)), opset)
     except Exception as error:  # the converter's C++ raises plain RuntimeError and ConvertError
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(
-            f"ONNX's version converter cannot bring {path.name} from opset {before} to {opset}: "
-            f"{str(error).strip().splitlines()[0]}",
-            "leave --opset out to keep the file as it is",
+            f"ONNX's version converter cannot bring {path.name} from opset {before} to {opset}: {reason[0]}", keep
         ) from error
+    converted.ir_version = max(converted.ir_version, onnx.helper.find_min_ir_version_for(converted.opset_import, True))
     found = onnx_ir.from_proto(converted)
-    if found.opset_imports.get("") != opset:
-        raise GateFailed(f"opset {opset} was asked for, and the converter made {found.opset_imports.get('')}")
+    if _opset(found) != opset:
+        raise GateFailed(f"opset {opset} was asked for, and the converter made {_opset(found)}")
     return found
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Plain execution: the reference must not owe its answers to an optimization.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BadInput(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-
-
-def _golden(path: Path, specs: tuple[TensorSpec, ...], limits: dict[str, tuple[float, float]]) -> Golden:
-    """Made-up inputs in the ranges that the graph allows, and the original file's answers to them."""
-    from optimizer.data.synthetic import synthetic_feeds
-    from optimizer.environment import has_module
-
-    if not has_module("onnxruntime"):
-        raise BadInput("onnxruntime is not installed")
-    feeds: dict[str, NDArray[Any]] = synthetic_feeds(specs, _GOLDEN_ROWS, _GOLDEN_STEPS, _GOLDEN_SEED, limits)
-    session = _session(path)
-    names = [output.name for output in session.get_outputs()]
-    try:
-        answers = session.run(names, feeds)
-    except Exception as error:
-        raise BadInput(f"the model does not take them: {str(error).splitlines()[0]}") from error
-    kept = {name: a for name, a in zip(names, answers, strict=True) if hasattr(a, "dtype") and a.dtype.kind in "biuf"}
-    return Golden(feeds, kept)
-
-
-def _same_answers(path: Path, golden: Golden, opset: int | None) -> None:
-    """Hold a converted graph to the original's answers."""
-    import numpy as np
-
-    names = list(golden.outputs)
-    answers = _session(path).run(names, golden.inputs)
-    for name, got in zip(names, answers, strict=True):
-        want = golden.outputs[name].astype(np.float64)
-        gap = float(np.abs(want - got).max(initial=0.0))
-        if got.shape != want.shape or not gap <= _UPGRADE_TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))):
-            raise GateFailed(
-                f"converted to opset {opset}, output {name!r} differs by {gap:.2e}",
-                "leave --opset out to keep the file as it is",
-            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
 from optimizer.hf import LoadedModel, quiet_libraries
+from optimizer.hf_errors import first_lines
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Sample", "make_sample"]
+__all__ = ["Sample", "labels_of", "make_sample"]
 
 #: Four sentences of different lengths: short, long, with numbers, with punctuation. Their padding is part of the trace.
 _SENTENCES = (
@@ -25,7 +25,7 @@ _SENTENCES = (
     "Why?",
     "I would not recommend this phone to anybody: the battery died after 2 days, and nobody answered my letters.",
 )
-_QUESTION = "What happened?"
+_QUESTIONS = ("What happened?",) * len(_SENTENCES)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sample:
         modality: ``text``, ``image`` or ``audio``.
         arrays: input name → array, batch first.
         axes: input name → axis → name of the dynamic dimension.
-        min_length: fewest steps the model takes; None without a sequence.
+        min_length: fewest steps the model takes; None without a sequence (where ``max_length`` is None too).
         max_length: most steps the model takes; None when nothing limits it.
         companions: the tokenizer or processor, for ``save_pretrained``.
         warnings: what a reader should know.
@@ -63,113 +63,136 @@ def make_sample(loaded: LoadedModel, folder: Path, task: str, max_length: int | 
     Raises:
         BadInput: the model takes inputs that are neither text, images nor audio, or ``max_length`` is beyond it.
     """
-    main = getattr(loaded.module, "main_input_name", "")
     taken = set(inspect.signature(loaded.module.forward).parameters)
-    if main == "input_ids" or (main not in taken and "input_ids" in taken):
-        if "pixel_values" in taken:
-            raise BadInput(
-                f"{loaded.class_name} has a text and an image half",
-                "save each half as a model of its own (CLIPTextModel, CLIPVisionModel) and export those",
-            )
+    main = str(getattr(loaded.module, "main_input_name", ""))
+    if main not in taken and "input_ids" in taken:
+        main = "input_ids"
+    if "input_ids" in taken and "pixel_values" in taken:
+        raise BadInput(
+            f"{loaded.class_name} has a text and an image half",
+            "save each half as a model of its own (CLIPTextModel, CLIPVisionModel) and export those",
+        )
+    if main == "input_ids":
         return _text(loaded, folder, task, taken, max_length)
-    if max_length is not None and main != "input_values":
+    if main == "input_values" and hasattr(loaded.config, "conv_kernel"):
+        return _waveform(loaded, folder, max_length)
+    if max_length is not None:
         raise BadInput(f"--max-length is for models with a sequence; {loaded.class_name} takes {main or 'none'}")
     if main == "pixel_values":
         return _image(loaded, folder)
-    if main == "input_values":
-        return _waveform(loaded, folder, max_length)
-    if main == "input_features":
+    if main == "input_features" and hasattr(loaded.config, "max_source_positions"):
         return _spectrogram(loaded, folder)
-    raise BadInput(f"{loaded.class_name} takes {main or sorted(taken)}: neither text, images nor audio")
+    raise BadInput(
+        f"{loaded.class_name} takes {main or sorted(taken)} in a form that is not known here",
+        "text (input_ids), images (pixel_values), waveforms and Whisper's spectrograms are; "
+        "export it to .onnx with its own library and give that file",
+    )
 
 
 def _text(loaded: LoadedModel, folder: Path, task: str, taken: set[str], max_length: int | None) -> Sample:
     import numpy as np
 
-    limit = _position_limit(loaded.config, folder)
+    limit = _position_limit(loaded)
     if max_length is not None and limit is not None and max_length > limit:
         raise BadInput(f"--max-length {max_length} is beyond the model: it has positions for {limit} tokens")
     longest = max_length or limit
-    warnings: tuple[str, ...] = ()
-    tokenizer = _tokenizer(folder)
+    tokenizer, warnings = _usable_tokenizer(loaded, folder)
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in taken and (getattr(loaded.config, "type_vocab_size", 0) or 0) > 1:
         names.append("token_type_ids")
     names = [name for name in names if name in taken]
-    if tokenizer is not None and len(tokenizer) <= loaded.config.vocab_size:
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        first = list(_SENTENCES) if task != "question-answering" else [_QUESTION] * len(_SENTENCES)
-        second = list(_SENTENCES) if task == "question-answering" else None
-        encoded = tokenizer(first, second, padding=True, truncation=True, max_length=longest, return_tensors="np")
+    if tokenizer is None:
+        arrays = _counted_ids(loaded, names, longest)
+    else:
+        first, second = (_SENTENCES, None) if task != "question-answering" else (_QUESTIONS, _SENTENCES)
+        with quiet_libraries():
+            encoded = tokenizer(list(first), second and list(second), padding=True, truncation=True, max_length=longest)
         arrays = {n: np.asarray(encoded[n], dtype=np.int64) for n in names if n in encoded}
         if "token_type_ids" in names and "token_type_ids" not in arrays:
             arrays["token_type_ids"] = np.zeros_like(arrays["input_ids"])
-    else:
-        if tokenizer is not None:
-            warnings = ("the tokenizer has more tokens than the model has embeddings; it was not used",)
-            tokenizer = None
-        else:
-            warnings = ("no tokenizer in the folder: golden inputs are token ids in order, and texts cannot be fed",)
-        arrays = _counted_ids(loaded.config, names, longest)
     axes = {name: {0: "batch", 1: "sequence"} for name in arrays}
     companions = (tokenizer,) if tokenizer is not None else ()
     return Sample("text", arrays, axes, 1, longest, companions, warnings)
 
 
-def _counted_ids(config: Any, names: list[str], longest: int | None) -> dict[str, NDArray[Any]]:
+def _usable_tokenizer(loaded: LoadedModel, folder: Path) -> tuple[Any, tuple[str, ...]]:
+    """The folder's tokenizer if the model has an embedding for each of its tokens, and what is to be said."""
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None:
+        return None, ("no tokenizer in the folder: golden inputs are token ids in order, and texts cannot be fed",)
+    table = _vocabulary(loaded)
+    if len(tokenizer) > table:
+        many = f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {table}"
+        return None, (f"{many}: it was left out, golden inputs are token ids in order, and texts cannot be fed",)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer, ()
+
+
+def _vocabulary(loaded: LoadedModel) -> int:
+    """Rows of the embedding table: the number of tokens there really are, whatever the configuration calls it."""
+    return int(loaded.module.get_input_embeddings().weight.shape[0])
+
+
+def _counted_ids(loaded: LoadedModel, names: list[str], longest: int | None) -> dict[str, NDArray[Any]]:
     """Token ids spread over the vocabulary, for a model without a tokenizer; the second row is shorter and padded."""
     import numpy as np
 
+    config, table = loaded.config, _vocabulary(loaded)
     steps = min(16, longest or 16)
-    ids = (np.arange(2 * steps).reshape(2, steps) * 37 + 11) % max(config.vocab_size - 2, 1)
+    ids = (np.arange(2 * steps).reshape(2, steps) * 37 + 11) % max(table - 2, 1)
     mask = np.ones((2, steps), dtype=np.int64)
-    if steps > 2:
-        mask[1, steps * 3 // 4 :] = 0
+    mask[1, steps * 3 // 4 :] = 0
     eos = getattr(config, "eos_token_id", None)
-    if isinstance(eos, int) and eos < config.vocab_size:
+    if isinstance(eos, int) and 0 <= eos < table:
         # CLIP pools at its end token: a row without one would be pooled at the wrong place.
         ids[np.arange(2), mask.sum(1) - 1] = eos
-    pad = getattr(config, "pad_token_id", 0) or 0
-    ids = np.where(mask == 1, ids, pad if pad < config.vocab_size else 0).astype(np.int64)
+    pad = getattr(config, "pad_token_id", None) or 0
+    ids = np.where(mask == 1, ids, pad if 0 <= pad < table else 0).astype(np.int64)
     made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     return {name: made[name] for name in names}
 
 
-def _position_limit(config: Any, folder: Path) -> int | None:
-    """Most tokens a text model takes, from its position table; None for relative positions without a limit.
+def _position_limit(loaded: LoadedModel) -> int | None:
+    """Most tokens a text model takes, from its table of positions; None for relative positions without a limit.
 
-    RoBERTa and its kin begin positions after the padding id, and lose that many rows of the table.
+    RoBERTa and its kin count positions from the padding id on, and lose that many rows of the table: there the table
+    has a ``padding_idx``.
     """
-    table = getattr(config, "max_position_embeddings", None)
-    if getattr(config, "model_type", "") in ("t5", "mt5", "umt5") or not table or table < 0:
-        table = None
-    if table and config.model_type in _OFFSET_POSITIONS:
-        table -= (config.pad_token_id or 0) + 1
-    limits = [table] if table else []
-    sentence = folder / "sentence_bert_config.json"
-    if sentence.is_file():
-        # A sentence-transformers model was trained, and is always run, at this length.
-        wanted = json.loads(sentence.read_text(encoding="utf-8")).get("max_seq_length")
-        if isinstance(wanted, int) and not table:
-            limits.append(wanted)
-    return min(limits) if limits else None
+    import torch
+
+    for name, table in loaded.module.named_modules():
+        if name.endswith(("position_embeddings", "position_embedding")) and isinstance(table, torch.nn.Embedding):
+            return int(table.num_embeddings) - (table.padding_idx + 1 if table.padding_idx is not None else 0)
+    limit = getattr(loaded.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "roberta-prelayernorm")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def _tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, or None when it has none."""
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")):
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
     with quiet_libraries():
         try:
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:
-            raise BadInput(f"the tokenizer of {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # each tokenizer has its own way to fail on a bad file
+            raise BadInput(
+                f"the tokenizer of {folder} cannot be loaded: {first_lines(error)}",
+                "mend it, or take its files out of the folder to export without a tokenizer",
+            ) from error
 
 
 def _image(loaded: LoadedModel, folder: Path) -> Sample:
@@ -183,25 +206,30 @@ def _image(loaded: LoadedModel, folder: Path) -> Sample:
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     rows = []
     for row in range(2):
-        planes = [np.sin((3 + row) * x * (c + 1)) + np.cos((5 - row) * y) + (x * y > 0.1 * row) - 0.5 for c in range(channels)]
-        rows.append(np.stack(planes))
+        light = np.cos((5 - row) * y) + (x * y > 0.1 * row) - 0.5
+        rows.append(np.stack([np.sin((3 + row) * x * (plane + 1)) + light for plane in range(channels)]))
     arrays = {"pixel_values": np.stack(rows).astype(np.float32)}
     companions = (processor,) if processor is not None else ()
     return Sample("image", arrays, {"pixel_values": {0: "batch"}}, companions=companions)
 
 
 def _image_size(config: Any, processor: Any) -> tuple[int, int]:
-    size: Any = getattr(config, "image_size", None)
-    if size is None and processor is not None:
-        crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-        size = crop or getattr(processor, "size", None)
-    if isinstance(size, Mapping) or hasattr(size, "get"):
-        size = (size.get("height") or size.get("shortest_edge"), size.get("width") or size.get("shortest_edge"))
-    if isinstance(size, int):
-        size = (size, size)
-    if not size or not all(isinstance(s, int) and s > 0 for s in size):
-        size = (224, 224)  # what ImageNet models are trained at when neither file says otherwise
-    return int(size[0]), int(size[1])
+    """Height and width: what the processor makes, for that is what the model will be fed; or what it was built for."""
+    sizes: list[Any] = []
+    if processor is not None and getattr(processor, "do_center_crop", False):
+        sizes.append(getattr(processor, "crop_size", None))
+    elif processor is not None and getattr(processor, "do_resize", False):
+        sizes.append(getattr(processor, "size", None))
+    sizes.append(getattr(config, "image_size", None))
+    for size in sizes:
+        if hasattr(size, "get"):
+            edge = size.get("shortest_edge")
+            size = (size.get("height") or edge, size.get("width") or edge)
+        elif isinstance(size, int):
+            size = (size, size)
+        if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size):
+            return int(size[0]), int(size[1])
+    return 224, 224  # what ImageNet models are trained at when neither file says otherwise
 
 
 def _waveform(loaded: LoadedModel, folder: Path, max_length: int | None) -> Sample:
@@ -209,21 +237,23 @@ def _waveform(loaded: LoadedModel, folder: Path, max_length: int | None) -> Samp
 
     config = loaded.config
     shortest = _receptive_field(config)
-    steps = max(shortest * 2, 3200)
+    if max_length is not None and max_length < 2 * shortest:
+        raise BadInput(f"--max-length {max_length} is too short: {loaded.class_name} hears {shortest} samples at once")
+    steps = min(max(shortest * 2, 3200), max_length or 3200)
     time = np.arange(steps) / 16000.0
     rows = [np.sin(2 * np.pi * f * time) + 0.3 * np.sin(2 * np.pi * 3.1 * f * time) for f in (220.0, 330.0)]
     values = np.stack(rows).astype(np.float32)
+    processor = _processor(folder, "AutoFeatureExtractor")
     arrays: dict[str, NDArray[Any]] = {"input_values": values}
-    # Group-norm models were trained without a mask and ignore padding by themselves (Wav2Vec2FeatureExtractor).
-    if getattr(config, "feat_extract_norm", "group") == "layer":
+    # Group-norm models were trained without a mask, on padding of silence (Wav2Vec2FeatureExtractor says so too).
+    masked = getattr(config, "feat_extract_norm", "group") == "layer"
+    if getattr(processor, "return_attention_mask", masked):
         mask = np.ones((2, steps), dtype=np.int64)
         mask[1, steps * 3 // 4 :] = 0
-        arrays = {"input_values": values * mask, "attention_mask": mask}
-        arrays["input_values"] = arrays["input_values"].astype(np.float32)
-    processor = _processor(folder, "AutoFeatureExtractor")
+        arrays = {"input_values": (values * mask).astype(np.float32), "attention_mask": mask}
     axes = {name: {0: "batch", 1: "samples"} for name in arrays}
     companions = (processor,) if processor is not None else ()
-    return Sample("audio", arrays, axes, shortest, max_length or 16000, companions)
+    return Sample("audio", arrays, axes, shortest, max_length, companions)
 
 
 def _receptive_field(config: Any) -> int:
@@ -258,7 +288,7 @@ def _processor(folder: Path, auto: str) -> Any:
         try:
             return getattr(transformers, auto).from_pretrained(str(folder), local_files_only=True)
         except Exception as error:
-            raise BadInput(f"preprocessor_config.json of {folder} cannot be used: {str(error).splitlines()[0]}") from error
+            raise BadInput(f"{folder / 'preprocessor_config.json'} cannot be used: {first_lines(error)}") from error
 
 
 def labels_of(config: Any, task: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def export(loaded: LoadedModel, sample: Sample, opset: int) -> onnx_ir.Model:
 
     _plain_weights(loaded.module)
     tensors = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
-    shapes = {name: {axis: Dim.DYNAMIC for axis in axes} for name, axes in sample.axes.items()}
+    shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in sample.axes.items()}
     config = OnnxConfig(opset_version=opset, dynamic_shapes=shapes)
     with quiet_libraries():
         try:
@@ -68,8 +69,6 @@ def _plain_weights(module: Any) -> None:
 
 def _name_dimensions(model: onnx_ir.Model, sample: Sample) -> None:
     """Give the tracer's symbols (``s18``) the names of the sample's axes, everywhere in the graph."""
-    import re
-
     import onnx_ir
 
     names: dict[str, str] = {}

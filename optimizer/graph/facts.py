@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.graph.io import load
+from optimizer.graph.io import graphs, load, tensors
 from optimizer.types import JSON, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["ATTENTION_OPS", "WEIGHTED_OPS", "graph_facts", "model_facts", "tensor_specs"]
+__all__ = ["ATTENTION_OPS", "WEIGHTED_OPS", "fed_inputs", "graph_facts", "model_facts", "tensor_specs"]
 
 #: Nodes that compute a whole attention (ONNX Runtime's contrib operators, and the standard one of opset 23).
 ATTENTION_OPS = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "PackedMultiHeadAttention")
@@ -37,7 +38,8 @@ def model_facts(path: Path) -> dict[str, JSON]:
 
     Returns:
         ``opset`` (by domain), ``ir_version``, ``inputs``, ``outputs``, ``nodes``, ``ops`` (count by type, subgraphs
-        included; operators outside the standard carry their domain), ``weights`` (bytes by dtype), ``attention``
+        and functions included; operators outside the standard carry their domain), ``weights`` (bytes of stored tensors
+        by dtype), ``attention``
         (fused attention nodes), and ``quantized`` (nodes by how they were quantized).
     """
     return graph_facts(load(path))
@@ -49,12 +51,11 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
     dtypes: Counter[str] = Counter()
     quantized: Counter[str] = Counter()
     attention = 0
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                dtypes[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    for _, tensor in tensors(model):
+        dtypes[tensor.dtype.name.lower()] += tensor.nbytes
+    for graph in graphs(model):
         for node in graph:
-            ops[f"{node.domain}.{node.op_type}" if node.domain else node.op_type] += 1
+            ops[f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type] += 1
             attention += node.op_type in ATTENTION_OPS
             if node.op_type in _DYNAMIC_OPS:
                 quantized["dynamic"] += 1
@@ -69,7 +70,7 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
     return {
         "opset": dict(model.opset_imports),
         "ir_version": model.ir_version,
-        "inputs": [spec.to_json() for spec in tensor_specs(model.graph.inputs)],
+        "inputs": [spec.to_json() for spec in tensor_specs(fed_inputs(model))],
         "outputs": [spec.to_json() for spec in tensor_specs(model.graph.outputs)],
         "nodes": sum(ops.values()),
         "ops": dict(sorted(ops.items())),
@@ -97,7 +98,7 @@ def _has_quantized_weight(node: onnx_ir.Node) -> bool:
         return False
     for value in node.inputs:
         if _producer_op(value) == "DequantizeLinear":
-            source = value.producer().inputs[0]  # type: ignore[union-attr]
+            source = value.producer().inputs[0]
             if source is not None and source.is_initializer():
                 return True
     # ORT's own quantizer gathers from the int8 table and dequantizes what it gathered.
@@ -108,17 +109,37 @@ def _has_quantized_weight(node: onnx_ir.Node) -> bool:
     return False
 
 
-def tensor_specs(values: list[onnx_ir.Value] | tuple[onnx_ir.Value, ...]) -> tuple[TensorSpec, ...]:
-    """Names, types and shapes of graph inputs or outputs; an unknown dimension is named after its place."""
+def fed_inputs(model: onnx_ir.Model) -> list[onnx_ir.Value]:
+    """The inputs that must be fed: before IR 4, initializers had to be listed among the inputs as well."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def tensor_specs(values: Sequence[onnx_ir.Value]) -> tuple[TensorSpec, ...]:
+    """Names, types and shapes of graph inputs or outputs.
+
+    Dimensions without a name get one of their own from input and place (``dim_0_1``). What is no tensor says so in its
+    type (``sequence(float32)``).
+    """
     specs = []
-    for value in values:
+    for index, value in enumerate(values):
         dims: list[int | str] = []
         for place, dim in enumerate(value.shape or ()):
             if isinstance(dim, int):
                 dims.append(dim)
             else:
-                dims.append(str(dim.value) if dim.value is not None else f"dim_{place}")
-        dtype = value.dtype.name.lower() if value.dtype is not None else "unknown"
-        renamed = {"float": "float32", "double": "float64"}.get(dtype, dtype)
-        specs.append(TensorSpec(value.name or "", renamed, tuple(dims)))
+                dims.append(str(dim.value) if dim.value is not None else f"dim_{index}_{place}")
+        specs.append(TensorSpec(value.name or "", _type_name(value.type), tuple(dims)))
     return tuple(specs)
+
+
+def _type_name(type_: onnx_ir.TypeProtocol | None) -> str:
+    import onnx_ir
+
+    if isinstance(type_, onnx_ir.SequenceType):
+        return f"sequence({_type_name(type_.elem_type)})"
+    if isinstance(type_, onnx_ir.OptionalType):
+        return f"optional({_type_name(type_.elem_type)})"
+    if type_ is None:
+        return "unknown"
+    name = str(type_.dtype.name).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from optimizer.errors import BadInput, missing_package
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["DATA_NAME", "MODEL_NAME", "external_files", "load", "save", "weight_bytes"]
+__all__ = ["DATA_NAME", "MODEL_NAME", "external_files", "graphs", "load", "save", "tensors", "weight_bytes"]
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -36,6 +38,10 @@ def load(path: Path) -> onnx_ir.Model:
         model = onnx_ir.load(str(path))
     except FileNotFoundError:
         raise BadInput(f"no such file: {path}") from None
+    except PermissionError:
+        raise BadInput(f"{path} cannot be read: no permission") from None
+    except NotImplementedError as error:
+        raise BadInput(f"{path} has a type of value that is not known here: {_first_line(error)}") from error
     except Exception as error:  # protobuf and onnx_ir raise many unrelated types for a bad file
         raise BadInput(f"{path} is not an ONNX model, or it is cut short: {_first_line(error)}") from error
     if len(model.graph) == 0 and not model.graph.outputs:
@@ -44,45 +50,75 @@ def load(path: Path) -> onnx_ir.Model:
     return model
 
 
-def _check_external(model: onnx_ir.Model, path: Path) -> None:
+def graphs(model: onnx_ir.Model) -> Iterator[onnx_ir.Graph]:
+    """Every graph of a model: its own, those of its functions, and all that are nested in them."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.graph.subgraphs()
+
+
+def tensors(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.TensorProtocol]]:
+    """Every stored tensor with the name it goes by: initializers, and constants that lie in a node's attributes."""
     import onnx_ir
 
-    root = path.parent.resolve()
-    for graph in model.graphs():
+    for graph in graphs(model):
         for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if not isinstance(tensor, onnx_ir.ExternalTensor):
-                continue
-            file = (path.parent / tensor.location).resolve()
-            if not file.is_relative_to(root):
-                raise BadInput(f"{path}: weights of {name!r} lie outside the model's folder ({tensor.location})")
-            if not file.is_file():
-                raise BadInput(f"{path}: the weights file {tensor.location} is missing (needed by {name!r})")
-            end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-            if file.stat().st_size < end:
-                raise BadInput(f"{path}: the weights file {tensor.location} is cut short (needed by {name!r})")
+            if value.const_value is not None:
+                yield name, value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == onnx_ir.AttributeType.TENSOR:
+                    yield node.outputs[0].name or node.name or node.op_type, attribute.as_tensor()
+                elif attribute.type == onnx_ir.AttributeType.TENSORS:
+                    for tensor in attribute.as_tensors():
+                        yield node.name or node.op_type, tensor
+
+
+def _external(model: onnx_ir.Model) -> Iterator[tuple[str, onnx_ir.ExternalTensor]]:
+    import onnx_ir
+
+    for name, tensor in tensors(model):
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            yield name, tensor
+
+
+def _check_external(model: onnx_ir.Model, path: Path) -> None:
+    """Refuse weights files that are not there, not whole, or not the model's own.
+
+    A location is written by whoever made the file: it could name any file of this machine, and a link beside the model
+    could point to one.
+    """
+    folder = Path(os.path.normpath(path.parent.absolute()))
+    copy = "copy the model's own files, not links to them, into one folder"
+    for name, tensor in _external(model):
+        location = str(tensor.location)
+        file = Path(os.path.normpath(folder / location))
+        if not file.is_relative_to(folder):
+            raise BadInput(f"{path}: weights of {name!r} lie outside the model's folder ({location})")
+        if not file.is_file():
+            raise BadInput(f"{path}: the weights file {location} is missing (needed by {name!r})")
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"{path}: the weights file {location} is a link to {file.resolve()}", copy)
+        stat = file.stat()
+        if stat.st_nlink > 1:
+            raise BadInput(f"{path}: the weights file {location} has other names elsewhere (a hard link)", copy)
+        if tensor.length is not None and tensor.length < tensor.nbytes:
+            raise BadInput(f"{path}: {name!r} takes {tensor.nbytes} bytes, and its entry names {tensor.length}")
+        if (tensor.offset or 0) < 0 or stat.st_size < (tensor.offset or 0) + tensor.nbytes:
+            raise BadInput(f"{path}: the weights file {location} is cut short (needed by {name!r})")
 
 
 def external_files(model: onnx_ir.Model) -> list[str]:
     """Names of the files that hold the model's external weights, relative to the model's folder."""
-    import onnx_ir
-
-    found = set()
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, onnx_ir.ExternalTensor):
-                found.add(str(value.const_value.location))
-    return sorted(found)
+    return sorted({os.path.normpath(str(tensor.location)) for _, tensor in _external(model)})
 
 
 def weight_bytes(model: onnx_ir.Model) -> int:
-    """Bytes of all initializers, subgraphs included."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+    """Bytes of all stored tensors, those of subgraphs and functions included."""
+    return sum(tensor.nbytes for _, tensor in tensors(model))
 
 
 def save(model: onnx_ir.Model, folder: Path) -> Path:

@@ -9,26 +9,38 @@ if TYPE_CHECKING:
 
 __all__ = ["integer_limits"]
 
-#: Nodes that hand an index on without changing it.
-_CARRIERS = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Transpose", "Slice", "Expand", "Clip", "Concat")
+#: Nodes whose output holds nothing but values of these inputs (None: of all of them).
+_CARRIERS: dict[str, tuple[int, ...] | None] = {
+    "Cast": (0,),
+    "Reshape": (0,),
+    "Unsqueeze": (0,),
+    "Squeeze": (0,),
+    "Flatten": (0,),
+    "Identity": (0,),
+    "Transpose": (0,),
+    "Slice": (0,),
+    "Expand": (0,),
+    "Gather": (0,),
+    "Where": (1, 2),
+    "Concat": None,
+}
 
 
 def integer_limits(model: onnx_ir.Model) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of each integer input that is used as an index.
 
     Follows an input through nodes that keep its values to the tables it indexes (Gather, and OneHot by its depth); the
-    smallest table decides. Inputs called masks hold 0 and 1. Inputs that index nothing are left out.
+    smallest table decides. Inputs called masks that index nothing hold 0 and 1. Others that index nothing are left out.
     """
     found: dict[str, tuple[float, float]] = {}
     for value in model.graph.inputs:
         name = value.name or ""
-        if value.dtype is None or not value.dtype.is_integer():
+        if value.dtype is None or not value.dtype.is_integer() or value.is_initializer():
             continue
-        sizes = _tables(value, set())
-        if "mask" in name:
-            found[name] = (0, 1)
-        elif sizes:
+        if sizes := _tables(value, set()):
             found[name] = (0, min(sizes) - 1)
+        elif name == "mask" or name.endswith("_mask"):
+            found[name] = (0, 1)
     return found
 
 
@@ -42,12 +54,14 @@ def _tables(value: onnx_ir.Value, seen: set[int]) -> list[int]:
         if node.op_type == "Gather" and place == 1:
             table = node.inputs[0]
             axis = node.attributes.get_int("axis", 0)
-            if table is not None and table.shape is not None and len(table.shape) > axis:
+            if table is not None and table.is_initializer() and table.shape is not None and len(table.shape) > axis:
                 size = table.shape[axis]
                 sizes += [size] if isinstance(size, int) else []
         elif node.op_type == "OneHot" and place == 0:
             depth = node.inputs[1].const_value if node.inputs[1] is not None else None
             sizes += [int(depth.numpy().reshape(-1)[0])] if depth is not None else []
-        elif node.op_type in _CARRIERS and place == 0 or node.op_type == "Concat":
-            sizes += _tables(node.outputs[0], seen)
+        elif node.op_type in _CARRIERS:
+            places = _CARRIERS[node.op_type]
+            if places is None or place in places:
+                sizes += _tables(node.outputs[0], seen)
     return sizes

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
-from optimizer.graph.io import EMBED_LIMIT
 from optimizer.quantizing.choose import Choice
 from optimizer.stage import Progress
 
 if TYPE_CHECKING:
-    import onnx
-
     from optimizer.data.preprocess import Batch
 
 __all__ = ["calibrate", "quantize"]
 
 
 def calibrate(
-    model: onnx.ModelProto,
+    path: Path,
     work: Path,
     batches: Iterable[Batch],
     rows: int,
@@ -28,6 +25,7 @@ def calibrate(
     method: str,
     *,
     symmetric: bool,
+    large: bool,
     progress: Progress,
 ) -> Path:
     """Run the data through the graph and write down the range of every activation that will be quantized.
@@ -36,27 +34,24 @@ def calibrate(
     are handed at once, and fail on batches of different lengths.
 
     Args:
-        model: the prepared graph.
+        path: the prepared graph.
         work: a scratch folder.
         batches: calibration data.
         rows: how many rows they hold together, for the progress.
         choice: what will be quantized.
         method: ``minmax``, ``entropy`` or ``percentile`` (99.999 %).
         symmetric: make ranges symmetric around zero.
+        large: whether the graph's weights lie in a file beside it.
         progress: told how many rows are done.
 
     Returns:
         a file of ranges for :func:`quantize`.
 
     Raises:
-        BadInput: an activation came out as NaN or infinity.
+        BadInput: an activation or an answer came out as NaN or infinity.
     """
-    import onnx
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator, save_tensors_data
 
-    path = work / "calibrated.onnx"
-    large = model.ByteSize() > EMBED_LIMIT
-    onnx.save_model(model, str(path), save_as_external_data=large)
     calibrator = create_calibrator(
         path,
         list(choice.op_types),
@@ -66,16 +61,50 @@ def calibrate(
         providers=["CPUExecutionProvider"],
         extra_options={"symmetric": symmetric},
     )
+    unranged = calibrator.model_original_outputs - set(getattr(calibrator, "tensors_to_calibrate", ()))
+    calibrator.infer_session = _Finite(calibrator.infer_session, unranged)
     done = 0
     for batch in batches:
         calibrator.collect_data(_Once(batch.feeds))
         done += len(batch.rows)
         progress("calibrating", done, rows)
-    ranges = calibrator.compute_data()
-    _check_finite(ranges)
     saved = work / "ranges.json"
-    save_tensors_data(ranges, saved)
+    save_tensors_data(calibrator.compute_data(), saved)
     return saved
+
+
+class _Finite:
+    """The calibrator's session, refusing what is not finite.
+
+    The calibrators look for the smallest and largest number and pass over NaN, so that a model which answers nonsense
+    would be quantized without a word. Answers that get no range may hold infinities, and no NaN.
+    """
+
+    def __init__(self, session: Any, unranged: set[str]) -> None:
+        self._session = session
+        self._unranged = unranged
+
+    def get_inputs(self) -> Any:
+        return self._session.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return self._session.get_outputs()
+
+    def run(self, names: Any, feeds: dict[str, Any]) -> list[Any]:
+        import numpy as np
+
+        arrays: list[Any] = self._session.run(names, feeds)
+        for output, array in zip(self._session.get_outputs(), arrays, strict=True):
+            if array.dtype.kind != "f":
+                continue
+            bad = np.isnan(array) if output.name in self._unranged else ~np.isfinite(array)
+            if bad.any():
+                name = output.name.removesuffix("_ReduceMin").removesuffix("_ReduceMax")
+                raise BadInput(
+                    f"{name!r} is not finite on the calibration data",
+                    "compare the float artifact with its source on the same data: ml-opt verify REF --data FILE",
+                )
+        return arrays
 
 
 class _Once:
@@ -95,23 +124,12 @@ class _Once:
         """Part of the reader's interface; one batch has no parts."""
 
 
-def _check_finite(ranges: Any) -> None:
-    import numpy as np
-
-    for name, data in ranges.items():
-        if not np.isfinite(np.asarray(data.range_value, dtype=np.float64)).all():
-            raise BadInput(
-                f"the activation {name!r} is not finite on the calibration data",
-                "verify the float artifact on the same data first: ml-opt verify REF --data FILE",
-            )
-
-
 def _method(name: str, methods: Any) -> Any:
     return {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[name]
 
 
 def quantize(
-    model: onnx.ModelProto,
+    path: Path,
     work: Path,
     ranges: Path,
     choice: Choice,
@@ -129,13 +147,11 @@ def quantize(
     Returns:
         the quantized file, in ``work``.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    source, target = work / "to_quantize.onnx", work / "quantized.onnx"
-    onnx.save_model(model, str(source), save_as_external_data=model.ByteSize() > EMBED_LIMIT)
+    target = work / "quantized.onnx"
     quantize_static(
-        str(source),
+        str(path),
         str(target),
         calibration_data_reader=None,
         quant_format=QuantFormat.QDQ,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,21 @@ from optimizer.errors import BadInput, UnknownName
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Choice", "choose_nodes"]
+__all__ = ["Choice", "choose_nodes", "graphs_of"]
+
+#: Which inputs of a node are its weights. Operators that are not here have none, and quantizing them means their
+#: activations.
+_WEIGHTS = {
+    "MatMul": (1,),
+    "Gemm": (1,),
+    "Gather": (0,),
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "LSTM": (1, 2),
+    "Attention": (1,),
+    "EmbedLayerNormalization": (2, 3),
+}
+_PRODUCTS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -23,11 +38,15 @@ class Choice:
         op_types: operator types that are quantized.
         excluded: names of nodes of those types that stay in float.
         chosen: names of nodes that are quantized.
+        inside: nodes with weights of their own in the branches of If and Loop, where a static quantizer never looks.
+        attentions: how many of the chosen are ``Attention`` nodes.
     """
 
     op_types: tuple[str, ...]
     excluded: tuple[str, ...]
     chosen: tuple[str, ...]
+    inside: int = 0
+    attentions: int = 0
 
 
 def choose_nodes(
@@ -36,73 +55,138 @@ def choose_nodes(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    constant_only: bool = True,
+    activation_products: bool = False,
+    dynamic: bool = False,
 ) -> Choice:
     """Sort nodes into those to quantize and those to leave.
 
+    A node with weights is taken when they are float initializers (a Gather of shapes, a Conv whose kernel is computed
+    are not); a product of two activations (attention scores) only when asked for.
+
     Args:
-        model: the prepared graph; unnamed nodes are given names.
+        model: the prepared graph; nodes are given names of their own where they have none.
         op_types: operator types to quantize.
         include: patterns of node names (``*`` and ``?``); when given, only these are quantized.
         exclude: patterns of node names that stay in float.
-        constant_only: leave products of two activations (attention scores) in float.
+        activation_products: also take products of two activations; a static quantizer can.
+        dynamic: the rules of dynamic quantization: a product's weight must be its second input, and graphs inside of
+            nodes are looked into.
 
     Raises:
         UnknownName: a pattern matches no node of those types.
         BadInput: nothing is left to quantize.
     """
-    constants = _constants(model.graph)
+    _name_nodes(model)
+    constants = _float_constants(model.graph)
     names: list[str] = []
     skipped: list[str] = []
-    for graph in _graphs(model.graph):
-        for place, node in enumerate(graph.node):
+    packed: set[str] = set()
+    inside = 0
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
             if node.op_type not in op_types:
                 continue
-            node.name = node.name or f"{node.op_type}_{place}"
-            if node.op_type == "Gather":
-                # A Gather of anything but a table (of a shape, say) has no weight to quantize.
-                takes = node.input[0] in constants
-            else:
-                product = node.op_type in ("MatMul", "Gemm") and not any(i in constants for i in node.input[:2])
-                takes = not (constant_only and product)
+            takes = _takes(node, constants, activation_products, dynamic)
+            if graph is not model.graph and not dynamic:
+                inside += takes and node.op_type in _WEIGHTS
+                takes = False
             (names if takes else skipped).append(node.name)
-    if not names and not skipped:
-        raise BadInput(
-            f"the model has no {' or '.join(op_types)} to quantize",
-            "`ml-opt show REF` lists its operators; choose among them with --op-types",
-        )
-    chosen = _matching(names, include, "--include") if include else set(names)
-    chosen -= _matching(names, exclude, "--exclude") if exclude else set()
+            packed |= {node.name} if node.op_type == "Attention" else set()
+    if not names:
+        _nothing(op_types, skipped, inside)
+    chosen = _matching(names, skipped, include, "--include") if include else set(names)
+    chosen -= _matching([*names, *skipped], (), exclude, "--exclude") if exclude else set()
     if not chosen:
         raise BadInput("nothing is left to quantize", "loosen --include, --exclude or --op-types")
-    left = [name for name in [*names, *skipped] if name not in chosen]
-    return Choice(tuple(op_types), tuple(left), tuple(n for n in names if n in chosen))
+    left = tuple(name for name in [*names, *skipped] if name not in chosen)
+    taken = tuple(name for name in names if name in chosen)
+    return Choice(tuple(op_types), left, taken, inside, len(packed & chosen))
 
 
-def _matching(names: Sequence[str], patterns: Iterable[str], flag: str) -> set[str]:
+def _nothing(op_types: Sequence[str], skipped: Sequence[str], inside: int) -> None:
+    kinds = " or ".join(op_types)
+    if inside:
+        raise BadInput(
+            f"every {kinds} of the model lies inside an If or a Loop, where activations cannot be calibrated",
+            "quantize it with ranges found at run time: ml-opt quantize dynamic REF",
+        )
+    if skipped:
+        raise BadInput(
+            f"no {kinds} of the model has a weight that can be quantized: that of {skipped[0]} is computed, or no float32",
+            "`ml-opt show REF` lists its operators; choose among them with --op-types",
+        )
+    raise BadInput(
+        f"the model has no {kinds} to quantize",
+        "`ml-opt show REF` lists its operators; choose among them with --op-types",
+    )
+
+
+def _takes(node: onnx.NodeProto, constants: set[str], activation_products: bool, dynamic: bool) -> bool:
+    weights = _WEIGHTS.get(node.op_type)
+    if weights is None:
+        return True
+    if node.op_type in _PRODUCTS and not dynamic:
+        return activation_products or any(name in constants for name in node.input[:2])
+    if node.op_type == "Attention" and not _packs_plainly(node):
+        return False
+    return all(place < len(node.input) and node.input[place] in constants for place in weights)
+
+
+def _packs_plainly(node: onnx.NodeProto) -> bool:
+    """Whether QAttention can say what this Attention says: it has no place for a bias of the scores (input 5), and
+    drops it in silence, nor for projections of unequal size.
+    """
+    biased = len(node.input) > 5 and bool(node.input[5])
+    return not biased and all(attribute.name != "qkv_hidden_sizes" for attribute in node.attribute)
+
+
+def _matching(names: Sequence[str], skipped: Sequence[str], patterns: Iterable[str], flag: str) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+        hits = set(fnmatch.filter(names, pattern))
+        if not hits and fnmatch.filter(skipped, pattern):
+            raise BadInput(
+                f"{flag} {pattern} matches only nodes without a weight of their own",
+                "products of two activations are quantized with --activation-products (quantize static)",
+            )
         if not hits:
             raise UnknownName(f"node in {flag}", pattern, names)
         found |= hits
     return found
 
 
-def _constants(graph: onnx.GraphProto) -> set[str]:
-    found = {tensor.name for inner in _graphs(graph) for tensor in inner.initializer}
-    for inner in _graphs(graph):
-        found |= {name for node in inner.node if node.op_type == "Constant" for name in node.output}
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name that no other has: quantizers leave nodes out by name."""
+    seen: set[str] = set()
+    numbers: Counter[str] = Counter()
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            base = node.name or node.op_type
+            while not node.name or node.name in seen:
+                node.name = f"{base}_{numbers[base]}"
+                numbers[base] += 1
+            seen.add(node.name)
+
+
+def _float_constants(graph: onnx.GraphProto) -> set[str]:
+    import onnx
+
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    found = set()
+    for inner in graphs_of(graph):
+        found |= {tensor.name for tensor in inner.initializer if tensor.data_type in floats}
+        for node in inner.node:
+            if node.op_type == "Constant" and node.attribute[0].t.data_type in floats:
+                found |= set(node.output)
     return found
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and every graph inside its nodes (If, Loop, Scan)."""
-    found = [graph]
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                found += _graphs(attribute.g)
+                yield from graphs_of(attribute.g)
             for inner in attribute.graphs:
-                found += _graphs(inner)
-    return found
+                yield from graphs_of(inner)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import BadInput
-from optimizer.graph.io import DATA_NAME, EMBED_LIMIT, load, weight_bytes
+from optimizer.errors import BadInput, GateFailed
+from optimizer.graph import io
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check_opens", "load_proto", "prepare", "quiet_options"]
+__all__ = ["check_opens", "load_proto", "prepare", "quiet_options", "save_proto"]
 
 #: Known wrong before MaxPool: it folds padding with zeros into a pool that must not see them.
 _DISABLED = ["Pad_Fusion"]
@@ -48,8 +48,8 @@ def prepare(path: Path, workdir: Path) -> Path:
     options = quiet_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(prepared)
-    if weight_bytes(load(path)) > EMBED_LIMIT:
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA_NAME)
+    if io.weight_bytes(io.load(path)) > io.EMBED_LIMIT:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "prepared.data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     try:
         onnxruntime.InferenceSession(
@@ -76,18 +76,31 @@ def load_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
+def save_proto(model: onnx.ModelProto, path: Path) -> bool:
+    """Write a message, with its weights in a file beside it when they do not fit into one.
+
+    Returns:
+        whether they did not. The message's own weights are then links into that file.
+    """
+    import onnx
+
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > io.EMBED_LIMIT
+    onnx.save_model(model, str(path), save_as_external_data=large, location=f"{path.stem}.data")
+    return large
+
+
 def check_opens(path: Path) -> None:
     """Open a result once: a file that ONNX Runtime refuses is no result.
 
     Raises:
-        BadInput: it cannot be opened; ONNX Runtime's reason is handed on.
+        GateFailed: it cannot be opened; ONNX Runtime's reason is handed on.
     """
     import onnxruntime
 
     try:
         onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BadInput(
+        raise GateFailed(
             f"the quantized graph does not run on ONNX Runtime: {str(error).splitlines()[0]}",
             "leave the node it names in float: --exclude NODE",
         ) from error

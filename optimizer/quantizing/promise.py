@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact, Source
 from optimizer.environment import cpu_facts
 from optimizer.errors import BadInput, GateFailed
 from optimizer.types import JSON
 
-__all__ = ["check_quantized", "modifiers", "refuse_quantized", "saturation_warning", "weights_in"]
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = [
+    "check_quantized",
+    "check_symmetric",
+    "float_weights",
+    "left_in_float_warning",
+    "modifiers",
+    "refuse_quantized",
+    "refuse_unquantizable",
+    "saturation_warning",
+    "weights_in",
+]
 
 #: A quantizer that leaves more than this of the weights' bytes did not do what it was called for.
 _MOST_OF_SIZE = 0.95
+#: From this share of the weights on, the reader hears what stayed in float.
+_WORTH_SAYING = 0.1
+_ATTENTION = "com.microsoft.Attention"
 
 
 def weights_in(facts: Mapping[str, JSON]) -> int:
@@ -26,6 +44,28 @@ def refuse_quantized(source: Artifact) -> None:
         raise BadInput(
             f"{source.ref} is quantized already",
             f"quantize what it was made from: {source.manifest.source.get('ref', 'its float parent')}",
+        )
+
+
+def refuse_unquantizable(source: Artifact, taken: int) -> None:
+    """Refuse a graph whose attention projections lie packed in nodes that the quantizer cannot take.
+
+    They are a quarter of an encoder's weights, and would stay in float without a word. ``ort-optimize --target cuda``
+    packs them; its parent has them apart.
+
+    Args:
+        source: what is to be quantized.
+        taken: how many of its ``Attention`` nodes the quantizer takes.
+
+    Raises:
+        BadInput: some are left.
+    """
+    left = int(source.manifest.facts.get("ops", {}).get(_ATTENTION, 0)) - taken
+    if left > 0:
+        parent = source.manifest.source.get("ref", "the graph it was optimized from")
+        raise BadInput(
+            f"{source.ref} has {left} Attention nodes with their projections packed in, which would stay in float",
+            f"quantize what it was made from: {parent} (or name what to quantize with --op-types)",
         )
 
 
@@ -52,6 +92,45 @@ def check_quantized(stage: str, facts: Mapping[str, JSON], source: Source) -> No
             f"{after / before:.0%} of their bytes",
             hint,
         )
+
+
+def check_symmetric(model: onnx_ir.Model) -> None:
+    """Hold a symmetric graph to TensorRT's rule: signed everywhere, every zero point 0, no quantized bias.
+
+    Raises:
+        GateFailed: naming the first Q/DQ node that breaks it.
+    """
+    for node in model.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        zero = given.const_value if given is not None else None
+        if zero is None or zero.dtype.name != "INT8" or zero.numpy().any():
+            what = f"{zero.dtype.name.lower()} {zero.numpy().reshape(-1)[:3].tolist()}" if zero is not None else "none"
+            raise GateFailed(f"symmetric int8 was asked for, and the zero point of {node.name} is {what}")
+
+
+def float_weights(model: onnx_ir.Model) -> dict[str, int]:
+    """Bytes of the weights that are still in float, by the operator that uses them, largest first."""
+    found: Counter[str] = Counter()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype.name not in ("FLOAT", "FLOAT16") or tensor.size <= 1:
+                continue
+            user = next((use.node for use in value.uses()), None)
+            if user is not None and user.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                found[user.op_type] += tensor.nbytes
+    return dict(found.most_common())
+
+
+def left_in_float_warning(left: Mapping[str, int], source: Artifact) -> list[str]:
+    """Say which operators keep a large part of the weights in float."""
+    share = sum(left.values()) / max(1, weights_in(source.manifest.facts))
+    if share < _WORTH_SAYING:
+        return []
+    most = ", ".join(f"{op} {size / 2**20:.1f} MB" for op, size in list(left.items())[:3])
+    return [f"{share:.0%} of the weights stay in float: {most}"]
 
 
 def saturation_warning(reduce_range: bool) -> list[str]:

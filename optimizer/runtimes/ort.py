@@ -177,7 +177,7 @@ class OrtSession:
 
 def _specs(what: str, args: list[Any], path: Path) -> tuple[TensorSpec, ...]:
     specs = []
-    for arg in args:
+    for index, arg in enumerate(args):
         if arg.type == "tensor(bfloat16)":
             raise BadInput(
                 f"{path}: {what} {arg.name!r} is bfloat16, which numpy cannot hold",
@@ -185,7 +185,7 @@ def _specs(what: str, args: list[Any], path: Path) -> tuple[TensorSpec, ...]:
             )
         if arg.type not in _DTYPES:
             raise BadInput(f"{path}: {what} {arg.name!r} is {arg.type}; only tensors of plain numbers can be used")
-        dims = [d if d is not None else f"dim_{place}" for place, d in enumerate(arg.shape)]
+        dims = [d if d is not None else f"dim_{index}_{place}" for place, d in enumerate(arg.shape)]
         specs.append(TensorSpec(arg.name, _DTYPES[arg.type], tuple(dims)))
     return tuple(specs)
 

@@ -85,8 +85,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     """Open a model folder as the export did, but for attention, which is left to the library (sdpa where it has it).
 
     Raises:
-        BadInput: not a model folder, weights that are damaged, an unknown architecture or task.
-        GateFailed: the checkpoint lacks weights that the task needs.
+        BadInput: not a model folder, weights that are damaged or lacking, an unknown architecture or task.
         MissingPiece: torch or transformers is not installed.
     """
     if not has_module("torch"):

@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.artifact import Source, SourceModel
 from optimizer.errors import BadInput, GateFailed
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Stage
+from optimizer.task import get_task
 from optimizer.types import JSON, Kind, Precision
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class ExportOnnx(Options):
     revision: str | None = opt(None, "Branch, tag or commit of a hub model.")
     trust_remote_code: bool = opt(False, "Run the Python files that come with the model.")
     allow_pickle: bool = opt(False, "Take weights stored as Python pickles, which can run code when loaded.")
-    max_length: int | None = opt(None, "Most tokens (or audio samples) a row will have [what the model allows].", ge=1)
+    max_length: int | None = opt(None, "Most tokens (or audio samples) a row will have [what the model allows].", ge=8)
     max_batch: int | None = opt(None, "Most rows a batch will have; recorded for engines and servers.", ge=1)
 
     def check(self) -> None:
@@ -54,7 +55,9 @@ def _run(source: Source, out: Path, options: ExportOnnx, progress: Progress) -> 
 
         for name in ("revision", "trust_remote_code", "allow_pickle"):
             if getattr(options, name):
-                raise BadInput(f"--{name.replace('_', '-')} is for models, and {source.spec} is an .onnx file")
+                raise BadInput(f"--{name.replace('_', '-')} is for model folders; {source.spec} is an .onnx file")
+        if options.task is not None:
+            get_task(options.task)
         return import_file(
             source,
             out,
@@ -70,8 +73,11 @@ def _run(source: Source, out: Path, options: ExportOnnx, progress: Progress) -> 
 
 def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress: Progress) -> Outcome:
     from optimizer.exporting.samples import make_sample
+    from optimizer.exporting.sentence import pooling_of
     from optimizer.exporting.transformers_exporter import export
+    from optimizer.graph.facts import tensor_specs
     from optimizer.graph.io import save
+    from optimizer.graph.ranges import integer_limits
     from optimizer.hf import infer_task, load_model, read_config
 
     raw = read_config(source.path)
@@ -94,11 +100,12 @@ def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress
     progress("writing the artifact")
     save(model, out)
     info = _write_companions(loaded, sample, source, out, task, options)
-    from optimizer.graph.facts import tensor_specs
-
+    pooling, warnings = pooling_of(source.path) if sample.modality == "text" else ("", [])
+    info["pooling"] = pooling if task == "feature-extraction" else ""
+    info["limits"] = {name: list(limit) for name, limit in integer_limits(model).items()}
     info["inputs"] = [spec.to_json() for spec in tensor_specs(model.graph.inputs)]
     info["outputs"] = [spec.to_json() for spec in tensor_specs(model.graph.outputs)]
-    return Outcome(facts, info, [*loaded.warnings, *sample.warnings])
+    return Outcome(facts, info, [*loaded.warnings, *sample.warnings, *warnings])
 
 
 def _golden(loaded: LoadedModel, sample: Sample, out: Path) -> list[str]:
@@ -107,10 +114,20 @@ def _golden(loaded: LoadedModel, sample: Sample, out: Path) -> list[str]:
 
     from optimizer.data.golden import Golden
     from optimizer.hf import flat_outputs, quiet_libraries
+    from optimizer.hf_errors import first_lines
 
-    with torch.inference_mode(), quiet_libraries():
-        answers = loaded.module(**{name: torch.from_numpy(array) for name, array in sample.arrays.items()})
-    arrays = {name: t.float().numpy() for name, t in flat_outputs(answers).items() if name not in loaded.dropped}
+    tensors = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
+    try:
+        with torch.inference_mode(), quiet_libraries():
+            answers = flat_outputs(loaded.module(**tensors))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.arrays.items())
+        raise BadInput(f"{loaded.class_name} does not take {shapes}: {first_lines(error)}") from error
+    arrays = {
+        name: (answer.float() if answer.is_floating_point() else answer).numpy()
+        for name, answer in answers.items()
+        if name not in loaded.dropped
+    }
     Golden(sample.arrays, arrays).save(out)
     return list(arrays)
 
@@ -144,26 +161,10 @@ def _write_companions(
         "min_length": sample.min_length,
         "max_length": sample.max_length,
         "max_batch": options.max_batch,
-        "pooling": _pooling(source.path, task),
         "labels": labels,
         "trust_remote_code": options.trust_remote_code,
         "source": source.to_json(),
     }
-
-
-def _pooling(folder: Path, task: str) -> str:
-    """How a sentence-transformers model makes one vector of its tokens; mean when the folder does not say."""
-    if task != "feature-extraction":
-        return ""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    modes = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean"}
-    for key, name in modes.items():
-        if config.get(key):
-            return name
-    return "mean"
 
 
 def _variant(options: ExportOnnx, source: Source) -> str:
@@ -177,11 +178,9 @@ def _variant(options: ExportOnnx, source: Source) -> str:
 
 
 def _verify(options: ExportOnnx, facts: Mapping[str, JSON], source: Source) -> None:
-    opset = facts["opset"].get("", 0)
+    opset = facts["opset"].get("", facts["opset"].get("ai.onnx", 0))
     if options.opset is not None and opset != options.opset:
         raise GateFailed(f"opset {options.opset} was asked for, and the file has {opset}")
-    if not facts["inputs"] or not facts["outputs"]:
-        raise GateFailed("the exported graph has no inputs or no outputs")
 
 
 STAGE = Stage(

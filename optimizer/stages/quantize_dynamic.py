@@ -8,7 +8,15 @@ from pathlib import Path
 
 from optimizer.artifact import Artifact, Source
 from optimizer.options import Options, opt
-from optimizer.quantizing.promise import check_quantized, modifiers, refuse_quantized, saturation_warning
+from optimizer.quantizing.promise import (
+    check_quantized,
+    float_weights,
+    left_in_float_warning,
+    modifiers,
+    refuse_quantized,
+    refuse_unquantizable,
+    saturation_warning,
+)
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
 
@@ -16,7 +24,7 @@ __all__ = ["STAGE", "QuantizeDynamic"]
 
 #: Gather is the embedding table: a third of a small encoder's bytes. Convolutions are left out, because ConvInteger
 #: is several times slower than float; ranges known beforehand (quantize-static) are what makes them fast.
-_DEFAULT_OPS = ("MatMul", "Gemm", "Gather", "LSTM")
+_DEFAULT_OPS = ("MatMul", "Gemm", "Gather", "LSTM", "Attention", "EmbedLayerNormalization")
 
 
 class QuantizeDynamic(Options):
@@ -46,14 +54,12 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
-    with tempfile.TemporaryDirectory(dir=out.parent) as work, quiet_libraries():
+    with tempfile.TemporaryDirectory(dir=out) as work, quiet_libraries():
         progress("preparing the graph")
         model = load_proto(prepare(source.model_file, Path(work)))
-        present = {node.op_type for node in model.graph.node}
-        wanted = options.op_types
-        if wanted == _DEFAULT_OPS:
-            wanted = tuple(op for op in wanted if op in present) or wanted
-        choice = choose_nodes(model, wanted, include=options.include, exclude=options.exclude)
+        choice = choose_nodes(model, options.op_types, include=options.include, exclude=options.exclude, dynamic=True)
+        if options.op_types == _DEFAULT_OPS:
+            refuse_unquantizable(source, choice.attentions)
         progress(f"quantizing {len(choice.chosen)} nodes")
         target = Path(work) / MODEL_NAME
         quantize_dynamic(
@@ -68,10 +74,12 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
             extra_options={"MatMulConstBOnly": True, "EnableSubgraph": True},
         )
         progress("writing the artifact")
-        save(load(target), out)
+        quantized = load(target)
+        left = float_weights(quantized)
+        save(quantized, out)
     check_opens(out / MODEL_NAME)
-    facts: dict[str, JSON] = {"left_in_float": len(choice.excluded)}
-    return Outcome(facts, warnings=saturation_warning(options.reduce_range))
+    facts: dict[str, JSON] = {"nodes_chosen": len(choice.chosen), "nodes_left": len(choice.excluded), "float": left}
+    return Outcome(facts, warnings=saturation_warning(options.reduce_range) + left_in_float_warning(left, source))
 
 
 def _verify(options: QuantizeDynamic, facts: Mapping[str, JSON], source: Source) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from optimizer.artifact import Artifact, Source
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
-from optimizer.quantizing.promise import check_quantized, modifiers, refuse_quantized, saturation_warning
+from optimizer.quantizing.promise import (
+    check_quantized,
+    check_symmetric,
+    float_weights,
+    left_in_float_warning,
+    modifiers,
+    refuse_quantized,
+    refuse_unquantizable,
+    saturation_warning,
+)
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
 
@@ -29,9 +38,7 @@ class QuantizeStatic(Options):
         metavar="FILE",
     )
     samples: int = opt(200, "Rows to calibrate on, chosen by length and label.", ge=1, le=100000)
-    method: str = opt(
-        "minmax", "How a range is made of what was seen.", choices=("minmax", "entropy", "percentile")
-    )
+    method: str = opt("minmax", "How a range is made of what was seen.", choices=("minmax", "entropy", "percentile"))
     per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
     symmetric: bool = opt(False, "Signed activations around zero, the only int8 that TensorRT takes.")
     reduce_range: bool = opt(False, "7-bit weights, for processors without VNNI whose int8 sums saturate.")
@@ -58,10 +65,12 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.calibrate import calibrate, quantize
     from optimizer.quantizing.choose import choose_nodes
-    from optimizer.quantizing.prepare import check_opens, load_proto, prepare
+    from optimizer.quantizing.prepare import check_opens, load_proto, prepare, save_proto
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
+    if options.op_types == _DEFAULT_OPS:
+        refuse_unquantizable(source, taken=0)
     progress("reading the calibration data")
     model_info = {"inputs": source.manifest.facts["inputs"], **source.model_info}
     data = CalibrationSet.open(
@@ -69,29 +78,64 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     )
     warnings = saturation_warning(options.reduce_range)
     used = int(data.summary["rows_used"])
-    if used < min(options.samples, 32):
-        warnings.append(f"calibrated on {used} rows only; a hundred or more give steadier ranges")
-    with tempfile.TemporaryDirectory(dir=out.parent) as work, quiet_libraries():
+    if used < options.samples:
+        warnings.append(
+            f"calibrated on {used} rows, all that {options.calib.name} has; {options.samples} were asked for"
+        )
+    batch = min(options.batch, int(model_info.get("max_batch") or options.batch))
+    with tempfile.TemporaryDirectory(dir=out) as folder, quiet_libraries():
+        work = Path(folder)
         progress("preparing the graph")
-        prepared = prepare(source.model_file, Path(work))
-        proto = load_proto(prepared)
+        proto = load_proto(prepare(source.model_file, work))
         choice = choose_nodes(
             proto,
             _op_types(options, {node.op_type for node in proto.graph.node}),
             include=options.include,
             exclude=options.exclude,
-            constant_only=not options.activation_products,
+            activation_products=options.activation_products,
         )
-        ranges = calibrate(proto, Path(work), data.batches(options.batch), used, choice, options.method,
-                           symmetric=options.symmetric, progress=progress)  # fmt: skip
+        if choice.inside:
+            warnings.append(
+                f"{choice.inside} nodes inside of If and Loop stay in float: their ranges cannot be calibrated"
+            )
+        named = work / "named.onnx"
+        large = save_proto(proto, named)
+        ranges = calibrate(
+            named,
+            work,
+            data.batches(batch),
+            used,
+            choice,
+            options.method,
+            symmetric=options.symmetric,
+            large=large,
+            progress=progress,
+        )
         progress(f"quantizing {len(choice.chosen)} nodes")
-        target = quantize(proto, Path(work), ranges, choice, options.method, symmetric=options.symmetric,
-                          per_channel=options.per_channel, reduce_range=options.reduce_range)  # fmt: skip
+        target = quantize(
+            named,
+            work,
+            ranges,
+            choice,
+            options.method,
+            symmetric=options.symmetric,
+            per_channel=options.per_channel,
+            reduce_range=options.reduce_range,
+        )
         progress("writing the artifact")
-        save(load(target), out)
+        quantized = load(target)
+        if options.symmetric:
+            check_symmetric(quantized)
+        left = float_weights(quantized)
+        save(quantized, out)
     check_opens(out / MODEL_NAME)
-    facts: dict[str, JSON] = {"calibration": data.summary, "left_in_float": len(choice.excluded)}
-    return Outcome(facts, warnings=warnings)
+    facts: dict[str, JSON] = {
+        "calibration": data.summary,
+        "nodes_chosen": len(choice.chosen),
+        "nodes_left": len(choice.excluded),
+        "float": left,
+    }
+    return Outcome(facts, warnings=warnings + left_in_float_warning(left, source))
 
 
 def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
@@ -112,10 +156,6 @@ def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
 
 def _verify(options: QuantizeStatic, facts: Mapping[str, JSON], source: Source) -> None:
     check_quantized("quantize-static", facts, source)
-    if options.symmetric and facts["weights"].get("uint8", 0) > facts["weights"].get("int8", 0):
-        from optimizer.errors import GateFailed
-
-        raise GateFailed("symmetric int8 was asked for, and the weights came out as uint8")
 
 
 def _variant(options: QuantizeStatic, source: Source) -> str:

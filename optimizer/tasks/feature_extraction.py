@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Arrays = Mapping[str, Array]
 
+__all__ = ["POOLINGS", "TASK", "pooled"]
+
 #: How hidden states ``[sequence, hidden]`` become one vector; ``none`` compares every unpadded state.
 POOLINGS = ("mean", "weightedmean", "cls", "max", "lasttoken", "none")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optimizer.errors import BadInput, GateFailed
+from optimizer.errors import BadInput
 from optimizer.runtime import Provider, SessionOptions, get_runtime
 
 IDS = np.array([[1, 5, 9, 2], [1, 7, 3, 2]])
@@ -78,7 +78,7 @@ def test_ids_and_lengths_beyond_the_model_are_bad_input(folder, ids):
 
 
 def test_weights_that_the_task_lacks_are_not_made_up(folder):
-    with pytest.raises(GateFailed, match="random"):
+    with pytest.raises(BadInput, match="random"):
         opened(folder, task="question-answering")
 
 
