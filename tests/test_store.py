@@ -587,6 +587,29 @@ def test_a_refusal_at_any_step_leaves_the_store_as_it_was(
     assert turn >= 1, f"a commit makes no {call}?"
 
 
+def test_everything_is_on_the_disk_before_it_is_published(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a name must not lead to an empty file."""
+    put(store, variant="first", key="f" * 64)
+    events: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def flush(fd: int) -> None:
+        events.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    def move(source: Path, target: Path) -> None:
+        events.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", move)
+    put(store)
+    assert events.count("rename") == 1
+    place = events.index("rename")
+    assert {"model.onnx", "manifest.json", "artifact"} <= set(events[:place])
+    assert events[place + 1 :] == ["1"]  # the version's folder, which holds the new name
+
+
 def test_a_store_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(MissingPiece, match=r"file is a file where a folder is needed"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "Talker"]
 
-_PIPE_WIDTH = 120
+_PIPE_WIDTH = 160
 #: Where there is no bar, a line is said this often at most, in seconds: a log should be read, not scrolled.
 _LINE_EVERY = 2.0
 

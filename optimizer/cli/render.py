@@ -139,7 +139,7 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
         made = table(title, "", "")
         for row in rows:
             mark = "[green]works[/green]" if row["ok"] else "[yellow]not here[/yellow]"
-            text = row[about] if row["ok"] or title == "extra" else row["reason"]
+            text = escape(row[about] if row["ok"] or title == "extra" else row["reason"])
             if row["hint"] and not row["ok"]:
                 text = f"{text}\n[dim]{escape(row['hint'])}[/dim]"
             made.add_row(row["name"], mark, text)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["render_bench", "render_verify"]
 
 _FAILURES_SHOWN = 8
-#: From this many columns on, one table holds everything.
-_ONE_TABLE = 110
 
 
 def render_verify(report: VerifyReport, output: Output) -> None:
@@ -63,11 +61,11 @@ def render_bench(report: BenchReport, output: Output) -> None:
     labels = [escape(row.label) for row in report.rows]
     about = [_what_cells(row, report) for row in report.rows]
     times = [_speed_cells(row, report) for row in report.rows]
-    if console.width >= _ONE_TABLE:
-        made = table("candidate", *what, *speed, right=(*what, *speed))
-        for label, left, right in zip(labels, about, times, strict=True):
-            made.add_row(label, *left, *right)
-        console.print(made)
+    whole = table("candidate", *what, *speed, right=(*what, *speed))
+    for label, left, right in zip(labels, about, times, strict=True):
+        whole.add_row(label, *left, *right)
+    if console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        console.print(whole)
     else:
         for head, cells in ((what, about), (speed, times)):
             made = table("candidate", *head, right=tuple(head))

@@ -154,7 +154,6 @@ def _resized(values: NDArray[Any], axis: int, size: int) -> NDArray[Any]:
     import numpy as np
 
     return np.asarray(np.take(values, np.resize(np.arange(values.shape[axis]), size), axis=axis))
-    return taken
 
 
 def unpadded(array: NDArray[Any], feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput, UnknownName
@@ -38,15 +38,20 @@ class Choice:
         op_types: operator types that are quantized.
         excluded: names of nodes of those types that stay in float.
         chosen: names of nodes that are quantized.
+        counts: how many those are, by operator type.
         inside: nodes with weights of their own in the branches of If and Loop, where a static quantizer never looks.
-        attentions: how many of the chosen are ``Attention`` nodes.
     """
 
     op_types: tuple[str, ...]
     excluded: tuple[str, ...]
     chosen: tuple[str, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
     inside: int = 0
-    attentions: int = 0
+
+    @property
+    def weighted(self) -> int:
+        """How many of the chosen nodes have weights: what must show when the result is read back."""
+        return sum(count for op, count in self.counts.items() if op in _WEIGHTS)
 
 
 def choose_nodes(
@@ -80,7 +85,7 @@ def choose_nodes(
     constants = _float_constants(model.graph)
     names: list[str] = []
     skipped: list[str] = []
-    packed: set[str] = set()
+    types: dict[str, str] = {}
     inside = 0
     for graph in graphs_of(model.graph):
         for node in graph.node:
@@ -91,7 +96,7 @@ def choose_nodes(
                 inside += takes and node.op_type in _WEIGHTS
                 takes = False
             (names if takes else skipped).append(node.name)
-            packed |= {node.name} if node.op_type == "Attention" else set()
+            types[node.name] = node.op_type
     if not names:
         _nothing(op_types, skipped, inside)
     chosen = _matching(names, skipped, include, "--include") if include else set(names)
@@ -100,7 +105,7 @@ def choose_nodes(
         raise BadInput("nothing is left to quantize", "loosen --include, --exclude or --op-types")
     left = tuple(name for name in [*names, *skipped] if name not in chosen)
     taken = tuple(name for name in names if name in chosen)
-    return Choice(tuple(op_types), left, taken, inside, len(packed & chosen))
+    return Choice(tuple(op_types), left, taken, dict(Counter(types[name] for name in taken)), inside)
 
 
 def _nothing(op_types: Sequence[str], skipped: Sequence[str], inside: int) -> None:
@@ -112,7 +117,7 @@ def _nothing(op_types: Sequence[str], skipped: Sequence[str], inside: int) -> No
         )
     if skipped:
         raise BadInput(
-            f"no {kinds} of the model has a weight that can be quantized: that of {skipped[0]} is computed, or no float32",
+            f"no {kinds} of the model can be quantized: the weight of {skipped[0]} is computed, or no float32",
             "`ml-opt show REF` lists its operators; choose among them with --op-types",
         )
     raise BadInput(

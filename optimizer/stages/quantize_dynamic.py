@@ -59,7 +59,7 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
         model = load_proto(prepare(source.model_file, Path(work)))
         choice = choose_nodes(model, options.op_types, include=options.include, exclude=options.exclude, dynamic=True)
         if options.op_types == _DEFAULT_OPS:
-            refuse_unquantizable(source, choice.attentions)
+            refuse_unquantizable(source, choice.counts.get("Attention", 0))
         progress(f"quantizing {len(choice.chosen)} nodes")
         target = Path(work) / MODEL_NAME
         quantize_dynamic(
@@ -78,8 +78,8 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
         left = float_weights(quantized)
         save(quantized, out)
     check_opens(out / MODEL_NAME)
-    facts: dict[str, JSON] = {"nodes_chosen": len(choice.chosen), "nodes_left": len(choice.excluded), "float": left}
-    return Outcome(facts, warnings=saturation_warning(options.reduce_range) + left_in_float_warning(left, source))
+    facts: dict[str, JSON] = {"chosen": choice.counts, "left_in_float": left}
+    return Outcome(facts, warnings=[*saturation_warning(options.reduce_range), *left_in_float_warning(left, source)])
 
 
 def _verify(options: QuantizeDynamic, facts: Mapping[str, JSON], source: Source) -> None:
@@ -99,8 +99,8 @@ def _variant(options: QuantizeDynamic, source: Source) -> str:
 STAGE = Stage(
     name="quantize-dynamic",
     help="Quantize weights to int8; activations are quantized at run time. Needs no data.",
-    details="A quarter of the size, and on processors with VNNI about twice the speed of fp32 for transformers. Refused "
-    "when nothing was quantized or nothing shrank.",
+    details="A quarter of the size, and on processors with VNNI about twice the speed of fp32 for transformers. "
+    "Refused when nothing was quantized or nothing shrank.",
     options=QuantizeDynamic,
     accepts=frozenset({Kind.ONNX}),
     produces=Kind.ONNX,

@@ -27,6 +27,7 @@ __all__ = ["STAGE", "QuantizeStatic"]
 #: Where the arithmetic is. Quantizing every operator as well (Add, Softmax, LayerNorm …) costs accuracy and gains
 #: nothing that was ever measured here.
 _DEFAULT_OPS = ("MatMul", "Gemm", "Gather", "Conv")
+_EVERY = ("all",)
 
 
 class QuantizeStatic(Options):
@@ -92,7 +93,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
             _op_types(options, {node.op_type for node in proto.graph.node}),
             include=options.include,
             exclude=options.exclude,
-            activation_products=options.activation_products,
+            activation_products=options.activation_products or options.op_types == _EVERY,
         )
         if choice.inside:
             warnings.append(
@@ -131,11 +132,10 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     check_opens(out / MODEL_NAME)
     facts: dict[str, JSON] = {
         "calibration": data.summary,
-        "nodes_chosen": len(choice.chosen),
-        "nodes_left": len(choice.excluded),
-        "float": left,
+        "chosen": choice.counts,
+        "left_in_float": left,
     }
-    return Outcome(facts, warnings=warnings + left_in_float_warning(left, source))
+    return Outcome(facts, warnings=[*warnings, *left_in_float_warning(left, source)])
 
 
 def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
     from optimizer.errors import UnknownName
 
     possible = sorted({*QDQRegistry, *QLinearOpsRegistry})
-    if options.op_types == ("all",):
+    if options.op_types == _EVERY:
         return tuple(op for op in possible if op in present)
     for op in options.op_types:
         if op not in possible:
@@ -167,7 +167,7 @@ def _variant(options: QuantizeStatic, source: Source) -> str:
         words.append(options.method)
     if not options.per_channel:
         words.append("per-tensor")
-    if options.op_types == ("all",):
+    if options.op_types == _EVERY:
         words.append("all")
     return "-".join(words)
 

@@ -1,6 +1,5 @@
 """Small ONNX files of every sort that people bring."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +113,10 @@ def with_function():
 
 def conv(side="h", rows="batch"):
     return model(
-        [helper.make_node("Conv", ["x", "k"], ["c"], strides=[2, 2]), helper.make_node("GlobalAveragePool", ["c"], ["y"])],
+        [
+            helper.make_node("Conv", ["x", "k"], ["c"], strides=[2, 2]),
+            helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+        ],
         [value("x", TensorProto.FLOAT, [rows, 3, side, side])],
         [value("y", TensorProto.FLOAT, [rows, 5, 1, 1])],
         [weight("k", 5, 3, 7, 7)],
@@ -143,11 +145,6 @@ def answers(path, feeds):
 
 
 def untouched(store):
-    """Whether a store holds no model, no version and no scratch."""
-    root = store.root
-    left = [p for p in root.rglob("*") if p.is_file()] if root.exists() else []
-    return not [p for p in left if p.name not in ("digests.json", ".gitignore", "README.md")] and store.names() == []
-
-
-def dump(path, data):
-    path.write_text(json.dumps(data))
+    """Whether a store holds no model, no scratch folder and no lock."""
+    left = {str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file()}
+    return store.names() == [] and left <= {".ml-opt/digests.json"}

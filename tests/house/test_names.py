@@ -35,7 +35,12 @@ def test_one_spelling(name: str) -> None:
     assert does.function == file.stem
     assert api.functions()[file.stem].__name__ == file.stem
     assert "-".join(getattr(does, "words", (name,))) == name
-    assert (ROOT / "tests" / package / f"test_{file.stem}.py").is_file(), "it has no test twin"
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_every_stage_and_check_has_its_test_twin(name: str) -> None:
+    package = "stages" if isinstance(DECLARATIONS[name], stage.Stage) else "checks"
+    assert (ROOT / "tests" / package / f"test_{name.replace('-', '_')}.py").is_file()
 
 
 @pytest.mark.parametrize("folder", ["stages", "checks"])
