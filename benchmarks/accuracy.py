@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from optimizer.store import Store
 
 RESULT = ROOT / "benchmarks" / "results" / "accuracy.json"
+#: Dynamic quantization takes the range of a whole batch: alone, a sentence's answer depends on nothing but itself.
 BATCH = 1
-"""Dynamic quantization takes the range of a whole batch, so that a sentence's answer depends on its neighbours: alone."""
 
 #: Row of the table → the stage that makes it and its options. Ranges are calibrated on the training sentences.
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

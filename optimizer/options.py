@@ -143,7 +143,7 @@ class Options:
     @classmethod
     def fields(cls) -> tuple[OptionField, ...]:
         """The declared parameters, in the order they were written."""
-        return _fields(cls)
+        return _fields(cls)  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for that of the class
 
     @classmethod
     def from_mapping(cls: type[O], values: Mapping[str, Any], where: str = "") -> O:

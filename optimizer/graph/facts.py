@@ -52,7 +52,7 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
     quantized: Counter[str] = Counter()
     attention = 0
     for _, tensor in tensors(model):
-        dtypes[tensor.dtype.name.lower()] += tensor.nbytes
+        dtypes[_dtype_name(tensor.dtype)] += tensor.nbytes
     for graph in graphs(model):
         for node in graph:
             ops[f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type] += 1
@@ -141,5 +141,10 @@ def _type_name(type_: onnx_ir.TypeProtocol | None) -> str:
         return f"optional({_type_name(type_.elem_type)})"
     if type_ is None:
         return "unknown"
-    name = str(type_.dtype.name).lower()
+    return _dtype_name(type_.dtype)
+
+
+def _dtype_name(dtype: onnx_ir.DataType) -> str:
+    """Numpy's name of an element type, where numpy has one."""
+    name = str(dtype.name).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)

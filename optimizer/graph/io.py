@@ -40,10 +40,13 @@ def load(path: Path) -> onnx_ir.Model:
         raise BadInput(f"no such file: {path}") from None
     except PermissionError:
         raise BadInput(f"{path} cannot be read: no permission") from None
-    except NotImplementedError as error:
-        raise BadInput(f"{path} has a type of value that is not known here: {_first_line(error)}") from error
     except Exception as error:  # protobuf and onnx_ir raise many unrelated types for a bad file
-        raise BadInput(f"{path} is not an ONNX model, or it is cut short: {_first_line(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # onnx_ir wraps the reason once for every level of the file
+            cause = cause.__cause__
+        if isinstance(cause, NotImplementedError):
+            raise BadInput(f"{path} has a type of value that is not known here: {_first_line(cause)}") from error
+        raise BadInput(f"{path} is not an ONNX model, or it is cut short: {_first_line(cause)}") from error
     if len(model.graph) == 0 and not model.graph.outputs:
         raise BadInput(f"{path} is not an ONNX model: it has no nodes and no outputs")
     _check_external(model, path)
@@ -138,6 +141,6 @@ def save(model: onnx_ir.Model, folder: Path) -> Path:
     return path
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -74,7 +74,7 @@ def _verify(options: Cast, facts: Mapping[str, JSON], source: Source) -> None:
     assert isinstance(source, Artifact)
     before = source.manifest.facts
     weights: Mapping[str, int] = facts["weights"]
-    low, full = weights.get(_STORED_AS[options.to], 0), weights.get("float", 0)
+    low, full = weights.get(_STORED_AS[options.to], 0), weights.get("float32", 0)
     if low // 2 <= full // 4:
         kept = facts["cast"]["kept"]
         raise GateFailed(

@@ -78,7 +78,11 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
         left = float_weights(quantized)
         save(quantized, out)
     check_opens(out / MODEL_NAME)
-    facts: dict[str, JSON] = {"chosen": choice.counts, "left_in_float": left}
+    facts: dict[str, JSON] = {
+        "chosen": choice.counts,
+        "left_in_float": len(choice.excluded),
+        "float_weights": left,
+    }
     return Outcome(facts, warnings=[*saturation_warning(options.reduce_range), *left_in_float_warning(left, source)])
 
 

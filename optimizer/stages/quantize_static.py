@@ -133,7 +133,8 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     facts: dict[str, JSON] = {
         "calibration": data.summary,
         "chosen": choice.counts,
-        "left_in_float": left,
+        "left_in_float": len(choice.excluded),
+        "float_weights": left,
     }
     return Outcome(facts, warnings=[*warnings, *left_in_float_warning(left, source)])
 

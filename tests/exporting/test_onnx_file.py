@@ -48,7 +48,19 @@ def refused(proto, tmp_path, store, match, error=BadInput, **options):
         byo.conv(),
         byo.conv(side=224),
     ],
-    ids="opset7 opset11 opset16 float64 float16 unnamed if loop function conv conv-fixed".split(),
+    ids=[
+        "opset7",
+        "opset11",
+        "opset16",
+        "float64",
+        "float16",
+        "unnamed",
+        "if",
+        "loop",
+        "function",
+        "conv",
+        "conv-fixed",
+    ],
 )
 def test_graphs_of_every_sort_answer_as_before(proto, tmp_path, store):
     artifact = bring(proto, tmp_path, store)
@@ -62,7 +74,7 @@ def test_magika(tmp_path, store):
     spec = importlib.util.find_spec("magika")
     path = next(Path(spec.origin).parent.rglob("model.onnx"))
     artifact = optimizer.export_onnx(str(path), name="magika", store=store).artifact
-    assert artifact.manifest.model["inputs"] == [{"name": "bytes", "dtype": "int32", "shape": ["batch", 2048]}]
+    assert artifact.manifest.model["inputs"] == [{"name": "bytes", "dtype": "int32", "shape": ["unk__214", 2048]}]
     assert artifact.manifest.model["limits"]["bytes"] == [0, 256]
     golden = Golden.load(artifact.path)
     assert golden.inputs["bytes"].max() > 200  # values spread over the table, not zeros and ones
@@ -176,6 +188,16 @@ def test_a_scalar_input_is_fed_as_it_is(tmp_path, store):
     assert agrees(artifact, store) == ["golden", "1x1", "2x1", "8x1"]
 
 
+def test_a_batch_normalization_left_in_training_mode(tmp_path, store):
+    proto = byo.model(
+        [helper.make_node("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], training_mode=1)],
+        [byo.value("x", TensorProto.FLOAT, ["batch", 4])],
+        [byo.value("y", TensorProto.FLOAT, ["batch", 4])],
+        [byo.weight("s", 4)],
+    )
+    assert agrees(bring(proto, tmp_path, store), store)
+
+
 def test_a_model_that_draws_random_numbers_says_so(tmp_path, store):
     proto = byo.model(
         [helper.make_node("RandomNormalLike", ["x"], ["n"]), helper.make_node("Add", ["x", "n"], ["y"])],
@@ -184,7 +206,7 @@ def test_a_model_that_draws_random_numbers_says_so(tmp_path, store):
         opset=15,
     )
     assert "different answers twice" in bring(proto, tmp_path, store).manifest.warnings[0]
-    with pytest.raises(BadInput, match="cannot be checked: .*different answers"):
+    with pytest.raises(BadInput, match=r"cannot be checked: .*different answers"):
         optimizer.export_onnx(str(tmp_path / "m.onnx"), name="m", store=store, opset=20)
 
 
@@ -228,13 +250,6 @@ def test_what_onnx_runtime_cannot_load(tmp_path, store):
     twice.graph.node[1].output[0] = "h"
     twice.graph.output[0].name = "h"
     refused(twice, tmp_path, store, "m.onnx")
-    training = byo.model(
-        [helper.make_node("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], training_mode=1)],
-        [byo.value("x", TensorProto.FLOAT, ["batch", 4])],
-        [byo.value("y", TensorProto.FLOAT, ["batch", 4])],
-        [byo.weight("s", 4)],
-    )
-    refused(training, tmp_path, store, "ONNX Runtime cannot load .*[Tt]raining")
 
 
 @pytest.mark.parametrize("content", [b"this is text, and no protobuf at all\n" * 9, b"", b"\x00" * 64, b"\x08\x0a"])
@@ -285,7 +300,7 @@ def test_external_weights_in_a_folder_below(tmp_path, store):
         ("sub/../../secret.bin", {}, "outside the model's folder"),
         ("weights.bin", {"offset": 16}, "weights.bin is cut short"),
         ("weights.bin", {"length": 8}, "takes 48 bytes, and its entry names 8"),
-        ("weights.bin", {"offset": -8}, "weights.bin"),
+        ("weights.bin", {"offset": -8}, "m.onnx .*-8"),
     ],
 )
 def test_external_weights_that_cannot_be_trusted(location, entry, match, tmp_path, store):
@@ -303,7 +318,7 @@ def test_weights_that_are_links_are_refused_with_the_cure(tmp_path, store):
     outside = tmp_path.parent / f"{tmp_path.name}.bin"
     (tmp_path / "weights.bin").rename(outside)
     (tmp_path / "weights.bin").symlink_to(outside)
-    with pytest.raises(BadInput, match="is a link to .*\n.*copy the model's own files"):
+    with pytest.raises(BadInput, match=r"is a link to .*\n.*copy the model's own files"):
         optimizer.export_onnx(str(path), store=store)
     (tmp_path / "weights.bin").unlink()
     os.link(outside, tmp_path / "weights.bin")

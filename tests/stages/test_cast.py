@@ -67,7 +67,7 @@ def test_fp16_answers_as_fp32_does(
     source, artifact = minilm_store.get("minilm:fp32"), result.artifact
     assert artifact.variant == "fp16"
     facts = artifact.manifest.facts
-    assert facts["weights"].get("float", 0) < 0.001 * facts["weights"]["float16"]
+    assert facts["weights"].get("float32", 0) < 0.001 * facts["weights"]["float16"]
     assert facts["cast"]["numbers"] > 22_000_000
     assert facts["cast"]["out_of_range"] == 0
     assert facts["cast"]["kept"] == []
