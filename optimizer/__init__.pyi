@@ -27,6 +27,7 @@ def bench(
     shape: tuple[str, ...] | list[str] = ...,
     against: str | None = ...,
     provider: tuple[str, ...] | list[str] = ...,
+    device: Device | str = ...,
     threads: int = ...,
     data: Path | str | None = ...,
     duration: float = ...,

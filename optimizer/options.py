@@ -45,6 +45,8 @@ class Opt:
     #: a short alias such as ``-o``
     short: str = ""
     metavar: str = ""
+    #: the value names an artifact; in a recipe it may be the id of an earlier step
+    ref: bool = False
 
 
 def opt(
@@ -58,6 +60,7 @@ def opt(
     key: bool = True,
     short: str = "",
     metavar: str = "",
+    ref: bool = False,
 ) -> Any:
     """Declare one parameter of an :class:`Options` class.
 
@@ -71,8 +74,9 @@ def opt(
         key: False when the value cannot change the result.
         short: a one-letter alias of the flag, with its dash.
         metavar: how the value is named in ``--help``.
+        ref: the value names an artifact; in a recipe it may be the id of an earlier step.
     """
-    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar)}
+    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref)}
     if default is _REQUIRED:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)

@@ -24,6 +24,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def run_recipe(
                 )
                 refs[step.id] = outcome.artifact.ref
             else:
-                outcome = step.does.apply(sources, step.options, store, progress)
+                outcome = step.does.apply(sources, _with_refs(step.options, refs), store, progress)
                 exit_code = exit_code or outcome.exit_code
         except MlOptError as error:
             error.message = f"step {number} ({step.id}): {error.message}"
@@ -248,6 +249,13 @@ def _find_sources(recipe: Recipe, store: Store) -> None:
             if takes_artifact and is_name(head) and head not in known:
                 raise UnknownName(f"step or artifact (step {number}, {step.id})", head, known)
         known.add(step.id)
+
+
+def _with_refs(options: Options, refs: Mapping[str, str]) -> Options:
+    """Options that name an artifact (``against``), with step ids replaced by what those steps made."""
+    named = {f.name: getattr(options, f.name) for f in type(options).fields() if f.opt.ref}
+    found = {name: _resolved(value, refs) for name, value in named.items() if isinstance(value, str)}
+    return dataclasses.replace(options, **found) if found else options  # type: ignore[type-var]
 
 
 def _resolved(source: str, refs: Mapping[str, str]) -> str:

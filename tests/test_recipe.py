@@ -150,3 +150,14 @@ def test_no_such_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="is not a recipe"):
         read_recipe(tmp_path / "binary.toml")
+
+
+def test_an_option_that_names_an_artifact_takes_a_step_id(toys: None, tmp_path: Path, store: Store) -> None:
+    from optimizer.checks.bench import Bench
+    from optimizer.recipe import _with_refs
+
+    refs = {"fp32": "m@1:fp32"}
+    assert _with_refs(Bench(against="fp32"), refs) == Bench(against="m@1:fp32")
+    assert _with_refs(Bench(against="fp32+openvino:bf16"), refs).against == "m@1:fp32+openvino:bf16"  # type: ignore[attr-defined]
+    assert _with_refs(Bench(against="source"), refs) == Bench(against="source")
+    assert _with_refs(Bench(shape=("1x16",)), refs).shape == ("1x16",)  # type: ignore[attr-defined]

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifact import Artifact
-from optimizer.environment import has_module
+from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.runtime import Candidate, Provider, get_runtime
 from optimizer.store import Store
-from optimizer.types import JSON
+from optimizer.types import JSON, Device
 
 __all__ = [
     "Entrant",
@@ -29,6 +29,7 @@ __all__ = [
     "entrants",
     "file_bytes",
     "parse",
+    "provider_of",
     "with_model_of_first",
 ]
 
@@ -54,7 +55,18 @@ class Entrant:
         return self.candidate.label
 
 
-def entrants(refs: Sequence[str], providers: Sequence[str], store: Store) -> list[Entrant]:
+def provider_of(device: Device) -> Provider:
+    """Where something runs that names no provider: ``auto`` is the GPU where there is one and ONNX Runtime's build
+    for it is installed, the processor otherwise.
+    """
+    if device is Device.AUTO:
+        device = Device.CUDA if gpu_facts() and version_of("onnxruntime-gpu") else Device.CPU
+    return Provider(device.value)
+
+
+def entrants(
+    refs: Sequence[str], providers: Sequence[str], store: Store, default: Provider = _CPU
+) -> list[Entrant]:
     """Every candidate that was asked for: references without a provider of their own, once for each given one.
 
     Raises:
@@ -68,17 +80,18 @@ def entrants(refs: Sequence[str], providers: Sequence[str], store: Store) -> lis
         takes_one = own is None and text.partition(":")[0] not in _WORDS
         for provider in providers if takes_one and providers else (None,):
             asked = f"{text}+{Provider.parse(provider)}" if provider else text
-            found.append(parse(asked, store, first))
+            found.append(parse(asked, store, first, default))
     return _unique(found)
 
 
-def parse(text: str, store: Store, first: Artifact | None = None) -> Entrant:
+def parse(text: str, store: Store, first: Artifact | None = None, default: Provider = _CPU) -> Entrant:
     """One candidate as it was typed.
 
     Args:
         text: see the grammar at the top of this file.
         store: where references are looked up.
         first: the artifact whose source is meant by ``source``.
+        default: where it runs when neither the text nor the artifact says so.
     """
     head, asked = _split(text)
     word, _, rest = head.partition(":")
@@ -94,11 +107,11 @@ def parse(text: str, store: Store, first: Artifact | None = None) -> Entrant:
         path = Path(head).expanduser()
         if not path.is_file():
             raise BadInput(f"no such file: {head}", "give a reference of the store (`ml-opt ls`) or an .onnx file")
-        return Entrant(_onnx(text, path, asked or _CPU))
+        return Entrant(_onnx(text, path, asked or default))
     artifact = store.get(head)
     model = _model_of(artifact)
     prefers = model.get("prefers")
-    provider = asked or (Provider.parse(str(prefers)) if prefers else _CPU)
+    provider = asked or (Provider.parse(str(prefers)) if prefers else default)
     return Entrant(_onnx(text, artifact.model_file, provider, artifact.manifest.key, model), artifact)
 
 

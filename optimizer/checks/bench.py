@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from optimizer.artifact import Artifact
-from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse
+from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of
 from optimizer.benching.markdown import to_markdown
 from optimizer.benching.measure import Plan
 from optimizer.benching.report import BenchReport
@@ -21,6 +21,7 @@ from optimizer.options import Options, opt
 from optimizer.ref import Ref
 from optimizer.stage import Progress
 from optimizer.store import Store
+from optimizer.types import Device
 
 __all__ = ["CHECK", "Bench"]
 
@@ -40,11 +41,14 @@ class Bench(Options):
         (), "Rows × steps of a call, e.g. 8x128; repeatable [1x16, 1x128 and 8x128 for text, 1 and 8 rows otherwise]."
     )
     against: str | None = opt(
-        None, "What the others are compared with: a reference, or `source` [the first one's source in PyTorch]."
+        None,
+        "What the others are compared with: a reference, or `source` [the first one's source in PyTorch].",
+        ref=True,
     )
     provider: tuple[str, ...] = opt(
         (), "Where to run references that name no provider: cpu, openvino:bf16, cuda, …; repeatable."
     )
+    device: Device = opt(Device.AUTO, "Where references run that name no provider; auto prefers a GPU.")
     threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
     data: Path | None = opt(None, "Rows to compare answers on [the model's own examples].", data=True)
     duration: float = opt(2.0, "Seconds that a candidate is measured at a shape, at least.", ge=0.0, le=86400)
@@ -67,7 +71,7 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         raise BadInput("nothing to measure", "name a reference (`ml-opt ls`), an .onnx file or torch:FOLDER")
     if options.data is not None and not options.data.exists():
         raise BadInput(f"no such file: {options.data}")
-    taking_part = entrants(refs, options.provider, store)
+    taking_part = entrants(refs, options.provider, store, provider_of(options.device))
     baseline, taking_part = _with_baseline(taking_part, options, store)
     model = next((e.candidate.model for e in taking_part if e.candidate.model), {})
     shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape))) or tuple(default_shapes(model))
@@ -97,7 +101,7 @@ def _with_baseline(taking_part: list[Entrant], options: Bench, store: Store) -> 
         base = default_baseline(taking_part, store)
     else:
         same = [e for e in taking_part if e.label == options.against]
-        base = same[0] if same else parse(options.against, store, taking_part[0].artifact)
+        base = same[0] if same else parse(options.against, store, taking_part[0].artifact, provider_of(options.device))
     if all(e.label != base.label for e in taking_part):
         taking_part = [base, *taking_part]
     return base.label, taking_part

@@ -59,7 +59,7 @@ def import_file(
         model = _converted(source.path, original, before, opset)
         facts["converted"] = {"from": before, "to": opset}
     progress("asking the file for its golden answers")
-    found = probe(source.path, specs, limits, max_length)
+    found = probe(source.path, specs, integer_limits(original, sensible=True), max_length)
     if facts and (found.golden is None or not found.repeats):
         raise BadInput(
             f"the conversion of {source.path.name} to opset {opset} cannot be checked: {'; '.join(found.warnings)}",

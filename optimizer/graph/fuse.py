@@ -71,35 +71,44 @@ def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[
     return {name: count for name, count in counts.items() if count}
 
 
+#: What stands between a product and its Softmax (scaling, masking, biases, soft caps), or between that and the product
+#: with the values.
+_BETWEEN = frozenset(
+    "Add Sub Mul Div Where Max Min Clip Tanh Cast Reshape Transpose Squeeze Unsqueeze Expand Slice Concat Identity "
+    "Dropout IsNaN".split()
+)
+_PRODUCTS = ("MatMul", "FusedMatMul", "Einsum")
+#: Further than this from the Softmax lies another layer.
+_REACH = 8
+
+
 def attention_like(model: onnx_ir.Model) -> int:
-    """How many attentions a graph spells out: each Softmax over a product of two activations, times a third."""
-    found = 0
-    for graph in model.graphs():
-        for node in graph:
-            if node.op_type != "Softmax" or node.outputs[0] is None:
-                continue
-            into = any(use.node.op_type in ("MatMul", "FusedMatMul") for use in _through(node.outputs[0]))
-            found += into and _from_product(node.inputs[0])
-    return found
+    """How many attentions a graph spells out: each Softmax of a product of two activations that is multiplied again."""
+    return sum(
+        node.op_type == "Softmax" and _comes_from_product(node.inputs[0]) and _goes_to_product(node.outputs[0])
+        for graph in model.graphs()
+        for node in graph
+    )
 
 
-def _through(value: onnx_ir.Value, depth: int = 3) -> list[onnx_ir.Usage]:
-    """Uses of a value, looked for behind the nodes that only move or mask it."""
-    uses = list(value.uses())
-    if depth:
-        for use in list(uses):
-            if use.node.op_type in ("Cast", "Where", "Dropout", "Reshape", "Transpose"):
-                uses += _through(use.node.outputs[0], depth - 1)
-    return uses
+def _goes_to_product(value: onnx_ir.Value, reach: int = _REACH) -> bool:
+    users = [use.node for use in value.uses()]
+    if any(user.op_type in _PRODUCTS for user in users):
+        return True
+    return reach > 0 and any(
+        user.op_type in _BETWEEN and _goes_to_product(user.outputs[0], reach - 1) for user in users
+    )
 
 
-def _from_product(value: onnx_ir.Value | None, depth: int = 6) -> bool:
-    """Whether a score comes out of a product of two activations, behind scaling, masking and bias."""
+def _comes_from_product(value: onnx_ir.Value | None, reach: int = _REACH) -> bool:
     node = value.producer() if value is not None else None
-    if node is None or depth == 0:
+    if node is None or reach == 0:
         return False
-    if node.op_type in ("MatMul", "FusedMatMul", "Einsum"):
-        return all(v is not None and not v.is_initializer() for v in node.inputs[:2])
-    if node.op_type in ("Add", "Mul", "Div", "Sub", "Where", "Cast", "Reshape", "Max"):
-        return any(_from_product(v, depth - 1) for v in node.inputs)
-    return False
+    if node.op_type in _PRODUCTS:
+        return not any(_is_constant(factor) for factor in node.inputs[:2])
+    return node.op_type in _BETWEEN and any(_comes_from_product(factor, reach - 1) for factor in node.inputs)
+
+
+def _is_constant(value: onnx_ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    return value is None or value.is_initializer() or (node is not None and node.op_type == "Constant")

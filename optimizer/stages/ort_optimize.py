@@ -25,6 +25,7 @@ def _run(source: Source, out: Path, options: OrtOptimize, progress: Progress) ->
     from optimizer.graph.facts import graph_facts
     from optimizer.graph.fuse import attention_like, fuse_for_onnxruntime
     from optimizer.graph.io import load, save
+    from optimizer.hf import quiet_libraries
 
     assert isinstance(source, Artifact)
     model = load(source.model_file)
@@ -36,12 +37,31 @@ def _run(source: Source, out: Path, options: OrtOptimize, progress: Progress) ->
         )
     spelled_out = attention_like(model)
     progress("folding constants and fusing operators")
-    counts = fuse_for_onnxruntime(model, pack_attention=options.target == "cuda")
+    with quiet_libraries():
+        counts = fuse_for_onnxruntime(model, pack_attention=options.target == "cuda")
     left = attention_like(model)
     progress("writing the artifact")
-    save(model, out)
+    path = save(model, out)
+    if options.target == "cpu":
+        _check_opens(path, source.model_file)
     facts = {"fused": counts, "attention_found": spelled_out, "attention_left": left, "nodes_before": before["nodes"]}
-    return Outcome(facts=facts)
+    warnings = [f"{left} of {spelled_out} attentions matched no fusion"] if 0 < left < spelled_out else []
+    return Outcome(facts=facts, warnings=warnings)
+
+
+def _check_opens(path: Path, source: Path) -> None:
+    """Refuse a fused graph that the CPU provider has no kernels for, where it had them before (bf16 never had)."""
+    from optimizer.errors import MlOptError
+    from optimizer.runtime import Candidate, Provider
+
+    try:
+        Candidate(path.name, path, Provider("cpu")).open().close()
+    except MlOptError as error:
+        try:
+            Candidate(source.name, source, Provider("cpu")).open().close()
+        except MlOptError:
+            return
+        raise GateFailed(f"the fused graph does not run on ONNX Runtime: {error.message}") from error
 
 
 def _verify(options: OrtOptimize, facts: Mapping[str, JSON], source: Source) -> None:

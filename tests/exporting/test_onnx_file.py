@@ -75,7 +75,7 @@ def test_magika(tmp_path, store):
     path = next(Path(spec.origin).parent.rglob("model.onnx"))
     artifact = optimizer.export_onnx(str(path), name="magika", store=store).artifact
     assert artifact.manifest.model["inputs"] == [{"name": "bytes", "dtype": "int32", "shape": ["unk__214", 2048]}]
-    assert artifact.manifest.model["limits"]["bytes"] == [0, 256]
+    assert artifact.manifest.model["limits"] == {}  # one-hot takes any number
     golden = Golden.load(artifact.path)
     assert golden.inputs["bytes"].max() > 200  # values spread over the table, not zeros and ones
     assert agrees(artifact, store)
@@ -300,7 +300,7 @@ def test_external_weights_in_a_folder_below(tmp_path, store):
         ("sub/../../secret.bin", {}, "outside the model's folder"),
         ("weights.bin", {"offset": 16}, "weights.bin is cut short"),
         ("weights.bin", {"length": 8}, "takes 48 bytes, and its entry names 8"),
-        ("weights.bin", {"offset": -8}, "m.onnx .*-8"),
+        ("weights.bin", {"offset": -8}, "m.onnx is not an ONNX model"),
     ],
 )
 def test_external_weights_that_cannot_be_trusted(location, entry, match, tmp_path, store):
