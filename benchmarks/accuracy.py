@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentiment import ROOT, TEST, TRAIN, sentiment_classifier
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+from benchmarks.sentiment import ROOT, TEST, TRAIN, sentiment_classifier
 
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact

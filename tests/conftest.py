@@ -81,3 +81,11 @@ def toy_source(tmp_path: Path) -> Path:
     import toys
 
     return toys.make_source(tmp_path / "source")
+
+
+@pytest.fixture(scope="session")
+def sentiment_dir() -> Path:
+    """A sentiment classifier fine-tuned from MiniLM: one epoch, kept in .cache until its recipe changes."""
+    from benchmarks.sentiment import ROOT, sentiment_classifier
+
+    return sentiment_classifier(ROOT / ".cache" / "sentiment-1-epoch", epochs=1)

@@ -97,7 +97,7 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
     facts["environment"] = describe()
     if options.min_top1 is not None and not any("top1" in r.agreement for r in results if not r.error):
         raise BadInput(f"--min-top1 asks for decisions, and {task.name} has none", "use --min-cosine or --max-abs")
-    failures = judge(results, tolerance)
+    failures = judge(results, tolerance, every_cosine=options.min_cosine is not None)
     return VerifyReport(judged.label, label, task.name, precision.value, tolerance, results, tuple(failures), facts)
 
 

@@ -46,7 +46,9 @@ def _highlights(facts: Mapping[str, JSON]) -> list[str]:
     if calibration := facts.get("calibration"):
         lines.append(f"calibrated on {calibration.get('rows_used')} of {calibration.get('rows')} rows")
     if cast := facts.get("cast"):
-        lines.append("cast: " + ", ".join(f"{k} {v}" for k, v in cast.items()))
+        counts = {"out of range, kept in fp32": "out_of_range", "subnormal": "subnormal", "rounded to zero": "zeroed"}
+        said = ", ".join(f"{cast[key]} {words}" for words, key in counts.items() if key in cast)
+        lines.append(f"cast to {cast['to']}: {cast['numbers']} numbers, {said}")
     return lines
 
 

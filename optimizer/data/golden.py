@@ -135,7 +135,7 @@ class Golden:
         """One golden row with its padding cut off, repeated or cut to ``sequence`` along its sequence axes."""
         import numpy as np
 
-        kept = values[row]
+        kept: NDArray[Any] = values[row]
         for axis in axes:
             steps = np.arange(kept.shape[axis - 1])
             if mask is not None and mask.shape[1] == len(steps) and row < len(mask):

@@ -33,8 +33,8 @@ def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[
 
     core = fusions._core
     if pack_attention:
-        model, counts = core.optimize_for_ort(model)
-        return {name: count for name, count in counts.items() if count}
+        _, packed = core.optimize_for_ort(model)  # in place
+        return {name: count for name, count in packed.items() if count}
     # The steps of onnxscript's optimize_for_ort, without the last one that packs the projections.
     rewrite(model, [core._gemm_to_matmul_add.gemm_to_matmul_add_rule])
     core._pre_optimize(model)
@@ -74,8 +74,28 @@ def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[
 #: What stands between a product and its Softmax (scaling, masking, biases, soft caps), or between that and the product
 #: with the values.
 _BETWEEN = frozenset(
-    "Add Sub Mul Div Where Max Min Clip Tanh Cast Reshape Transpose Squeeze Unsqueeze Expand Slice Concat Identity "
-    "Dropout IsNaN".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Where",
+        "Max",
+        "Min",
+        "Clip",
+        "Tanh",
+        "Cast",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Slice",
+        "Concat",
+        "Identity",
+        "Dropout",
+        "IsNaN",
+    ]
 )
 _PRODUCTS = ("MatMul", "FusedMatMul", "Einsum")
 #: Further than this from the Softmax lies another layer.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput, missing_package
+from optimizer.graph.embed import save_embedded
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -133,12 +134,29 @@ def save(model: onnx_ir.Model, folder: Path) -> Path:
     import onnx_ir
 
     path = folder / MODEL_NAME
-    large = weight_bytes(model) > EMBED_LIMIT
-    if not large:
-        # Weights that lie in some other file would be saved as a link to it.
-        model = onnx_ir.external_data.load_to_model(model)
-    onnx_ir.save(model, str(path), external_data=DATA_NAME if large else None)
+    _bring_in(model)
+    if weight_bytes(model) > EMBED_LIMIT:
+        onnx_ir.save(model, str(path), external_data=DATA_NAME)
+    else:
+        save_embedded(model, path)
     return path
+
+
+def _bring_in(model: onnx_ir.Model) -> None:
+    """Read what lies in some other file and would be saved as a link to it: all but the main graph's initializers."""
+    import onnx_ir
+
+    def memory(tensor: onnx_ir.TensorProtocol) -> onnx_ir.Tensor:
+        return onnx_ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+
+    for graph in graphs(model):
+        for value in () if graph is model.graph else graph.initializers.values():
+            if isinstance(value.const_value, onnx_ir.ExternalTensor):
+                value.const_value = memory(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if isinstance(attribute.value, onnx_ir.ExternalTensor):
+                    node.attributes[name] = onnx_ir.AttrTensor(name, memory(attribute.value))
 
 
 def _first_line(error: BaseException) -> str:

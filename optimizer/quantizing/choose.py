@@ -13,7 +13,7 @@ from optimizer.errors import BadInput, UnknownName
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Choice", "choose_nodes", "graphs_of"]
+__all__ = ["Choice", "choose_nodes", "graphs_of", "told_to_dynamic"]
 
 #: Which inputs of a node are its weights. Operators that are not here have none, and quantizing them means their
 #: activations.
@@ -132,9 +132,15 @@ def _takes(node: onnx.NodeProto, constants: set[str], activation_products: bool,
         return True
     if node.op_type in _PRODUCTS and not dynamic:
         return activation_products or any(name in constants for name in node.input[:2])
-    if node.op_type == "Attention" and not _packs_plainly(node):
+    if (node.op_type == "Attention" and not _packs_plainly(node)) or (node.op_type == "Gemm" and not _is_linear(node)):
         return False
     return all(place < len(node.input) and node.input[place] in constants for place in weights)
+
+
+def _is_linear(node: onnx.NodeProto) -> bool:
+    """Whether a Gemm is a product and a bias; the dynamic quantizer passes over one that scales or transposes more."""
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    return all((a.f if a.name in ("alpha", "beta") else a.i) == plain.get(a.name, a.i) for a in node.attribute)
 
 
 def _packs_plainly(node: onnx.NodeProto) -> bool:
@@ -143,6 +149,23 @@ def _packs_plainly(node: onnx.NodeProto) -> bool:
     """
     biased = len(node.input) > 5 and bool(node.input[5])
     return not biased and all(attribute.name != "qkv_hidden_sizes" for attribute in node.attribute)
+
+
+def told_to_dynamic(model: onnx.ModelProto, choice: Choice) -> tuple[list[str], list[str]]:
+    """A choice in the words of ONNX Runtime's dynamic quantizer, which first renames each Gemm as a MatMul.
+
+    Returns:
+        operator types to quantize, and names of nodes to leave out.
+    """
+    types = sorted({"MatMul" if op == "Gemm" else op for op in choice.op_types})
+    chosen = set(choice.chosen)
+    left = [
+        f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name
+        for graph in graphs_of(model.graph)
+        for node in graph.node
+        if node.op_type in (*types, "Gemm") and node.name not in chosen
+    ]
+    return types, left
 
 
 def _matching(names: Sequence[str], skipped: Sequence[str], patterns: Iterable[str], flag: str) -> set[str]:

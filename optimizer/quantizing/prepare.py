@@ -10,11 +10,13 @@ from optimizer.graph import io
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
-__all__ = ["check_opens", "load_proto", "prepare", "quiet_options", "save_proto"]
+__all__ = ["check_opens", "load_proto", "load_result", "prepare", "quiet_options", "save_proto"]
 
-#: Known wrong before MaxPool: it folds padding with zeros into a pool that must not see them.
-_DISABLED = ["Pad_Fusion"]
+#: Pad_Fusion is known wrong before MaxPool: it folds padding with zeros into a pool that must not see them.
+#: MatMulAddFusion would give products new names, and people choose nodes by the names that `ml-opt show` prints.
+_DISABLED = ["Pad_Fusion", "MatMulAddFusion"]
 
 
 def quiet_options() -> Any:
@@ -87,6 +89,15 @@ def save_proto(model: onnx.ModelProto, path: Path) -> bool:
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > io.EMBED_LIMIT
     onnx.save_model(model, str(path), save_as_external_data=large, location=f"{path.stem}.data")
     return large
+
+
+def load_result(path: Path) -> onnx_ir.Model:
+    """What a quantizer wrote, without the operator sets that ONNX Runtime lists and nothing uses."""
+    from onnx_ir.passes.common import RemoveUnusedOpsetsPass
+
+    model = io.load(path)
+    RemoveUnusedOpsetsPass()(model)
+    return model
 
 
 def check_opens(path: Path) -> None:

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     import onnx_ir
 
 __all__ = [
+    "cautions",
     "check_quantized",
     "check_symmetric",
     "float_weights",
-    "left_in_float_warning",
     "modifiers",
     "refuse_quantized",
     "refuse_unquantizable",
-    "saturation_warning",
     "weights_in",
 ]
 
@@ -124,7 +123,23 @@ def float_weights(model: onnx_ir.Model) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def left_in_float_warning(left: Mapping[str, int], source: Artifact) -> list[str]:
+def cautions(source: Artifact, model: onnx_ir.Model, weighted: int, reduce_range: bool) -> list[str]:
+    """What a reader should know of a quantized graph.
+
+    Args:
+        source: what was quantized.
+        model: the result.
+        weighted: how many nodes with weights were chosen.
+        reduce_range: whether weights have 7 bits.
+    """
+    from optimizer.graph.facts import graph_facts
+
+    total = int(graph_facts(model)["quantized"]["total"])
+    passed_over = [f"{weighted - total} of the {weighted} chosen nodes stay in float"] if total < weighted else []
+    return [*_saturation(reduce_range), *passed_over, *_left_in_float(float_weights(model), source)]
+
+
+def _left_in_float(left: Mapping[str, int], source: Artifact) -> list[str]:
     """Say which operators keep a large part of the weights in float."""
     share = sum(left.values()) / max(1, weights_in(source.manifest.facts))
     if share < _WORTH_SAYING:
@@ -133,7 +148,7 @@ def left_in_float_warning(left: Mapping[str, int], source: Artifact) -> list[str
     return [f"{share:.0%} of the weights stay in float: {most}"]
 
 
-def saturation_warning(reduce_range: bool) -> list[str]:
+def _saturation(reduce_range: bool) -> list[str]:
     """Warn where int8 products saturate: AVX2 and AVX-512 without VNNI add pairs of products in 16 bits."""
     features = cpu_facts()["features"]
     if cpu_facts()["machine"] != "x86_64" or reduce_range:

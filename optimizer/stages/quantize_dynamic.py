@@ -9,13 +9,12 @@ from pathlib import Path
 from optimizer.artifact import Artifact, Source
 from optimizer.options import Options, opt
 from optimizer.quantizing.promise import (
+    cautions,
     check_quantized,
     float_weights,
-    left_in_float_warning,
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
-    saturation_warning,
 )
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
@@ -47,10 +46,10 @@ class QuantizeDynamic(Options):
 def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress) -> Outcome:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from optimizer.graph.io import MODEL_NAME, load, save
+    from optimizer.graph.io import MODEL_NAME, save
     from optimizer.hf import quiet_libraries
-    from optimizer.quantizing.choose import choose_nodes
-    from optimizer.quantizing.prepare import check_opens, load_proto, prepare
+    from optimizer.quantizing.choose import choose_nodes, told_to_dynamic
+    from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
@@ -62,11 +61,12 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
             refuse_unquantizable(source, choice.counts.get("Attention", 0))
         progress(f"quantizing {len(choice.chosen)} nodes")
         target = Path(work) / MODEL_NAME
+        types, left = told_to_dynamic(model, choice)
         quantize_dynamic(
             model,
             target,
-            op_types_to_quantize=list(choice.op_types),
-            nodes_to_exclude=list(choice.excluded),
+            op_types_to_quantize=types,
+            nodes_to_exclude=left,
             per_channel=options.per_channel,
             reduce_range=options.reduce_range,
             weight_type=QuantType.QInt8 if options.weight_type == "int8" else QuantType.QUInt8,
@@ -74,16 +74,16 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
             extra_options={"MatMulConstBOnly": True, "EnableSubgraph": True},
         )
         progress("writing the artifact")
-        quantized = load(target)
-        left = float_weights(quantized)
+        quantized = load_result(target)
+        facts: dict[str, JSON] = {
+            "chosen": choice.counts,
+            "left_in_float": len(choice.excluded),
+            "float_weights": float_weights(quantized),
+        }
+        warnings = cautions(source, quantized, choice.weighted, options.reduce_range)
         save(quantized, out)
     check_opens(out / MODEL_NAME)
-    facts: dict[str, JSON] = {
-        "chosen": choice.counts,
-        "left_in_float": len(choice.excluded),
-        "float_weights": left,
-    }
-    return Outcome(facts, warnings=[*saturation_warning(options.reduce_range), *left_in_float_warning(left, source)])
+    return Outcome(facts, warnings=warnings)
 
 
 def _verify(options: QuantizeDynamic, facts: Mapping[str, JSON], source: Source) -> None:

@@ -10,14 +10,13 @@ from optimizer.artifact import Artifact, Source
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 from optimizer.quantizing.promise import (
+    cautions,
     check_quantized,
     check_symmetric,
     float_weights,
-    left_in_float_warning,
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
-    saturation_warning,
 )
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
@@ -62,11 +61,11 @@ class QuantizeStatic(Options):
 def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress) -> Outcome:
     from optimizer.data.calibration import CalibrationSet
     from optimizer.data.preprocess import Preprocessor
-    from optimizer.graph.io import MODEL_NAME, load, save
+    from optimizer.graph.io import MODEL_NAME, save
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.calibrate import calibrate, quantize
     from optimizer.quantizing.choose import choose_nodes
-    from optimizer.quantizing.prepare import check_opens, load_proto, prepare, save_proto
+    from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare, save_proto
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
@@ -77,7 +76,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     data = CalibrationSet.open(
         options.calib, Preprocessor.open(source.path, model_info), samples=options.samples, seed=options.seed
     )
-    warnings = saturation_warning(options.reduce_range)
+    warnings = []
     used = int(data.summary["rows_used"])
     if used < options.samples:
         warnings.append(
@@ -124,19 +123,19 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
             reduce_range=options.reduce_range,
         )
         progress("writing the artifact")
-        quantized = load(target)
+        quantized = load_result(target)
         if options.symmetric:
             check_symmetric(quantized)
-        left = float_weights(quantized)
+        facts: dict[str, JSON] = {
+            "calibration": data.summary,
+            "chosen": choice.counts,
+            "left_in_float": len(choice.excluded),
+            "float_weights": float_weights(quantized),
+        }
+        warnings += cautions(source, quantized, choice.weighted, options.reduce_range)
         save(quantized, out)
     check_opens(out / MODEL_NAME)
-    facts: dict[str, JSON] = {
-        "calibration": data.summary,
-        "chosen": choice.counts,
-        "left_in_float": len(choice.excluded),
-        "float_weights": left,
-    }
-    return Outcome(facts, warnings=[*warnings, *left_in_float_warning(left, source)])
+    return Outcome(facts, warnings=warnings)
 
 
 def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:

@@ -1,0 +1,3 @@
+from exporting.fixtures import arch
+
+__all__ = ["arch"]
