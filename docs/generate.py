@@ -1,7 +1,6 @@
 """Write what is made from the declarations: docs/cli/*.md and the typed stub of the public functions.
 
-    python docs/generate.py            write
-    python docs/generate.py --check    exit 1 when what lies there is not what would be written
+``python docs/generate.py`` writes; with ``--check`` it exits with 1 when what lies there is not what it would write.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from optimizer.cli.app import build_app
 from optimizer.options import OptionField, Options
 
 ROOT = Path(__file__).parent.parent
+_DOORS = "## The same in Python and in a recipe"
 _COMMON = """## Everywhere
 
 | flag | meaning |
@@ -46,14 +46,14 @@ def pages() -> Iterator[tuple[Path, str]]:
         if "source" in stage.accepts:
             extra.insert(0, ("--name NAME", "the model's name in the store; the source's own when left out"))
         body += ["## Where it goes", "", *_rows(extra), "", _COMMON]
-        body += ["## The same in Python and in a recipe", "", *_doors(stage.name, stage.function, "source", stage.options)]
+        body += [_DOORS, "", *_doors(stage.name, stage.function, "source", stage.options)]
         yield ROOT / "docs" / "cli" / f"{stage.name}.md", "\n".join(body)
         index.append(f"| [`{words}`]({stage.name}.md) | {stage.help} |")
     for check in checks.discover().values():
         target = "REF…" if check.many else "REF"
         body = [f"# ml-opt {check.name}", "", check.help, "", check.details, "", *_usage(check.name, target)]
         body += [*_options(check.options), _COMMON]
-        body += ["## The same in Python and in a recipe", "", *_doors(check.name, check.function, "of", check.options)]
+        body += [_DOORS, "", *_doors(check.name, check.function, "of", check.options)]
         yield ROOT / "docs" / "cli" / f"{check.name}.md", "\n".join(body)
         index.append(f"| [`{check.name}`]({check.name}.md) | {check.help} |")
     for name, text in _written_by_hand():
@@ -189,7 +189,7 @@ def _stub() -> str:
         "from optimizer.ref import Ref as Ref",
         "from optimizer.stage import Progress",
         "from optimizer.store import Store as Store",
-        "from optimizer.types import Precision",
+        "from optimizer.types import Device, Precision",
         "",
         "__version__: str",
         "",
@@ -231,7 +231,7 @@ def _annotation(annotation: typing.Any) -> str:
         inner = _annotation(arguments[0])
         return f"tuple[{inner}, ...] | list[{inner}]"
     if arguments:
-        return " | ".join(_annotation(a) for a in arguments)
+        return " | ".join(dict.fromkeys(part for a in arguments for part in _annotation(a).split(" | ")))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return f"{annotation.__name__} | str"
     if annotation is Path:

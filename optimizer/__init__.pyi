@@ -18,7 +18,7 @@ from optimizer.recipe import Recipe, RecipeReport, Step
 from optimizer.ref import Ref as Ref
 from optimizer.stage import Progress
 from optimizer.store import Store as Store
-from optimizer.types import Precision
+from optimizer.types import Device, Precision
 
 __version__: str
 
@@ -36,7 +36,7 @@ def bench(
     seed: int = ...,
     timeout: float = ...,
     report: tuple[Path | str, ...] | list[Path | str] = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
 def cast(
@@ -45,7 +45,7 @@ def cast(
     to: Precision | str,
     keep: tuple[str, ...] | list[str] = ...,
     variant: str | None = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
 def export_onnx(
@@ -61,7 +61,7 @@ def export_onnx(
     max_batch: int | None = ...,
     name: str | None = ...,
     variant: str | None = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
 def ort_optimize(
@@ -70,7 +70,7 @@ def ort_optimize(
     target: str = ...,
     allow_unfused: bool = ...,
     variant: str | None = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
 def quantize_dynamic(
@@ -83,7 +83,7 @@ def quantize_dynamic(
     exclude: tuple[str, ...] | list[str] = ...,
     op_types: tuple[str, ...] | list[str] = ...,
     variant: str | None = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
 def quantize_static(
@@ -102,7 +102,7 @@ def quantize_static(
     batch: int = ...,
     seed: int = ...,
     variant: str | None = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
 def verify(
@@ -117,7 +117,7 @@ def verify(
     min_cosine: float | None = ...,
     min_top1: float | None = ...,
     sweep: bool = ...,
-    store: Store | Path | str | str | None = ...,
+    store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
 def run_recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -14,7 +15,17 @@ from pathlib import Path
 from optimizer.errors import missing_package
 from optimizer.types import JSON
 
-__all__ = ["cpu_facts", "cpu_threads", "describe", "gpu_facts", "has_module", "memory_bytes", "need_modules", "version_of", "versions"]
+__all__ = [
+    "cpu_facts",
+    "cpu_threads",
+    "describe",
+    "gpu_facts",
+    "has_module",
+    "memory_bytes",
+    "need_modules",
+    "version_of",
+    "versions",
+]
 
 #: Processor features that decide which int8 and bf16 kernels run at full speed (names as in /proc/cpuinfo).
 _FEATURES = (
@@ -142,10 +153,8 @@ def cpu_facts() -> dict[str, JSON]:
     except (OSError, ValueError):
         pass
     governor = None
-    try:
+    with contextlib.suppress(OSError):
         governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:
-        pass
     return {
         "model": model,
         "machine": platform.machine(),

@@ -64,9 +64,7 @@ def provider_of(device: Device) -> Provider:
     return Provider(device.value)
 
 
-def entrants(
-    refs: Sequence[str], providers: Sequence[str], store: Store, default: Provider = _CPU
-) -> list[Entrant]:
+def entrants(refs: Sequence[str], providers: Sequence[str], store: Store, default: Provider = _CPU) -> list[Entrant]:
     """Every candidate that was asked for: references without a provider of their own, once for each given one.
 
     Raises:

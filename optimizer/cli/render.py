@@ -78,9 +78,10 @@ def render_artifact(artifact: Artifact, output: Output) -> None:
     console.print(f"[bold]{artifact.ref}[/bold]  {manifest.kind.value}, {size(manifest.bytes)}")
     made = table("", "")
     made.show_header = False
+    stage = manifest.stage
     rows: dict[str, str] = {
         "path": str(artifact.path),
-        "made by": f"{manifest.stage['name']} (version {manifest.stage['version']}) in {manifest.seconds} s, {manifest.created}",
+        "made by": f"{stage['name']} (version {stage['version']}) in {manifest.seconds} s, {manifest.created}",
         "from": str(manifest.source.get("ref") or manifest.source.get("spec")),
         "again with": manifest.command,
         "model": ", ".join(
