@@ -11,7 +11,6 @@ from optimizer.graph.io import load
 from optimizer.stages import ort_optimize as stage
 from optimizer.store import Store
 
-#: Architecture → attentions in it that a fusion matches, and those that none does.
 LAYERS = 2
 
 
@@ -31,6 +30,7 @@ def shop(tmp_path_factory):
     return export
 
 
+#: Architecture → what must be fused in it.
 FUSED = {
     "bert": {"mha2": 2, "skip_layer_normalization": 4, "bias_gelu": 2},
     "clip-text": {"mha2": 2, "skip_layer_normalization": 4},
@@ -51,7 +51,7 @@ def test_attention_is_fused_and_the_answers_stay(shop, name, target):
     assert (facts["attention_found"], facts["attention"], facts["attention_left"]) == (LAYERS, LAYERS, 0)
     operator = "com.microsoft.Attention" if target == "cuda" else "com.microsoft.MultiHeadAttention"
     assert facts["ops"][operator] == LAYERS
-    assert facts["nodes"] < 0.7 * facts["nodes_before"]
+    assert facts["nodes"] < 0.75 * facts["nodes_before"]
     before = store.get(ref).manifest.facts
     assert (facts["inputs"], facts["outputs"]) == (before["inputs"], before["outputs"])
     report = optimizer.verify(made.ref, store=store, threads=1)
@@ -61,7 +61,7 @@ def test_attention_is_fused_and_the_answers_stay(shop, name, target):
 
 
 def test_the_two_ways_to_fuse_differ_in_the_packing_alone(shop):
-    """`_fuse` spells out the steps of onnxscript's own function without its last: they must not drift apart."""
+    """For the processor the steps of onnxscript's own function are spelled out without the last: no drifting apart."""
     store, ref = shop("bert")
     apart, packed = load(store.get(ref).model_file), load(store.get(ref).model_file)
     ours = fuse.fuse_for_onnxruntime(apart, pack_attention=False)
