@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-__all__ = ["Site", "Way", "find_sites", "scales_of", "smooth"]
+__all__ = ["Part", "Site", "Way", "find_sites", "scales_of", "smooth"]
 
 #: Normalizations whose answer is scaled by a weight, and where that weight and the bias lie among their inputs.
 _NORMS = {
@@ -43,6 +43,16 @@ class Way(StrEnum):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a weight that a fold divides: entries along ``axis`` from ``start`` on, of an input of a node."""
+
+    node: str
+    place: int
+    axis: int = 0
+    start: int = 0
+
+
+@dataclass(frozen=True)
 class Site:
     """One activation and the products that read it: they share one scale.
 
@@ -51,15 +61,14 @@ class Site:
         nodes: names of the products (query, key and value are three of one site).
         channels: its last axis.
         way: how it will be divided.
-        weights: for a fold, (initializer, axis, start) of what is divided: ``channels`` entries along ``axis`` from
-            ``start`` on.
+        parts: for a fold, what is divided.
     """
 
     value: str
     nodes: tuple[str, ...]
     channels: int
     way: Way
-    weights: tuple[tuple[str, int, int], ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 def find_sites(model: onnx.ModelProto, chosen: Iterable[str]) -> tuple[Site, ...]:
@@ -87,8 +96,8 @@ def find_sites(model: onnx.ModelProto, chosen: Iterable[str]) -> tuple[Site, ...
         channels = graph.rows_of(nodes[0])
         names = tuple(node.name for node in nodes)
         alone = graph.reads(value) == len(nodes)
-        way, weights = graph.fold(value, channels) if alone else (Way.INSERT, ())
-        sites.append(Site(value, names, channels, way, weights))
+        way, parts = graph.fold(value, channels) if alone else (Way.INSERT, ())
+        sites.append(Site(value, names, channels, way, parts))
     if not sites:
         raise BadInput(
             "there is nothing to smooth: none of the chosen nodes multiplies an activation by a float32 matrix",
@@ -131,8 +140,8 @@ def smooth(model: onnx.ModelProto, sites: Sequence[Site], scales: Mapping[str, N
             graph.multiply_rows(graph.by_name[name], scale)
         if site.way is Way.INSERT:
             graph.insert(site, 1 / scale)
-        for weight, axis, start in site.weights:
-            graph.divide(weight, axis, start, scale)
+        for part in site.parts:
+            graph.divide(part, scale)
     graph.write()
     return dict(Counter(site.way.value for site in sites))
 
@@ -199,10 +208,12 @@ class _Graph:
         matrix = self.matrix(node)
         matrix *= scale[:, None]
 
-    def divide(self, weight: str, axis: int, start: int, scale: NDArray[Any]) -> None:
-        array = self.array(weight)
-        view = array[..., start : start + len(scale)] if axis < 0 else array[start : start + len(scale)]
-        view /= scale if axis < 0 or array.ndim == 1 else scale[:, None]
+    def divide(self, part: Part, scale: NDArray[Any]) -> None:
+        node = self.by_name[part.node]
+        self._own(node, part.place)
+        array = self.array(node.input[part.place])
+        along = array.swapaxes(0, part.axis)[part.start : part.start + len(scale)]
+        along /= scale.reshape(-1, *[1] * (array.ndim - 1))
 
     def insert(self, site: Site, factor: NDArray[Any]) -> None:
         """``value * (1/s)`` in front of the products of a site."""
@@ -228,7 +239,7 @@ class _Graph:
             self._weights[name].CopyFrom(numpy_helper.from_array(array, name))
 
     def _own(self, node: onnx.NodeProto, place: int) -> None:
-        """Give a node its own copy of a weight that others read too (tied weights)."""
+        """Give a node its own copy of a weight that others read too (tied, or made one as they were equal)."""
         name = node.input[place]
         if self._reads[name] == 1:
             return
@@ -241,7 +252,7 @@ class _Graph:
 
     # Where a division can be folded to, walking against the flow.
 
-    def fold(self, value: str, channels: int) -> tuple[Way, tuple[tuple[str, int, int], ...]]:
+    def fold(self, value: str, channels: int) -> tuple[Way, tuple[Part, ...]]:
         maker = self._makers.get(value)
         if maker is None:
             return Way.INSERT, ()
@@ -251,60 +262,58 @@ class _Graph:
         found = self._linear(value, channels) or self._attention(maker, channels)
         return (Way.LINEAR, found) if found else (Way.INSERT, ())
 
-    def _norm(self, node: onnx.NodeProto, channels: int) -> tuple[tuple[str, int, int], ...]:
-        names = [node.input[place] for place in _NORMS[node.op_type] if place < len(node.input) and node.input[place]]
-        if not all(self.is_weight(name, channels) and self._reads[name] == 1 for name in names):
+    def _norm(self, node: onnx.NodeProto, channels: int) -> tuple[Part, ...]:
+        places = [place for place in _NORMS[node.op_type] if place < len(node.input) and node.input[place]]
+        if not all(self.is_weight(node.input[place], channels) for place in places):
             return ()
-        return tuple((name, -1, 0) for name in names)
+        return tuple(Part(node.name, place) for place in places)
 
-    def _linear(self, value: str, channels: int) -> tuple[tuple[str, int, int], ...]:
+    def _linear(self, value: str, channels: int) -> tuple[Part, ...]:
         """The columns (and bias) of the product that makes a value which nothing else reads."""
-        node = self._makers.get(value)
-        if node is None or self._reads[value] != 1:
+        node = self._lone(value)
+        if node is None:
             return ()
         if node.op_type == "Add":
-            for bias, rest in (node.input, reversed(node.input)):
-                if self.is_weight(bias, channels) and self._reads[bias] == 1 and len(self._weights[bias].dims) == 1:
-                    inner = self._linear(rest, channels)
-                    return (*inner, (bias, -1, 0)) if inner else ()
+            for place in (0, 1):
+                if self._is_bias(node.input[place], channels):
+                    inner = self._linear(node.input[1 - place], channels)
+                    return (*inner, Part(node.name, place)) if inner else ()
             return ()
-        if not self.is_product(node) or self._reads[node.input[1]] != 1:
+        if not self.is_product(node):
             return ()
-        turned = bool(_attribute(node, "transB", 0))
-        if self._weights[node.input[1]].dims[0 if turned else 1] != channels:
+        axis = 0 if _attribute(node, "transB", 0) else 1
+        if self._weights[node.input[1]].dims[axis] != channels:
             return ()
-        found: tuple[tuple[str, int, int], ...] = ((node.input[1], 0 if turned else -1, 0),)
+        parts = (Part(node.name, 1, axis),)
         if len(node.input) > 2 and node.input[2]:
-            bias = node.input[2]
-            if not self.is_weight(bias, channels) or self._reads[bias] != 1:
-                return ()
-            found += ((bias, -1, 0),)
-        return found
+            return (*parts, Part(node.name, 2)) if self._is_bias(node.input[2], channels) else ()
+        return parts
 
-    def _attention(self, node: onnx.NodeProto, channels: int) -> tuple[tuple[str, int, int], ...]:
+    def _is_bias(self, name: str, channels: int) -> bool:
+        return self.is_weight(name, channels) and len(self._weights[name].dims) == 1
+
+    def _attention(self, node: onnx.NodeProto, channels: int) -> tuple[Part, ...]:
         """The projection of an attention's values: attention mixes steps, and never channels."""
         if node.op_type == "MultiHeadAttention":
             return self._fused_attention(node, channels)
-        merged = self._behind(node, "Reshape")
-        mixed = self._behind(merged, "Transpose", _SWAP_HEADS)
-        if mixed is None or mixed.op_type != "MatMul" or mixed.input[0] in self._weights:
+        mixed = self._behind(self._behind(node, "Reshape"), "Transpose", _SWAP_HEADS)
+        if mixed is None or mixed.op_type != "MatMul":
             return ()
         split = self._behind(self._lone(mixed.input[1]), "Transpose", _SWAP_HEADS)
-        if split is None or split.op_type != "Reshape" or self._reads[split.output[0]] != 1:
+        if split is None or split.op_type != "Reshape":
             return ()
         return self._linear(split.input[0], channels)
 
-    def _fused_attention(self, node: onnx.NodeProto, channels: int) -> tuple[tuple[str, int, int], ...]:
-        if len(node.input) < 3 or any(node.input[6:]) or not node.input[2]:
+    def _fused_attention(self, node: onnx.NodeProto, channels: int) -> tuple[Part, ...]:
+        if len(node.input) < 3 or not node.input[2] or any(node.input[6:]):
             return ()
-        found = self._linear(node.input[2], channels)
-        bias = node.input[3] if len(node.input) > 3 else ""
-        if found and bias:
+        parts = self._linear(node.input[2], channels)
+        if parts and len(node.input) > 3 and node.input[3]:
             # The biases of query, key and value in one.
-            if not self.is_weight(bias, 3 * channels) or self._reads[bias] != 1:
+            if not self._is_bias(node.input[3], 3 * channels):
                 return ()
-            found += ((bias, -1, 2 * channels),)
-        return found
+            parts += (Part(node.name, 3, start=2 * channels),)
+        return parts
 
     def _lone(self, value: str) -> onnx.NodeProto | None:
         return self._makers.get(value) if self._reads[value] == 1 else None
