@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from quantizing import planted
 
 import optimizer
 from optimizer.checks.sensitivity import Sensitivity
 from optimizer.cli.main import run
 from optimizer.errors import UnknownName
 from optimizer.store import Store
-
-from quantizing import planted
 
 
 @pytest.fixture(scope="module")

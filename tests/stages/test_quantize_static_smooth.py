@@ -10,14 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from quantizing import planted
 
 import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput, UnknownName
 from optimizer.stages.quantize_static import QuantizeStatic
 from optimizer.store import Store
-
-from quantizing import planted
 
 
 @pytest.fixture(scope="module")
