@@ -45,6 +45,11 @@ def _highlights(facts: Mapping[str, JSON]) -> list[str]:
         lines.append(f"quantized nodes: {quantized} ({kinds})")
     if calibration := facts.get("calibration"):
         lines.append(f"calibrated on {calibration.get('rows_used')} of {calibration.get('rows')} rows")
+    if smooth := facts.get("smooth"):
+        ways = (smooth.get("norm", 0) + smooth.get("linear", 0), smooth.get("insert", 0))
+        lines.append("smoothed with alpha {:g}: {} folded, {} Mul inserted".format(smooth["alpha"], *ways))
+    if left_out := facts.get("left_out"):
+        lines.append("left in float: " + ", ".join(each["node"] for each in left_out))
     if cast := facts.get("cast"):
         counts = {"out of range, kept in fp32": "out_of_range", "subnormal": "subnormal", "rounded to zero": "zeroed"}
         said = ", ".join(f"{cast[key]} {words}" for words, key in counts.items() if key in cast)
@@ -155,8 +160,12 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
-    from optimizer.cli.reports import render_bench, render_verify
+    from optimizer.cli.reports import render_bench, render_sensitivity, render_verify
 
-    forms: dict[str, Callable[[Any, Output], None]] = {"verify": render_verify, "bench": render_bench}
+    forms: dict[str, Callable[[Any, Output], None]] = {
+        "verify": render_verify,
+        "bench": render_bench,
+        "sensitivity": render_sensitivity,
+    }
     document = report.to_json()
     forms[document["report"]](report, output)

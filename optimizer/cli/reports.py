@@ -9,11 +9,13 @@ from optimizer.cli.tables import escape, size, table
 
 if TYPE_CHECKING:
     from optimizer.benching.report import BenchReport, Row
+    from optimizer.checks.sensitivity import SensitivityReport
     from optimizer.evaluate.report import VerifyReport
 
-__all__ = ["render_bench", "render_verify"]
+__all__ = ["render_bench", "render_sensitivity", "render_verify"]
 
 _FAILURES_SHOWN = 8
+_NODES_SHOWN = 15
 
 
 def render_verify(report: VerifyReport, output: Output) -> None:
@@ -80,6 +82,26 @@ def render_bench(report: BenchReport, output: Output) -> None:
         named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
         where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
         output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
+    if report.path:
+        console.print(f"report: {escape(report.path)}", soft_wrap=True)
+
+
+def render_sensitivity(report: SensitivityReport, output: Output) -> None:
+    """The nodes that lose most in int8, and how much of it is the activation's, how much the weight's."""
+    console = output.console()
+    console.print(
+        f"[bold]{escape(report.ref)}[/bold]: {len(report.nodes)} nodes, each in int8 by itself, "
+        f"on {report.calibration['rows_used']} rows"
+    )
+    right = ("noise", "activation", "weight", "size")
+    made = table("node", "type", *right, right=right)
+    for node in report.nodes[:_NODES_SHOWN]:
+        parts = (f"{part:.2e}" for part in (node.noise, node.activation, node.weight))
+        made.add_row(escape(node.node), node.op_type, *parts, size(node.bytes))
+    console.print(made)
+    if len(report.nodes) > _NODES_SHOWN:
+        console.print(f"… and {len(report.nodes) - _NODES_SHOWN} more (--json has them all)", style="dim")
+    console.print("noise is the power of the error over the power of the node's answer", style="dim")
     if report.path:
         console.print(f"report: {escape(report.path)}", soft_wrap=True)
 

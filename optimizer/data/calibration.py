@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.data.columns import Columns, label_of
@@ -174,6 +174,11 @@ class CalibrationSet:
             labels=[labels[place] for place in places] if labels else None,
         )
         return cls(used, summary, preprocessor)
+
+    def split(self, every: int) -> tuple[CalibrationSet, CalibrationSet]:
+        """Two sets of other rows: every ``every``-th one to judge on (second), the rest to fit to (first)."""
+        fit = tuple(row for place, row in enumerate(self.rows) if place % every)
+        return replace(self, rows=fit), replace(self, rows=self.rows[::every])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every chosen row once, rows of like length together, so that little padding is calibrated on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput, UnknownName
@@ -13,11 +13,11 @@ from optimizer.errors import BadInput, UnknownName
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Choice", "choose_nodes", "graphs_of", "told_to_dynamic"]
+__all__ = ["WEIGHTS", "Choice", "choose_nodes", "graphs_of", "told_to_dynamic"]
 
 #: Which inputs of a node are its weights. Operators that are not here have none, and quantizing them means their
 #: activations.
-_WEIGHTS = {
+WEIGHTS = {
     "MatMul": (1,),
     "Gemm": (1,),
     "Gather": (0,),
@@ -51,7 +51,14 @@ class Choice:
     @property
     def weighted(self) -> int:
         """How many of the chosen nodes have weights: what must show when the result is read back."""
-        return sum(count for op, count in self.counts.items() if op in _WEIGHTS)
+        return sum(count for op, count in self.counts.items() if op in WEIGHTS)
+
+    def without(self, nodes: Mapping[str, str]) -> Choice:
+        """The same with some chosen nodes (name → operator type) left in float."""
+        chosen = tuple(name for name in self.chosen if name not in nodes)
+        counts = Counter(self.counts)
+        counts.subtract(nodes[name] for name in self.chosen if name in nodes)
+        return replace(self, excluded=(*self.excluded, *nodes), chosen=chosen, counts=dict(+counts))
 
 
 def choose_nodes(
@@ -93,7 +100,7 @@ def choose_nodes(
                 continue
             takes = _takes(node, constants, activation_products, dynamic)
             if graph is not model.graph and not dynamic:
-                inside += takes and node.op_type in _WEIGHTS
+                inside += takes and node.op_type in WEIGHTS
                 takes = False
             (names if takes else skipped).append(node.name)
             types[node.name] = node.op_type
@@ -127,7 +134,7 @@ def _nothing(op_types: Sequence[str], skipped: Sequence[str], inside: int) -> No
 
 
 def _takes(node: onnx.NodeProto, constants: set[str], activation_products: bool, dynamic: bool) -> bool:
-    weights = _WEIGHTS.get(node.op_type)
+    weights = WEIGHTS.get(node.op_type)
     if weights is None:
         return True
     if node.op_type in _PRODUCTS and not dynamic:

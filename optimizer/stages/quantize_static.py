@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact, Source
 from optimizer.errors import BadInput
@@ -20,6 +22,11 @@ from optimizer.quantizing.promise import (
 )
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
+
+if TYPE_CHECKING:
+    from optimizer.data.calibration import CalibrationSet
+    from optimizer.quantizing.choose import Choice
+    from optimizer.quantizing.sensitivity import NodeNoise
 
 __all__ = ["STAGE", "QuantizeStatic"]
 
@@ -50,12 +57,38 @@ class QuantizeStatic(Options):
         "Operator types to quantize; `all` for every one that has an int8 form.",
         metavar="TYPE",
     )
+    smooth: bool = opt(False, "SmoothQuant: move outlier channels of activations into the weights first.")
+    alpha: float | None = opt(
+        None, "How much --smooth moves, 0 to 1 [searched on a quarter of the calibration rows].", ge=0, le=1
+    )
+    exclude_worst: int = opt(0, "Leave this many of the most sensitive nodes in float.", ge=0, metavar="N")
+    sensitivity: Path | None = opt(
+        None, "A ranking for --exclude-worst, from `ml-opt sensitivity` [ranked anew].", data=True, metavar="FILE"
+    )
+    exclude_store: str = opt(
+        "float",
+        "How --exclude-worst stores weights; the arithmetic is float either way.",
+        choices=("float", "int8"),
+    )
     batch: int = opt(8, "Rows in a calibration batch.", ge=1, le=1024)
     seed: int = opt(0, "Another seed chooses other rows.", ge=0)
 
     def check(self) -> None:
         if "all" in self.op_types and len(self.op_types) > 1:
             raise BadInput("--op-types all stands alone")
+        if self.alpha is not None and not self.smooth:
+            raise BadInput("--alpha is the strength of --smooth, which is not given", "add --smooth")
+        for flag, given in (("--sensitivity", self.sensitivity is not None), ("--exclude-store", self.stores_int8)):
+            if given and not self.exclude_worst:
+                raise BadInput(f"{flag} says how to leave nodes out, and none are", "add --exclude-worst N")
+
+    @property
+    def stores_int8(self) -> bool:
+        return self.exclude_store == "int8"
+
+    @property
+    def every(self) -> bool:
+        return self.op_types == _EVERY
 
 
 def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress) -> Outcome:
@@ -63,9 +96,9 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     from optimizer.data.preprocess import Preprocessor
     from optimizer.graph.io import MODEL_NAME, save
     from optimizer.hf import quiet_libraries
-    from optimizer.quantizing.calibrate import calibrate, quantize
     from optimizer.quantizing.choose import choose_nodes
     from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare, save_proto
+    from optimizer.quantizing.rounding import store_int8
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
@@ -82,6 +115,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
         warnings.append(
             f"calibrated on {used} rows, all that {options.calib.name} has; {options.samples} were asked for"
         )
+    facts: dict[str, JSON] = {"calibration": data.summary}
     batch = min(options.batch, int(model_info.get("max_batch") or options.batch))
     with tempfile.TemporaryDirectory(dir=out) as folder, quiet_libraries():
         work = Path(folder)
@@ -92,42 +126,43 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
             _op_types(options, {node.op_type for node in proto.graph.node}),
             include=options.include,
             exclude=options.exclude,
-            activation_products=options.activation_products or options.op_types == _EVERY,
+            activation_products=options.activation_products or options.every,
         )
         if choice.inside:
             warnings.append(
                 f"{choice.inside} nodes inside of If and Loop stay in float: their ranges cannot be calibrated"
             )
-        named = work / "named.onnx"
-        large = save_proto(proto, named)
-        ranges = calibrate(
-            named,
-            work,
-            data.batches(batch),
-            used,
-            choice,
-            options.method,
-            symmetric=options.symmetric,
-            large=large,
-            progress=progress,
-        )
-        progress(f"quantizing {len(choice.chosen)} nodes")
-        target = quantize(
-            named,
-            work,
-            ranges,
-            choice,
-            options.method,
-            symmetric=options.symmetric,
-            per_channel=options.per_channel,
-            reduce_range=options.reduce_range,
-        )
+        graph = work / "named.onnx"
+        large = save_proto(proto, graph)
+        int8 = functools.partial(_int8, options=options, batch=batch, large=large, progress=progress)
+        if options.smooth:
+            from optimizer.quantizing.alpha import smooth_file
+
+            graph, facts["smooth"] = smooth_file(
+                graph,
+                work,
+                choice.chosen,
+                data,
+                batch,
+                options.alpha,
+                lambda path, rows, folder: int8(path, rows, folder, choice),
+                model_info,
+                progress,
+            )
+        left_out = _worst(options, graph, choice, data, batch, progress) if options.exclude_worst else []
+        choice = choice.without({each.node: each.op_type for each in left_out})
+        target = int8(graph, data, work, choice)
         progress("writing the artifact")
         quantized = load_result(target)
         if options.symmetric:
             check_symmetric(quantized)
-        facts: dict[str, JSON] = {
-            "calibration": data.summary,
+        if left_out:
+            stored = store_int8(quantized, {each.node for each in left_out}) if options.stores_int8 else []
+            facts["left_out"] = [
+                {"node": each.node, "noise": each.noise, "stored": "int8" if each.node in stored else "float"}
+                for each in left_out
+            ]
+        facts |= {
             "chosen": choice.counts,
             "left_in_float": len(choice.excluded),
             "float_weights": float_weights(quantized),
@@ -138,13 +173,73 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     return Outcome(facts, warnings=warnings)
 
 
+def _int8(
+    graph: Path,
+    data: CalibrationSet,
+    folder: Path,
+    choice: Choice,
+    *,
+    options: QuantizeStatic,
+    batch: int,
+    large: bool,
+    progress: Progress,
+) -> Path:
+    """The int8 form of a prepared graph, with ranges from these rows, written into the folder."""
+    from optimizer.quantizing.calibrate import calibrate, quantize
+
+    ranges = calibrate(
+        graph,
+        folder,
+        data.batches(batch),
+        len(data.rows),
+        choice,
+        options.method,
+        symmetric=options.symmetric,
+        large=large,
+        progress=progress,
+    )
+    progress(f"quantizing {len(choice.chosen)} nodes")
+    return quantize(
+        graph,
+        folder,
+        ranges,
+        choice,
+        options.method,
+        symmetric=options.symmetric,
+        per_channel=options.per_channel,
+        reduce_range=options.reduce_range,
+        round_answers=options.every,
+    )
+
+
+def _worst(
+    options: QuantizeStatic, graph: Path, choice: Choice, data: CalibrationSet, batch: int, progress: Progress
+) -> list[NodeNoise]:
+    """The nodes to leave out, by the ranking that was given or by one of this very graph."""
+    from optimizer.quantizing.sensitivity import rank_file, read_ranking, worst
+
+    if options.sensitivity is not None:
+        ranking = read_ranking(options.sensitivity)
+    else:
+        ranking = rank_file(
+            graph,
+            choice.chosen,
+            data.batches(batch),
+            len(data.rows),
+            symmetric=options.symmetric,
+            per_channel=options.per_channel,
+            progress=progress,
+        )
+    return worst(ranking, options.exclude_worst, choice)
+
+
 def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     from optimizer.errors import UnknownName
 
     possible = sorted({*QDQRegistry, *QLinearOpsRegistry})
-    if options.op_types == _EVERY:
+    if options.every:
         return tuple(op for op in possible if op in present)
     for op in options.op_types:
         if op not in possible:
@@ -167,8 +262,12 @@ def _variant(options: QuantizeStatic, source: Source) -> str:
         words.append(options.method)
     if not options.per_channel:
         words.append("per-tensor")
-    if options.op_types == _EVERY:
+    if options.every:
         words.append("all")
+    if options.smooth:
+        words.append("smooth")
+    if options.exclude_worst:
+        words.append(f"x{options.exclude_worst}")
     return "-".join(words)
 
 
@@ -183,7 +282,7 @@ STAGE = Stage(
     run=_run,
     variant=_variant,
     verify=_verify,
-    version=1,
+    version=2,
     needs=("onnxruntime", "onnxruntime-gpu", "onnx", "tokenizers"),
     modules=("onnxruntime", "onnx", "onnx_ir"),
     command=("quantize", "static"),

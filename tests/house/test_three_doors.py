@@ -73,10 +73,11 @@ def needed(options: type[Options], folder: Path) -> dict[str, Any]:
 def accepted(options: type[Options], field: OptionField, folder: Path) -> dict[str, Any] | None:
     """Options with this one not at its default; None when it needs others beside it."""
     base = needed(options, folder)
-    # Some options are allowed only beside another one: --no-sweep beside --data.
-    paths = [{f.name: candidates(f, folder)[0]} for f in options.fields() if f.element is Path and f.name != field.name]
+    # Some options are allowed only beside another one: --no-sweep beside --data, --alpha beside --smooth.
+    others = [f for f in options.fields() if f.element in (Path, bool, int) and f.name != field.name]
+    besides = [{f.name: candidates(f, folder)[0]} for f in others]
     for value in candidates(field, folder):
-        for beside in ({}, *paths):
+        for beside in ({}, *besides):
             values = {**base, **beside, field.name: value}
             try:
                 options.from_mapping(values)
