@@ -196,7 +196,7 @@ def _stub() -> str:
         "from optimizer.ref import Ref as Ref",
         "from optimizer.stage import Progress",
         "from optimizer.store import Store as Store",
-        "from optimizer.types import Precision",
+        "from optimizer.types import Device, Precision",
         "",
         "__version__: str",
         "",

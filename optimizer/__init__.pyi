@@ -18,7 +18,7 @@ from optimizer.recipe import Recipe, RecipeReport, Step
 from optimizer.ref import Ref as Ref
 from optimizer.stage import Progress
 from optimizer.store import Store as Store
-from optimizer.types import Precision
+from optimizer.types import Device, Precision
 
 __version__: str
 

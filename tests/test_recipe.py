@@ -150,3 +150,12 @@ def test_no_such_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="is not a recipe"):
         read_recipe(tmp_path / "binary.toml")
+
+
+def test_a_check_that_takes_a_model_starts_from_the_recipes_own(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    text = '[recipe]\nmodel = "m"\nname = "mine"\n[[step]]\nrun = "optimize"\nmin-cosine = 0.9\n'
+    (tmp_path / "r.toml").write_text(text)
+    (step,) = read_recipe(tmp_path / "r.toml").steps
+    assert step.sources == (str(tmp_path / "m"),)
+    assert step.options.name == "mine"

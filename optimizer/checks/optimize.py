@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from optimizer.check import Check
 from optimizer.errors import BadInput
 from optimizer.search.options import Optimize
-from optimizer.search.report import OptimizeReport, PlanReport
-from optimizer.search.run import optimize
-from optimizer.stage import Progress
-from optimizer.store import Store
+
+if TYPE_CHECKING:
+    from optimizer.search.report import OptimizeReport, PlanReport
+    from optimizer.stage import Progress
+    from optimizer.store import Store
 
 __all__ = ["CHECK"]
 
 
 def _run(refs: tuple[str, ...], options: Optimize, store: Store, progress: Progress) -> OptimizeReport | PlanReport:
+    from optimizer.search.run import optimize
+
     if len(refs) != 1:
         raise BadInput(f"optimize takes one model, and {len(refs)} were given")
     return optimize(refs[0], options, store, progress)

@@ -30,8 +30,11 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-tr.best td { background: var(--soft); font-weight: 600; }
-td.why { min-width: 16rem; font-weight: 400; }
+tr.of td { border-bottom: 0; padding-bottom: .1rem; } tr.best td { background: var(--soft); }
+td.why { color: var(--dim); padding-top: 0; }
+.key span { white-space: nowrap; margin-right: 1em; color: var(--dim); }
+.key .best { color: var(--best); font-weight: 700; } .key .pass { color: var(--pass); }
+.key .fail { color: var(--fail); }
 pre { background: var(--soft); padding: .8rem; border-radius: .5rem; font-size: .82rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
@@ -45,9 +48,10 @@ svg text.best { fill: var(--best); font-weight: 700; }
   tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
   td, td.n { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .15rem .4rem;
     text-align: right; white-space: normal; }
-  td.why { text-align: left; min-width: 0; }
+  tr.of { border: 0; padding-bottom: 0; }
+  td.why { text-align: left; }
   td[data-head]::before { content: attr(data-head); color: var(--dim); font-weight: 400; }
-  svg text { font-size: 17px; } }
+  svg text { font-size: 22px; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } section, tr, svg { break-inside: avoid; }
   pre { white-space: pre-wrap; } }
 """
@@ -110,7 +114,7 @@ def _head(report: Mapping[str, JSON]) -> str:
             )
     if agreement := report["agreement"]:
         facts.append((f"{agreement['value']:.2%}", f"of decisions are the original's, at least {agreement['low']:.2%}"))
-    if report["cosine"]:
+    if report["cosine"] and (report["metric"] == "fidelity" or "min_cosine" in report["budgets"]):
         facts.append((f"{report['cosine']['worst']:.5f}", "worst cosine to the original"))
     cells = "".join(f"<div><b>{_e(value)}</b><span>{_e(text)}</span></div>" for value, text in facts)
     budgets = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in report["budgets"].items())
@@ -130,7 +134,7 @@ def _legend(report: Mapping[str, JSON]) -> str:
     )
 
 
-_HEADS = ("candidate", "", "accuracy", "agreement", "worst cosine", "ms", "speed-up", "MiB", "memory", "load s", "why")
+_HEADS = ("candidate", "", "accuracy", "agreement", "worst cosine", "ms", "speed-up", "MiB", "memory", "load s")
 
 
 def _table(report: Mapping[str, JSON]) -> str:
@@ -161,7 +165,8 @@ def _row(each: Mapping[str, Any], kind: str, outcome: str) -> str:
             cells += f'<td class="n" data-head="{_e(name)}">{_e(number)}</td>'
         else:
             cells += '<td class="n"></td>'
-    return f'<tr class="{kind}">{cells}<td class="why">{_e(why)}</td></tr>'
+    said = f'<tr class="{kind}"><td class="why" colspan="{len(_HEADS)}">{_e(why)}</td></tr>'
+    return f'<tr class="of {kind}">{cells}</tr>{said}'
 
 
 def _data(report: Mapping[str, JSON]) -> str:

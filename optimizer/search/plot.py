@@ -29,11 +29,13 @@ class _Point:
 
 
 def pareto(report: Mapping[str, JSON]) -> str:
-    """An SVG of every candidate that was timed, the original, and the line of those that nothing beats in both."""
+    """An SVG of the original and every candidate that was timed, numbered, with the line of those that nothing beats.
+
+    Time is drawn as a share of the original's, as it was measured: round by round beside it.
+    """
     labelled = report["original"]["accuracy"] is not None
     decided = any(c["agreement"] for c in report["candidates"])
     title = "accuracy" if labelled else "same decision as the original" if decided else "worst cosine to the original"
-    base = report["original"]["speed"]["p50_ms"]
     points = []
     for each in [report["original"], *report["candidates"]]:
         if each["speed"] is None:
@@ -45,9 +47,15 @@ def pareto(report: Mapping[str, JSON]) -> str:
         ratio = each["speed"]["ratio"]
         is_best = not is_original and (each["ref"], each["provider"]) == (report["best"], report["provider"])
         kind = "original" if is_original else "best" if is_best else str(each["outcome"] or "error").lower()
-        x, x_low, x_high = (base / ratio[end] for end in ("value", "high", "low"))
+        x, x_low, x_high = (1.0 / ratio[end] for end in ("value", "high", "low"))
         points.append(_Point(each["name"], kind, x, x_low, x_high, *y))
-    return _drawn(points, title) if points else ""
+    return _drawn(points, title) + _key(points) if points else ""
+
+
+def _key(points: Sequence[_Point]) -> str:
+    """Which number is whose, as a list of words."""
+    names = (f'<span class="{p.kind}">{n} {html.escape(p.label)}</span>' for n, p in enumerate(points, 1))
+    return f'<p class="key">{" ".join(names)}</p>'
 
 
 def _height(
@@ -85,23 +93,26 @@ def _drawn(points: Sequence[_Point], title: str) -> str:
     for tick in y_ticks:
         parts.append(_line(_LEFT, up(tick), _WIDTH - _RIGHT, up(tick), "grid"))
         parts.append(_text(_LEFT - 8, up(tick) + 4, f"{tick:.6g}", "end"))
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, "milliseconds a call (less is better)", "middle"))
+    parts.append(
+        _text(
+            (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, "time of a call, the original's = 1 (less is better)", "middle"
+        )
+    )
     parts.append(_text(_LEFT, _TOP - 6, title, "start"))
     front = _front(points)
     path = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in front)
     parts.append(f'<polyline class="front" points="{path}"/>')
     taken: list[tuple[float, float]] = []
-    for p in sorted(points, key=lambda p: p.x):
+    for number, p in enumerate(points, 1):
         x, y = across(p.x), up(p.y)
         parts.append(_line(across(p.x_low), y, across(p.x_high), y, f"bound {p.kind}"))
         parts.append(_line(x, up(p.y_low), x, up(p.y_high), f"bound {p.kind}"))
         parts.append(f'<circle class="{p.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{7 if p.kind == "best" else 5}"/>')
-        label = y - 9
-        while any(abs(label - other) < 13 and abs(x - where) < 150 for where, other in taken):
-            label += 13
-        taken.append((x, label))
-        side = "end" if x > _WIDTH * 0.7 else "start"
-        parts.append(_text(x + (-9 if side == "end" else 9), label, p.label, side, p.kind))
+        place = x + 9, y - 9
+        while any(abs(place[0] - a) < 18 and abs(place[1] - b) < 16 for a, b in taken):
+            place = place[0] + 18, place[1]
+        taken.append(place)
+        parts.append(_text(*place, str(number), "start", p.kind))
     return "".join([*parts, "</svg>"])
 
 

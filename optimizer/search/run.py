@@ -6,7 +6,7 @@ import functools
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from optimizer.pipeline import apply
 from optimizer.ref import Ref, is_name
 from optimizer.search.build import build
 from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
-from optimizer.search.contest import Contender, Contest, Rules, hold
+from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
 from optimizer.search.html import to_html
 from optimizer.search.options import Optimize, seconds_of
@@ -116,7 +116,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         command=shlex.join(["ml-opt", "optimize", model, *options.to_flags()]),
         model=model,
         data=data,
-        notes=(*report.notes, *_notes(options, contest, rows, metric)),
+        notes=(*report.notes, *_notes(options, contest.original.right, rows.truths)),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
     )
     return _kept(report, artifact, store, options)
@@ -204,23 +204,28 @@ def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path
     return parse(made.ref + provider, store)
 
 
-def _notes(options: Optimize, contest: Contest, rows: EvalSet, metric: Metric | None) -> list[str]:
+def _notes(options: Optimize, right: Sequence[float] | None, truths: Sequence[int] | None) -> list[str]:
+    """What to know of the data before trusting the verdict.
+
+    Args:
+        options: what was asked.
+        right: the original's scores; None where fidelity was judged.
+        truths: the right answers; None where fidelity was judged.
+    """
     notes = []
-    if metric is None:
+    if right is None or truths is None:
         notes.append(
             "Judged by likeness to the original's answers; that is not accuracy: nothing here knows the right ones."
+        )
+    elif sum(right) < (most := max(truths.count(each) for each in set(truths))):
+        notes.append(
+            f"The original is right in {sum(right) / len(truths):.1%} of rows, less than always giving the commonest "
+            f"label ({most / len(truths):.1%}): are the labels those of this model?"
         )
     if options.eval is None:
         notes.append("Judged on the calibration data, for want of --eval: static candidates have seen these rows.")
     elif options.calib is not None and options.allow_overlap:
         notes.append("Calibration and evaluation data may share rows (--allow-overlap): accuracy may look too good.")
-    if rows.truths and metric is not None and contest.original.right:
-        most = max(rows.truths.count(each) for each in set(rows.truths)) / len(rows.truths)
-        if (found := sum(contest.original.right) / len(rows.truths)) < most:
-            notes.append(
-                f"The original is right in {found:.1%} of rows, less than always giving the commonest label "
-                f"({most:.1%}): are the labels those of this model?"
-            )
     return notes
 
 

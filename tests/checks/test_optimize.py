@@ -15,6 +15,7 @@ from optimizer.cli.main import run
 from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.recipe import run_recipe
 from optimizer.search.options import Optimize, seconds_of
+from optimizer.search.run import _notes
 from optimizer.store import Store
 
 QUICK = {"duration": 0.05, "rounds": 3, "threads": 1}
@@ -149,32 +150,20 @@ def test_the_page_loads_nothing_and_says_everything(judged: Any, home: Path) -> 
 
 
 def test_again_from_a_reference_at_the_command_line(
-    judged: Any, home: Path, capsys: pytest.CaptureFixture[str]
+    judged: Any, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["optimize", "tiny:fp32", "--eval", str(home / "eval.jsonl"), "--max-drop", "0.001", "--precision", "fp32"]
     words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--store", str(home / "models")]
-    assert run([*words, "--json"]) == 3
-    report = json.loads(capsys.readouterr().out)
-    assert report["verdict"] == "INCONCLUSIVE"
+    assert run([*words, "--report", str(tmp_path / "r.json")]) == 3
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["verdict"], report["exit_code"]) == ("INCONCLUSIVE", 3)
     assert report["best"] is None
     assert report["rows_needed"] == 2703
     assert Store(home / "models").get("tiny@best").ref == judged.best, "the alias stays where a verdict put it"
-    assert run(words[:-4] + ["--precision", "fp32", *words[-4:], "--objective", "size"]) == 3
     out = capsys.readouterr()
     assert "INCONCLUSIVE" in out.out
     assert "about 2,703 rows would settle it" in out.out
     assert "too few rows for a verdict" in out.err
-
-
-def test_fidelity_is_said_not_to_be_accuracy(judged: Any, home: Path) -> None:
-    report = optimizer.optimize(
-        "tiny:fp32", calib=home / "calib.jsonl", min_cosine=0.99, precision=("fp32",), store=home / "models", **QUICK
-    )
-    assert report.metric == "fidelity"
-    assert report.verdict == "INCONCLUSIVE"
-    assert report.rows_needed == 59
-    assert any("not accuracy" in note for note in report.notes)
-    assert any("have seen these rows" in note for note in report.notes)
 
 
 def test_a_dry_run_makes_nothing(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,11 +191,29 @@ def test_leaked_calibration_rows_are_caught(judged: Any, home: Path, tmp_path: P
     assert "2 rows of the calibration data are in the evaluation data too" in error.message
     assert "row 1" in error.message
     assert "--allow-overlap" in error.hint
+
+
+def test_insisting_on_overlap_and_fidelity_are_both_said_aloud(judged: Any, home: Path) -> None:
+    rows = home / "eval.jsonl"
     report = optimizer.optimize(
-        "tiny:fp32", eval=home / "eval.jsonl", calib=calib, allow_overlap=True, max_drop=0.05, precision=("fp32",),
+        "tiny:fp32", eval=rows, calib=rows, allow_overlap=True, min_agreement=0.9, precision=("fp32",),
         store=home / "models", **QUICK,
     )  # fmt: skip
+    assert report.metric == "fidelity"
+    assert report.original.accuracy is None
+    assert report.verdict == "PASS"
     assert any("--allow-overlap" in note for note in report.notes)
+    assert any("not accuracy" in note for note in report.notes)
+
+
+def test_what_is_doubtful_about_the_data_is_said_aloud(home: Path) -> None:
+    calibrated = _notes(Optimize(calib=home / "calib.jsonl", min_cosine=0.9), None, None)
+    assert "have seen these rows" in calibrated[1]
+    labelled = Optimize(eval=home / "eval.jsonl", max_drop=0.1)
+    assert _notes(labelled, [1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]) == []
+    assert (
+        "less than always giving the commonest label (75.0%)" in _notes(labelled, [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1])[0]
+    )
 
 
 @pytest.mark.parametrize(
