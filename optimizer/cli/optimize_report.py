@@ -43,14 +43,15 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
             f"{size(winner.speed.bytes)}"
         )
     console.print(line, soft_wrap=True)
-    judged = "accuracy" if report.original.accuracy else "same decision"
-    right = (judged, "worst cosine", "ms", "speed-up", "rows/s", "size")
+    decided = bool(report.original.accuracy) or any(each.agreement for each in report.candidates)
+    judged = ("accuracy" if report.original.accuracy else "same decision",) if decided else ()
+    right = (*judged, "worst cosine", "ms", "speed-up", "rows/s", "size")
     made = table("candidate", "", *right, right=right)
-    made.add_row(f"[dim]{escape(report.original.name)}[/dim]", "", *_numbers(report.original))
+    made.add_row(f"[dim]{escape(report.original.name)}[/dim]", "", *_numbers(report.original, decided))
     for each in report.candidates:
         mark = f"[{_COLOURS[each.outcome]}]{each.outcome.value}[/]" if each.outcome else "[dim]–[/dim]"
         name = f"[bold]{each.name}[/bold]" if each is winner else each.name
-        made.add_row(name, mark, *_numbers(each))
+        made.add_row(name, mark, *_numbers(each, decided))
     console.print(made)
     for each in report.candidates:
         hint = f" ({each.hint})" if each.hint else ""
@@ -64,9 +65,10 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
         console.print(f"made again by: ml-opt run {escape(report.recipe)}", style="dim", soft_wrap=True)
 
 
-def _numbers(each: CandidateReport) -> list[str]:
+def _numbers(each: CandidateReport, decided: bool) -> list[str]:
     judged = each.accuracy or each.agreement
-    cells = [f"{judged.value:.2%}" if judged else "–", f"{each.cosine['worst']:.5f}" if each.cosine else "–"]
+    cells = [f"{judged.value:.2%}" if judged else "–"] if decided else []
+    cells.append(f"{each.cosine['worst']:.5f}" if each.cosine else "–")
     speed = each.speed
     if speed is None:
         return [*cells, "–", "–", "–", "–"]

@@ -74,9 +74,9 @@ class Rules:
         """Seconds that are left."""
         return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.started)
 
-    def timing_s(self, lanes: int) -> float:
-        """About how long it takes to time so many candidates."""
-        return lanes * (self.plan.seconds * _OVERRUN + _WARM_S) * len(self.plan.shapes)
+    def timing_s(self, lanes: int, call_s: float = 0.0) -> float:
+        """About how long it takes to time so many candidates, if a call takes ``call_s``."""
+        return lanes * (max(self.plan.seconds, self.plan.samples * call_s) * _OVERRUN + _WARM_S)
 
 
 @dataclass
@@ -168,7 +168,8 @@ def hold(
         seconds["answer"] += first.seconds
         known = score(first, first, batches, model, rules.metric, rows.truths)
         for number, contender in enumerate(contenders):
-            need = first.seconds + rules.timing_s(2 + sum(c.standing for c in contenders[:number]))
+            lanes = 2 + sum(c.standing for c in contenders[:number])
+            need = first.seconds + rules.timing_s(lanes, _call_s(first, rows, rules))
             if rules.left() < need:
                 if number == 0:
                     raise _too_small(rules, rules.budget_s - rules.left() + need if rules.budget_s else need)
@@ -188,6 +189,13 @@ def hold(
         lambda cost, best: _compared(cost / best, rules.objective),
     )
     return Contest(tuple(contenders), known, report, decision, seconds)
+
+
+def _call_s(first: Answers, rows: EvalSet, rules: Rules) -> float:
+    """About how long a timed call of the original takes, from the time that it took to answer every row."""
+    shape = rules.plan.shapes[0]
+    longer = shape.sequence / rows.median_length if shape.sequence and rows.median_length else 1.0
+    return first.seconds / len(rows.rows) * shape.batch * longer
 
 
 def _too_small(rules: Rules, need: float) -> BadInput:

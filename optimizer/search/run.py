@@ -41,6 +41,8 @@ from optimizer.types import JSON, Precision
 
 __all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "optimize"]
 
+#: Fewest timed calls in a round: a slow model should not take minutes for percentiles that nothing is decided by.
+_CALLS_A_ROUND = 3
 #: What is written into the folder of the version, and the alias that names the winner.
 VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
 
@@ -191,6 +193,7 @@ def _timing(options: Optimize, shape: Shape) -> Timing:
         threads=options.threads or cpu_threads(),
         rounds=options.rounds,
         seconds=options.duration,
+        samples=_CALLS_A_ROUND * options.rounds,
         seed=options.seed,
         timeout=options.timeout,
     )
