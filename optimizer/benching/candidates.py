@@ -170,7 +170,7 @@ def check_source(artifact: Artifact, store: Store) -> None:
     if found.digest != source["digest"]:
         raise BadInput(
             f"{path} is not the model any more that {artifact.ref} was exported from: its files have changed",
-            "export it again (it becomes a new version), or compare with the answers kept: --against golden",
+            "export it again (it becomes a new version); `ml-opt verify --against golden` needs no source",
         )
 
 
