@@ -142,6 +142,13 @@ def _ideas(calib: Path | None) -> Iterable[Idea]:
         (StepOf("quantize-static", {**static, "method": "percentile"}),),
         "the same with outliers clipped",
     )
+    yield Idea(
+        "int8-static-smooth",
+        Precision.INT8,
+        _CPU,
+        (StepOf("quantize-static", {**static, "smooth": True}),),
+        "outliers moved from activations into weights",
+    )
     yield Idea("fp32-fused", Precision.FP32, _CPU, (StepOf("ort-optimize"),), "exact, with fewer and larger operators")
 
 

@@ -144,7 +144,7 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
     check_source(artifact, store)
     facts = artifact.manifest.facts
     weights = facts.get("weights", {})
-    if facts.get("quantized", {}).get("total") or weights.get("float", 0) * 2 < sum(weights.values()):
+    if facts.get("quantized", {}).get("total") or weights.get("float32", 0) * 2 < sum(weights.values()):
         raise BadInput(
             f"{artifact.ref} is not in fp32 any more, and every candidate is made from fp32",
             "give the model itself, or the reference of its fp32 export",

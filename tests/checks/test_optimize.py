@@ -97,7 +97,14 @@ def test_a_verdict_is_reached_and_kept(judged: Any, home: Path) -> None:
     assert judged.exit_code == 0
     assert judged.original.accuracy.value == pytest.approx(0.9)
     by_name = {c.name: c for c in judged.candidates}
-    assert set(by_name) == {"fp32", "fp32-fused", "int8-dynamic", "int8-static", "int8-static-percentile"}
+    assert set(by_name) == {
+        "fp32",
+        "fp32-fused",
+        "int8-dynamic",
+        "int8-static",
+        "int8-static-percentile",
+        "int8-static-smooth",
+    }
     # fp32 answers as PyTorch does, so that no row is lost and the bound is known: z² / (n + z²).
     fp32 = by_name["fp32"]
     assert fp32.accuracy == judged.original.accuracy

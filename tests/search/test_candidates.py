@@ -31,7 +31,7 @@ def test_each_machine_gets_what_it_is_good_at() -> None:
     assert "no VNNI" in reason(plan(PLAIN, calib=CALIB), "int8-dynamic")
     assert "no bf16 arithmetic" in reason(plan(VNNI), "bf16-openvino")
     assert names(plan(VNNI, calib=CALIB)) == [
-        "fp32", "int8-dynamic", "int8-static", "int8-static-percentile", "fp32-fused",
+        "fp32", "int8-dynamic", "int8-static", "int8-static-percentile", "int8-static-smooth", "fp32-fused",
     ]  # fmt: skip
     assert names(plan(AMX))[:3] == ["fp32", "bf16-openvino", "bf16-openvino-fp16-file"]
     assert "--calib" in reason(plan(AMX), "int8-static")
@@ -44,7 +44,7 @@ def test_each_machine_gets_what_it_is_good_at() -> None:
 def test_every_idea_is_tried_or_has_a_reason() -> None:
     found = plan(AMX, calib=CALIB)
     together = [*names(found), *(each.name for each in found.left_out)]
-    assert len(together) == len(set(together)) == 8
+    assert len(together) == len(set(together)) == 9
 
 
 def test_every_chain_is_one_that_the_stages_take() -> None:
