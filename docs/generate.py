@@ -46,14 +46,17 @@ def pages() -> Iterator[tuple[Path, str]]:
         if "source" in stage.accepts:
             extra.insert(0, ("--name NAME", "the model's name in the store; the source's own when left out"))
         body += ["## Where it goes", "", *_rows(extra), "", _COMMON]
-        body += [_DOORS, "", *_doors(stage.name, stage.function, "source", stage.options)]
+        body += [
+            _DOORS,
+            "",
+            *_doors(stage.name, stage.function, "source", stage.options, model="source" in stage.accepts),
+        ]
         yield ROOT / "docs" / "cli" / f"{stage.name}.md", "\n".join(body)
         index.append(f"| [`{words}`]({stage.name}.md) | {stage.help} |")
     for check in checks.discover().values():
-        target = "REF…" if check.many else "REF"
-        body = [f"# ml-opt {check.name}", "", check.help, "", check.details, "", *_usage(check.name, target)]
+        body = [f"# ml-opt {check.name}", "", check.help, "", check.details, "", *_usage(check.name, check.takes)]
         body += [*_options(check.options), _COMMON]
-        body += [_DOORS, "", *_doors(check.name, check.function, "of", check.options)]
+        body += [_DOORS, "", *_doors(check.name, check.function, "of", check.options, model=check.model)]
         yield ROOT / "docs" / "cli" / f"{check.name}.md", "\n".join(body)
         index.append(f"| [`{check.name}`]({check.name}.md) | {check.help} |")
     for name, text in _written_by_hand():
@@ -125,13 +128,13 @@ def _rows(pairs: list[tuple[str, str]]) -> list[str]:
     return ["| flag | meaning |", "|---|---|", *(f"| `{flag}` | {meaning} |" for flag, meaning in pairs)]
 
 
-def _doors(name: str, function: str, key: str, options: type[Options]) -> list[str]:
+def _doors(name: str, function: str, key: str, options: type[Options], *, model: bool) -> list[str]:
     required = [f for f in options.fields() if f.required]
     example = {Path: '"calib.jsonl"', str: '"fp16"'}
     keywords = "".join(f", {f.name}={example.get(f.element, '...')}" for f in required)
     toml = [f"{f.name} = {example.get(f.element, '...')}" for f in required]
-    first = '"path/to/model"' if name == "export-onnx" else '"minilm:fp32"'
-    origin = [] if name == "export-onnx" else ['from = "fp32"' if key == "source" else 'of = ["fp32"]']
+    first = '"path/to/model"' if model else '"minilm:fp32"'
+    origin = [] if model else ['from = "fp32"' if key == "source" else 'of = ["fp32"]']
     return [
         "```python",
         "import optimizer",

@@ -40,6 +40,7 @@ class Check:
         options: the parameters it takes.
         run: ``run(refs, options, store, progress)`` → :class:`Report`.
         many: True when it takes several references.
+        model: True when it takes what an export takes (a folder, a file, a hub id) as well as a reference.
         modules: imports without which it cannot run.
     """
 
@@ -48,8 +49,14 @@ class Check:
     options: type[Options]
     run: Callable[[tuple[str, ...], Any, Any, Any], Report]
     many: bool = False
+    model: bool = False
     modules: tuple[str, ...] = ()
     details: str = ""
+
+    @property
+    def takes(self) -> str:
+        """What stands behind the command's name: ``REF``, ``REF…`` or ``MODEL``."""
+        return "MODEL" if self.model else "REF…" if self.many else "REF"
 
     @property
     def function(self) -> str:

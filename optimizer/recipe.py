@@ -125,7 +125,7 @@ def read_recipe(path: Path, *, model: str | None = None, name: str | None = None
         raise BadInput(f"{path} has no [[step]]")
     steps: list[Step] = []
     for number, table in enumerate(data["step"], 1):
-        steps.append(_step(table, number, steps, model, path))
+        steps.append(_step(table, number, steps, model, name, path))
     return Recipe(model, name, tuple(steps))
 
 
@@ -140,7 +140,7 @@ def _source(typed: str, folder: Path) -> str:
     return str(folder / typed) if (folder / typed).exists() else typed
 
 
-def _step(table: Any, number: int, before: list[Step], model: str, path: Path) -> Step:
+def _step(table: Any, number: int, before: list[Step], model: str, name_of_model: str | None, path: Path) -> Step:
     where = f"{path}: step {number}"
     if not isinstance(table, dict) or not isinstance(table.get("run"), str):
         raise BadInput(f'{where} needs run = "STAGE"')
@@ -162,8 +162,13 @@ def _step(table: Any, number: int, before: list[Step], model: str, path: Path) -
     elif isinstance(does, Stage):
         sources = [values.pop("from", made[-1].id if made else None)]
     else:
-        sources = values.pop("of", [made[-1].id] if made else [])
+        of_itself = [model] if does.model else [made[-1].id] if made else []
+        sources = values.pop("of", of_itself)
         sources = [sources] if isinstance(sources, str) else sources
+    if isinstance(does, Check) and does.model:
+        sources = [_source(s, path.parent) if isinstance(s, str) else s for s in sources]
+        if name_of_model is not None:
+            values.setdefault("name", name_of_model)
     if not sources or not all(isinstance(s, str) for s in sources):
         raise BadInput(f"{where} has nothing to start from", 'add from = "STEP" (or of = ["STEP", …] to a check)')
     options = does.options.from_mapping(_anchored(does.options, values, path.parent), f"{where} ({name})")

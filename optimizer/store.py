@@ -425,9 +425,13 @@ class Store:
     def _variant_folders(cls, version: Path) -> list[Path]:
         return [p for p in cls._folders(version) if p.name != REPORTS and is_name(p.name)]
 
+    def version_folder(self, name: str, version: int) -> Path:
+        """Where the variants of a version lie, and its verdict."""
+        return self.root / name / str(version)
+
     def reports_folder(self, name: str, version: int) -> Path:
         """Where the reports about a version are kept."""
-        return self.root / name / str(version) / REPORTS
+        return self.version_folder(name, version) / REPORTS
 
     def _open(self, name: str, version: int, variant: str) -> Artifact:
         return Artifact.open(self.root / name / str(version) / variant, f"{name}@{version}:{variant}")

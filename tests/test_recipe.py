@@ -161,3 +161,12 @@ def test_an_option_that_names_an_artifact_takes_a_step_id(toys: None, tmp_path: 
     assert _with_refs(Bench(against="fp32+openvino:bf16"), refs).against == "m@1:fp32+openvino:bf16"  # type: ignore[attr-defined]
     assert _with_refs(Bench(against="source"), refs) == Bench(against="source")
     assert _with_refs(Bench(shape=("1x16",)), refs).shape == ("1x16",)  # type: ignore[attr-defined]
+
+
+def test_a_check_that_takes_a_model_starts_from_the_recipes_own(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    text = '[recipe]\nmodel = "m"\nname = "mine"\n[[step]]\nrun = "optimize"\nmin-cosine = 0.9\n'
+    (tmp_path / "r.toml").write_text(text)
+    (step,) = read_recipe(tmp_path / "r.toml").steps
+    assert step.sources == (str(tmp_path / "m"),)
+    assert step.options.name == "mine"

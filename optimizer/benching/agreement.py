@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Answer = Mapping[str, NDArray[np.generic]]
 
-__all__ = ["Agreement", "compare"]
+__all__ = ["Agreement", "compare", "compare_rows", "read_arrays"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,7 @@ def compare(
     Raises:
         GateFailed: no output in common, other shapes, or numbers that are not finite where the reference's are.
     """
-    import numpy as np
-
-    task = get_task(str(model.get("task") or "generic"))
-    measures: dict[str, list[NDArray[Any]]] = {}
-    for files in zip(reference, candidate, feeds, strict=True):
-        answer, judged, given = (_read(path) for path in files)
-        left, right = _comparable(answer, judged)
-        for name, values in task.agree(left, right, given, model).items():
-            measures.setdefault(name, []).append(np.asarray(values, np.float64))
-    every = {name: np.concatenate(values) for name, values in measures.items()}
+    every = compare_rows(reference, candidate, feeds, model)
     cosine = every["cosine"]
     return Agreement(
         rows=int(cosine.size),
@@ -71,6 +62,22 @@ def compare(
         cosine_mean=float(cosine.mean()),
         top1=float(every["top1"].mean()) if "top1" in every else None,
     )
+
+
+def compare_rows(
+    reference: Sequence[Path], candidate: Sequence[Path], feeds: Sequence[Path], model: Mapping[str, JSON]
+) -> dict[str, NDArray[np.float64]]:
+    """What :func:`compare` adds up: each of the task's measures, one number a row, in the order of the batches."""
+    import numpy as np
+
+    task = get_task(str(model.get("task") or "generic"))
+    measures: dict[str, list[NDArray[Any]]] = {}
+    for files in zip(reference, candidate, feeds, strict=True):
+        answer, judged, given = (read_arrays(path) for path in files)
+        left, right = _comparable(answer, judged)
+        for name, values in task.agree(left, right, given, model).items():
+            measures.setdefault(name, []).append(np.asarray(values, np.float64))
+    return {name: np.concatenate(values) for name, values in measures.items()}
 
 
 def _comparable(reference: Answer, candidate: Answer) -> tuple[Answer, Answer]:
@@ -91,7 +98,8 @@ def _comparable(reference: Answer, candidate: Answer) -> tuple[Answer, Answer]:
     return {name: reference[name] for name in common}, {name: candidate[name] for name in common}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Every array of an ``.npz`` file, by name."""
     import numpy as np
 
     with np.load(path, allow_pickle=False) as stored:

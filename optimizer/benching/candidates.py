@@ -18,6 +18,7 @@ from optimizer.artifact import Artifact
 from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.runtime import Candidate, Provider, get_runtime
+from optimizer.source import resolve_source
 from optimizer.store import Store
 from optimizer.types import JSON, Device
 
@@ -25,6 +26,7 @@ __all__ = [
     "Entrant",
     "candidate_from_json",
     "candidate_to_json",
+    "check_source",
     "default_baseline",
     "entrants",
     "file_bytes",
@@ -167,6 +169,20 @@ def _model_of(artifact: Artifact) -> dict[str, JSON]:
         name: artifact.manifest.facts[name] for name in ("inputs", "outputs") if name in artifact.manifest.facts
     }
     return {**facts, **artifact.manifest.model}
+
+
+def check_source(artifact: Artifact, store: Store) -> None:
+    """Refuse to compare with files that took the place of the model that was exported (:class:`BadInput`)."""
+    source = artifact.model_info.get("source") or {}
+    path = Path(str(source.get("path", "")))
+    if not source or not path.exists():
+        return  # said better by whoever opens it
+    found = resolve_source(str(path), allow_pickle=True, digest=store.digests, recall=store.digests.recall)
+    if found.digest != source["digest"]:
+        raise BadInput(
+            f"{path} is not the model any more that {artifact.ref} was exported from: its files have changed",
+            "export it again (it becomes a new version); `ml-opt verify --against golden` needs no source",
+        )
 
 
 def default_baseline(found: Sequence[Entrant], store: Store) -> Entrant:

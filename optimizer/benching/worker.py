@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Worker", "main", "measure", "peak_rss", "warm_up"]
+__all__ = ["Worker", "die_with_parent", "main", "measure", "peak_rss", "warm_up"]
 
 #: A warm-up window: at least this many calls and this many nanoseconds.
 _WINDOW_CALLS = 3
@@ -207,7 +207,7 @@ def peak_rss() -> int:
     return 0
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies, even by ``kill -9`` and even while this one is stopped."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -217,7 +217,7 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    _die_with_parent()
+    die_with_parent()
     channel: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker()

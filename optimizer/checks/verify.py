@@ -53,7 +53,7 @@ class Verify(Options):
 
 
 def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport:
-    from optimizer.benching.candidates import parse
+    from optimizer.benching.candidates import check_source, parse
     from optimizer.data.golden import Golden
     from optimizer.environment import describe
     from optimizer.evaluate.parity import compare, judge
@@ -82,7 +82,7 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
         else:
             progress("opening the reference")
             if options.against.partition(":")[0] == "source":
-                _check_source(artifact, store)
+                check_source(artifact, store)
             other = parse(options.against, store, artifact)
             reference = other.candidate.open(options.threads, tf32=False)
             label, reference_facts = other.label, reference.facts
@@ -99,22 +99,6 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
         raise BadInput(f"--min-top1 asks for decisions, and {task.name} has none", "use --min-cosine or --max-abs")
     failures = judge(results, tolerance, every_cosine=options.min_cosine is not None)
     return VerifyReport(judged.label, label, task.name, precision.value, tolerance, results, tuple(failures), facts)
-
-
-def _check_source(artifact: Artifact, store: Store) -> None:
-    """Refuse to compare with files that took the place of the model that was exported."""
-    from optimizer.source import resolve_source
-
-    source = artifact.model_info.get("source") or {}
-    path = Path(str(source.get("path", "")))
-    if not source or not path.exists():
-        return  # said better by whoever opens it
-    found = resolve_source(str(path), allow_pickle=True, digest=store.digests, recall=store.digests.recall)
-    if found.digest != source["digest"]:
-        raise BadInput(
-            f"{path} is not the model any more that {artifact.ref} was exported from: its files have changed",
-            "export it again (it becomes a new version), or compare with the answers kept: --against golden",
-        )
 
 
 def _counted(cases: list[Case], progress: Progress) -> Iterator[Case]:

@@ -143,12 +143,10 @@ def check_command(check: Check) -> Callable[..., int]:
             render_report(report, outside.output)
         return report.exit_code
 
-    argument = typer.Argument(
-        metavar="REF…" if check.many else "REF",
-        help="Artifact: name[@version|@alias][:variant]"
-        + (", +provider[:precision] if you like." if check.many else "."),
-        autocompletion=complete_ref,
-    )
+    help = "Artifact: name[@version|@alias][:variant]" + (", +provider[:precision] if you like." if check.many else ".")
+    if check.model:
+        help = f"Model folder, .onnx file, hub id (org/name), or {help[0].lower()}{help[1:]}"
+    argument = typer.Argument(metavar=check.takes, help=help, autocompletion=complete_ref)
     annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
     parameters = [_parameter("refs", annotation, inspect.Parameter.empty)]
     parameters += [_option(field) for field in check.options.fields()]

@@ -160,12 +160,15 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
+    from optimizer.cli.optimize_report import render_optimize, render_plan
     from optimizer.cli.reports import render_bench, render_sensitivity, render_verify
 
     forms: dict[str, Callable[[Any, Output], None]] = {
         "verify": render_verify,
         "bench": render_bench,
         "sensitivity": render_sensitivity,
+        "optimize": render_optimize,
+        "optimize-plan": render_plan,
     }
     document = report.to_json()
     forms[document["report"]](report, output)

@@ -47,6 +47,7 @@ class FakeModel:
         wait: ``busy`` holds a core like a model would, ``sleep`` gives it away.
         seed: of the noise.
         offset: added to every output: a planted error.
+        wrong: share of rows, chosen by their inputs, whose outputs come in reverse order: planted wrong decisions.
         nan: answer NaN.
         wrong_shape: answer one column too many.
         fail_after: calls after which :meth:`FakeSession.run` raises.
@@ -65,6 +66,7 @@ class FakeModel:
     wait: str = "busy"
     seed: int = 0
     offset: float = 0.0
+    wrong: float = 0.0
     nan: bool = False
     wrong_shape: bool = False
     fail_after: int | None = None
@@ -158,7 +160,10 @@ class FakeSession:
             if self._model.wrong_shape:
                 shape[-1] += 1
             columns = np.arange(1, math.prod(shape[1:]) + 1)
-            values = np.cos(per_row[:, None] * 0.37 + columns).reshape(shape) + self._model.offset
+            values = np.cos(per_row[:, None] * 0.37 + columns)
+            chosen = np.modf(np.abs(np.sin(per_row * 12.9898)) * 43758.5453)[0] < self._model.wrong
+            values[chosen] = values[chosen, ::-1]
+            values = values.reshape(shape) + self._model.offset
             answers[spec.name] = np.full_like(values, np.nan) if self._model.nan else values
             answers[spec.name] = answers[spec.name].astype(spec.dtype)
         return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optimizer.task import Task
+from optimizer.tasks._accuracy import ACCURACY
 from optimizer.tasks._classify import agree_on_class
 
 TASK = Task(
@@ -11,4 +12,5 @@ TASK = Task(
     auto_class="AutoModelForAudioClassification",
     modalities=("audio",),
     agree=agree_on_class,
+    metric=ACCURACY,
 )

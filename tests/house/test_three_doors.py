@@ -35,6 +35,8 @@ FORMS = (
     "fp32",
     "report.json",
     "report.md",
+    "10m",
+    "ort",
 )
 
 
@@ -188,7 +190,10 @@ def test_three_doors_are_equal(
 
 @pytest.mark.parametrize("name", DECLARATIONS)
 def test_no_parameter_has_a_word_that_a_door_uses(name: str) -> None:
-    assert {f.name for f in DECLARATIONS[name].options.fields()} & TAKEN == set()
+    does = DECLARATIONS[name]
+    # A check that takes a model names it like an export does, and has no `name` of its own at any door.
+    taken = TAKEN - {"name"} if getattr(does, "model", False) else TAKEN
+    assert {f.name for f in does.options.fields()} & taken == set()
 
 
 @pytest.mark.parametrize("name", DECLARATIONS)

@@ -1,0 +1,1 @@
+"""Which artifact to use: candidates, their accuracy and speed, and the verdict over them."""

@@ -1,0 +1,122 @@
+"""Every candidate's answers to every row, each candidate in a process of its own, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimizer.benching.agreement import compare_rows, read_arrays
+from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.process import WorkerProcess
+from optimizer.runtime import Candidate
+from optimizer.stage import Progress
+from optimizer.task import Metric
+from optimizer.types import JSON
+
+__all__ = ["Answers", "Batches", "Scores", "answer", "score"]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What every candidate answers.
+
+    Attributes:
+        feeds: one ``.npz`` a batch.
+        places: of each batch's rows in the data file.
+    """
+
+    feeds: tuple[Path, ...]
+    places: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One candidate's answers.
+
+    Attributes:
+        files: one ``.npz`` a batch.
+        seconds: that it took, opening included.
+    """
+
+    files: tuple[Path, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Row by row, in the order of the data file.
+
+    Attributes:
+        cosine: with the original's answer.
+        top1: 1 where the decision is the original's; None where the task has none.
+        right: 1 where the answer is right; None where there are no labels.
+    """
+
+    cosine: tuple[float, ...]
+    top1: tuple[float, ...] | None = None
+    right: tuple[float, ...] | None = None
+
+
+def answer(
+    candidate: Candidate, batches: Batches, scratch: Path, *, threads: int, timeout: float, progress: Progress
+) -> Answers:
+    """Let a candidate answer every batch.
+
+    Args:
+        candidate: opened in a new process, which is ended again.
+        batches: what it is fed.
+        scratch: a folder of its own, for its log and its answers.
+        threads: of its libraries.
+        timeout: seconds for opening it, and for each batch.
+        progress: told of every batch.
+
+    Raises:
+        CandidateFailed: it said why, died or hung.
+    """
+    started = time.monotonic()
+    scratch.mkdir()
+    process = WorkerProcess(scratch / "log", threads)
+    files = []
+    try:
+        process.ask({"do": "open", "candidate": candidate_to_json(candidate), "threads": threads}, timeout)
+        for number, feeds in enumerate(batches.feeds):
+            progress(f"{candidate.label}: answering", number, len(batches.feeds))
+            out = scratch / f"{number}.npz"
+            process.ask({"do": "answer", "feeds": str(feeds), "out": str(out)}, timeout)
+            files.append(out)
+    finally:
+        process.kill()
+    return Answers(tuple(files), time.monotonic() - started)
+
+
+def score(
+    original: Answers,
+    judged: Answers,
+    batches: Batches,
+    model: Mapping[str, JSON],
+    metric: Metric | None,
+    truths: Sequence[int] | None,
+) -> Scores:
+    """Compare answers with the original's, and with the labels where there are some.
+
+    Raises:
+        GateFailed: answers of another shape, or that are not finite where the original's are.
+        BadInput: labels beyond the model's classes.
+    """
+    order = [place for places in batches.places for place in places]
+
+    def in_order(values: Sequence[float]) -> tuple[float, ...]:
+        """Batches are sorted by length, data files are not."""
+        return tuple(value for _, value in sorted(zip(order, map(float, values), strict=True)))
+
+    measures = compare_rows(original.files, judged.files, batches.feeds, model)
+    right = None
+    if metric is not None and truths is not None:
+        scored: list[float] = []
+        for file, places in zip(judged.files, batches.places, strict=True):
+            scored += metric.score(read_arrays(file), [truths[place] for place in places], model).tolist()
+        right = in_order(scored)
+    top1 = measures.get("top1")
+    return Scores(in_order(measures["cosine"].tolist()), in_order(top1.tolist()) if top1 is not None else None, right)

@@ -1,0 +1,83 @@
+"""What ``ml-opt optimize`` can be asked, and which of it cannot be asked together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from optimizer.benching.shape import Shape
+from optimizer.errors import BadInput, UnknownName
+from optimizer.options import Options, opt
+from optimizer.ref import check_name
+from optimizer.search.candidates import TARGETS, split_names
+from optimizer.types import Device, Precision
+
+__all__ = ["REPORT_FORMATS", "Optimize", "seconds_of"]
+
+#: Suffixes that ``--report`` can be given.
+REPORT_FORMATS = (".html", ".json")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?\Z")
+_UNITS: Mapping[str | None, float] = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Optimize(Options):
+    """Options of optimize."""
+
+    eval: Path | None = opt(None, "Rows to judge on, with labels for --max-drop.", data=True, metavar="FILE")
+    calib: Path | None = opt(None, "Other rows, for static quantization.", data=True, metavar="FILE")
+    max_drop: float | None = opt(None, "Most accuracy that may be lost: 0.01 is one point.", ge=0, le=1)
+    min_agreement: float | None = opt(None, "Smallest share of decisions that must be the original's.", ge=0, le=1)
+    min_cosine: float | None = opt(None, "Smallest cosine to the original's answer, of any row.", ge=-1, le=1)
+    metric: str | None = opt(
+        None, "What is judged [accuracy with --max-drop, fidelity without].", choices=("accuracy", "fidelity")
+    )
+    confidence: float = opt(0.95, "Of every bound.", ge=0.5, le=0.9999)
+    objective: str = opt("latency", "What the best has most of.", choices=("latency", "throughput", "size"))
+    shape: str | None = opt(
+        None, "Rows × steps of a timed call, e.g. 1x128 [1 row, or 8 for throughput, of the data's median length]."
+    )
+    precision: tuple[str, ...] = opt((), "Only these: fp32, fp16, bf16, int8; with commas, or repeated.")
+    target: tuple[str, ...] = opt((), "Only these: ort, openvino; with commas, or repeated.")
+    device: Device = opt(Device.AUTO, "Where it may run.")
+    time_budget: str | None = opt(None, "Stop trying candidates after this long: 90s, 10m, 1h.", metavar="TIME")
+    allow_overlap: bool = opt(False, "Take calibration rows that are in the evaluation data too.")
+    dry_run: bool = opt(False, "Say what would be tried, and stop.")
+    name: str | None = opt(None, "The model's name in the store [the source's own name].")
+    report: tuple[Path, ...] = opt((), "Where to write the report: FILE.html or FILE.json; repeatable.", key=False)
+    threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
+    duration: float = opt(2.0, "Seconds that each candidate is timed, at least.", ge=0.01, le=86400)
+    rounds: int = opt(8, "Interleaved rounds that the timing is spread over.", ge=3, le=1000)
+    seed: int = opt(0, "Of the order and of the bootstrap.", ge=0)
+    timeout: float = opt(600.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
+
+    def check(self) -> None:
+        if self.max_drop is not None and self.eval is None:
+            raise BadInput("--max-drop is about accuracy, which needs labelled rows", "add --eval FILE")
+        if self.max_drop is not None and self.metric == "fidelity":
+            raise BadInput(
+                "--max-drop is about accuracy, and --metric fidelity judges without", "leave one of them out"
+            )
+        if self.metric == "accuracy" and self.eval is None:
+            raise BadInput("--metric accuracy needs labelled rows", "add --eval FILE --max-drop 0.01")
+        if self.device is Device.CUDA and "openvino" in split_names(self.target, "value of --target", TARGETS):
+            raise BadInput("--target openvino runs on processors, and --device cuda was asked for", "leave one out")
+        split_names(self.precision, "value of --precision", [p.value for p in Precision])
+        if self.shape is not None:
+            Shape.parse(self.shape)
+        if self.time_budget is not None:
+            seconds_of(self.time_budget)
+        if self.name is not None:
+            check_name("model", self.name)
+        for path in self.report:
+            if path.suffix not in REPORT_FORMATS:
+                raise UnknownName("report format", path.suffix or str(path), REPORT_FORMATS)
+
+
+def seconds_of(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``1h`` in seconds; raises :class:`BadInput` for anything else, and for none."""
+    found = _DURATION.match(text.strip().lower())
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise BadInput(f"--time-budget {text!r} is no time", "write 90s, 10m or 1h")
+    return seconds

@@ -1,0 +1,239 @@
+"""The report of ``optimize``: the JSON is the report, every sample and every row's score in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from optimizer.files import disk_errors, write_json
+from optimizer.search.candidates import Plan
+from optimizer.search.verdict import Bounded, Gate, Outcome
+from optimizer.types import JSON
+
+__all__ = ["SCHEMA", "CandidateReport", "OptimizeReport", "PlanReport", "Speed"]
+
+#: Raised by one whenever a reader of the older number would misread the file.
+SCHEMA = 1
+
+_EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 3}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of one candidate at the objective's shape.
+
+    Attributes:
+        p50_ms: median latency of a call.
+        rows_per_s: rows in a second, one call after another.
+        ratio: times faster than the original, with its interval; 1 for the original itself.
+        bytes: graph and weights.
+        load_s: seconds that opening took.
+        peak_rss: most memory its process held, bytes.
+    """
+
+    p50_ms: float
+    rows_per_s: float
+    ratio: Bounded
+    bytes: int
+    load_s: float
+    peak_rss: int
+
+    def to_json(self) -> dict[str, JSON]:
+        return {**vars(self), "ratio": dict(vars(self.ratio))}
+
+
+@dataclass(frozen=True)
+class CandidateReport:
+    """One candidate.
+
+    Attributes:
+        name: what it is called in tables.
+        ref: its artifact; empty when it was not made.
+        provider: where it ran.
+        precision: what it computed in.
+        outcome: PASS, FAIL or INCONCLUSIVE by its gates; None when it was not measured to the end.
+        reason: why it won or lost.
+        hint: what to do about an error.
+        gates: one a budget.
+        accuracy: share of right answers, with Wilson's bounds; None without labels.
+        agreement: share of the original's decisions; None without decisions.
+        cosine: ``worst`` and ``mean`` over rows; empty when it gave no answers.
+        speed: None when it was not timed.
+        seconds: that making it and answering took.
+        commands: that make it again, in order.
+        rows: ``cosine``, ``top1`` and ``right`` of every row of the data, in its order.
+    """
+
+    name: str
+    ref: str
+    provider: str
+    precision: str
+    outcome: Outcome | None
+    reason: str
+    hint: str = ""
+    gates: tuple[Gate, ...] = ()
+    accuracy: Bounded | None = None
+    agreement: Bounded | None = None
+    cosine: Mapping[str, float] = field(default_factory=dict)
+    speed: Speed | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+    rows: Mapping[str, JSON] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, JSON]:
+        return {
+            **vars(self),
+            "outcome": self.outcome.value if self.outcome else None,
+            "gates": [gate.to_json() for gate in self.gates],
+            "accuracy": _bounded(self.accuracy),
+            "agreement": _bounded(self.agreement),
+            "cosine": dict(self.cosine),
+            "speed": self.speed.to_json() if self.speed else None,
+            "seconds": dict(self.seconds),
+            "commands": list(self.commands),
+            "rows": dict(self.rows),
+        }
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """The verdict and its proof.
+
+    Attributes:
+        created: UTC time, ISO 8601.
+        command: that was run.
+        model: as it was typed.
+        verdict: PASS, FAIL or INCONCLUSIVE.
+        best: reference of the winner; empty without one.
+        provider: where the winner runs; empty without one.
+        metric: ``accuracy``, or ``fidelity``: likeness to the original, which is not accuracy.
+        objective: what the best has most of.
+        shape: of the timed calls.
+        budgets: what was asked.
+        confidence: of every bound.
+        original: what everything is compared with.
+        candidates: best first; those that were not measured last.
+        left_out: what was not worth trying here, and why.
+        rows_needed: of an inconclusive verdict.
+        notes: what to know before trusting a number, in sentences.
+        data: what was judged and calibrated on.
+        environment: the machine and the versions.
+        seconds: where the time went.
+        bench: the report of the timing, every sample in it.
+        recipe: path of the recipe that makes the winner again; empty without one.
+        path: where this report was written; empty when it was not.
+    """
+
+    created: str
+    command: str
+    model: str
+    verdict: Outcome
+    best: str
+    provider: str
+    metric: str
+    objective: str
+    shape: str
+    budgets: Mapping[str, JSON]
+    confidence: float
+    original: CandidateReport
+    candidates: tuple[CandidateReport, ...]
+    left_out: tuple[Mapping[str, JSON], ...]
+    rows_needed: int | None
+    notes: tuple[str, ...]
+    data: Mapping[str, JSON]
+    environment: Mapping[str, JSON]
+    seconds: Mapping[str, float]
+    bench: Mapping[str, JSON]
+    recipe: str = ""
+    path: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return _EXIT_CODES[self.verdict]
+
+    @property
+    def winner(self) -> CandidateReport | None:
+        """The candidate that the verdict is about."""
+        if not self.best:
+            return None
+        return next(c for c in self.candidates if (c.ref, c.provider) == (self.best, self.provider))
+
+    def to_json(self) -> dict[str, JSON]:
+        winner = self.winner
+        return {
+            "report": "optimize",
+            "schema": SCHEMA,
+            **vars(self),
+            "verdict": self.verdict.value,
+            "exit_code": self.exit_code,
+            "best": self.best or None,
+            "provider": self.provider or None,
+            "speedup": {**vars(winner.speed.ratio), "shape": self.shape} if winner and winner.speed else None,
+            "accuracy": self._accuracy(winner),
+            "agreement": _bounded(winner.agreement) if winner else None,
+            "cosine": dict(winner.cosine) if winner else None,
+            "budgets": dict(self.budgets),
+            "original": self.original.to_json(),
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+            "left_out": [dict(each) for each in self.left_out],
+            "notes": list(self.notes),
+            "data": dict(self.data),
+            "environment": dict(self.environment),
+            "seconds": dict(self.seconds),
+            "bench": dict(self.bench),
+        }
+
+    def _accuracy(self, winner: CandidateReport | None) -> JSON:
+        if winner is None or winner.accuracy is None:
+            return None
+        drop = next((gate for gate in winner.gates if gate.name == "accuracy drop"), None)
+        return {
+            **vars(winner.accuracy),
+            "original": _bounded(self.original.accuracy),
+            "drop": {"value": drop.value, "low": drop.low, "high": drop.high} if drop else None,
+        }
+
+    def written(self, path: Path) -> OptimizeReport:
+        """Write the report as JSON, and return it knowing its path."""
+        known = replace(self, path=str(path))
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known.to_json())
+        return known
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What ``--dry-run`` answers.
+
+    Attributes:
+        model: as it was typed.
+        plan: what would be tried, and what would not.
+        timing_s: about how many seconds of it would be timing.
+        environment: the machine.
+    """
+
+    model: str
+    plan: Plan
+    timing_s: float
+    environment: Mapping[str, JSON]
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    def to_json(self) -> dict[str, JSON]:
+        return {
+            "report": "optimize-plan",
+            "schema": SCHEMA,
+            "model": self.model,
+            "candidates": [idea.to_json() for idea in self.plan.ideas],
+            "left_out": [each.to_json() for each in self.plan.left_out],
+            "timing_s": self.timing_s,
+            "environment": dict(self.environment),
+        }
+
+
+def _bounded(found: Bounded | None) -> dict[str, JSON] | None:
+    return dict(vars(found)) if found else None

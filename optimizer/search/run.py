@@ -1,0 +1,258 @@
+"""``optimize`` from a model to a verdict: plan, make, judge, time, decide, keep."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from optimizer.artifact import Artifact
+from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse
+from optimizer.benching.measure import Plan as Timing
+from optimizer.benching.shape import Shape
+from optimizer.data.preprocess import Preprocessor
+from optimizer.data.readers import format_of
+from optimizer.digest import digest_tree
+from optimizer.environment import cpu_threads, describe
+from optimizer.errors import BadInput
+from optimizer.files import disk_errors
+from optimizer.pipeline import apply
+from optimizer.ref import Ref, is_name
+from optimizer.search.build import build
+from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
+from optimizer.search.contest import Contender, Rules, hold
+from optimizer.search.evalset import EvalSet, refuse_overlap
+from optimizer.search.html import to_html
+from optimizer.search.options import Optimize, seconds_of
+from optimizer.search.rebuild import recipe_of
+from optimizer.search.report import OptimizeReport, PlanReport
+from optimizer.search.summary import summarized
+from optimizer.search.verdict import Outcome
+from optimizer.source import resolve_source
+from optimizer.stage import Progress, get_stage
+from optimizer.store import Store
+from optimizer.task import Metric, get_task
+from optimizer.types import JSON, Precision
+
+__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "optimize"]
+
+#: Fewest timed calls in a round: a slow model should not take minutes for percentiles that nothing is decided by.
+_CALLS_A_ROUND = 3
+#: What is written into the folder of the version, and the alias that names the winner.
+VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
+
+
+def optimize(model: str, options: Optimize, store: Store, progress: Progress) -> OptimizeReport | PlanReport:
+    """Find the best artifact of a model that keeps its budgets.
+
+    Args:
+        model: a folder, an ``.onnx`` file, a hub id, or the reference of a float export.
+        options: what is asked.
+        store: where artifacts, the verdict and the alias ``best`` go.
+        progress: told of every step.
+
+    Raises:
+        MlOptError: there is no verdict: bad data, a model that cannot be exported, options that contradict each other.
+    """
+    started = time.monotonic()
+    machine = Machine.here()
+    planned = plan(
+        machine,
+        calib=options.calib,
+        precisions=split_names(options.precision, "value of --precision", [p.value for p in Precision]),
+        targets=split_names(options.target, "value of --target", TARGETS),
+        device=options.device,
+    )
+    for path in (options.eval, options.calib):
+        if path is not None:
+            format_of(path)  # say now, and not after the export, that it is not there
+    if options.dry_run:
+        if not _is_reference(model, store):
+            resolve_source(model)
+        else:
+            _exported(model, options, store, progress)
+        rules = Rules(options.objective, _timing(options, Shape(1)))
+        return PlanReport(model, planned, rules.timing_s(1 + len(planned.ideas)), describe())
+    if not any(value is not None for value in (options.max_drop, options.min_agreement, options.min_cosine)):
+        raise BadInput(
+            "no budget is given, so that nothing could miss it",
+            "add --max-drop 0.01 (accuracy), --min-agreement 0.98 or --min-cosine 0.999 (likeness to the original)",
+        )
+    if options.eval is None and options.calib is None:
+        raise BadInput("there are no rows to judge on", "add --eval FILE")
+    began = time.monotonic()
+    artifact = _exported(model, options, store, progress)
+    export_s = time.monotonic() - began
+    info: dict[str, JSON] = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    rows, metric, data = _data(artifact, info, options, progress)
+    shape = Shape.parse(options.shape) if options.shape else _usual_shape(rows, options.objective, info)
+    shape.check(info)
+    base = parse(artifact.ref, store)
+    original = default_baseline([base], store)
+    rules = Rules(
+        objective=options.objective,
+        plan=_timing(options, shape),
+        metric=metric,
+        max_drop=options.max_drop,
+        min_agreement=options.min_agreement,
+        min_cosine=options.min_cosine,
+        confidence=options.confidence,
+        budget_s=seconds_of(options.time_budget) if options.time_budget else None,
+        started=started,
+    )
+    with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:
+        contenders = [
+            Contender(idea.name, functools.partial(_make, idea, artifact, store, rules, Path(logs)))
+            for idea in planned.ideas
+        ]
+        contest = hold(original, contenders, rows, info, rules, progress)
+    report = summarized(contest, original, planned, rules, store)
+    report = replace(
+        report,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["ml-opt", "optimize", model, *options.to_flags()]),
+        model=model,
+        data=data,
+        notes=(*report.notes, *_notes(options, contest.original.right, rows.truths)),
+        seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
+    )
+    return _kept(report, artifact, store, options)
+
+
+def _is_reference(model: str, store: Store) -> bool:
+    """Whether what was typed names an artifact: nothing of that name lies in this folder, and the store knows it."""
+    if Path(model).exists() or model.endswith(".onnx"):
+        return False
+    head = model.partition("@")[0].partition(":")[0]
+    return is_name(head) and (head != model or head in store.names())
+
+
+def _exported(model: str, options: Optimize, store: Store, progress: Progress) -> Artifact:
+    """The float export that every candidate is made from."""
+    if not _is_reference(model, store):
+        stage = get_stage("export-onnx")
+        return apply(stage, model, stage.options(), store, name=options.name, progress=progress).artifact
+    if options.name is not None:
+        raise BadInput(f"{model} is in the store under its own name; --name is for models that are not")
+    artifact = store.get(model)
+    artifact.check(store.digests)
+    check_source(artifact, store)
+    facts = artifact.manifest.facts
+    weights = facts.get("weights", {})
+    if facts.get("quantized", {}).get("total") or weights.get("float32", 0) * 2 < sum(weights.values()):
+        raise BadInput(
+            f"{artifact.ref} is not in fp32 any more, and every candidate is made from fp32",
+            "give the model itself, or the reference of its fp32 export",
+        )
+    return artifact
+
+
+def _data(
+    artifact: Artifact, info: Mapping[str, JSON], options: Optimize, progress: Progress
+) -> tuple[EvalSet, Metric | None, dict[str, JSON]]:
+    """The rows that are judged on, the metric that judges them, and what a report says of both files."""
+    progress("reading the data")
+    task = get_task(str(info.get("task") or "generic"))
+    metric = task.metric if options.max_drop is not None or options.metric == "accuracy" else None
+    if metric is None and (options.max_drop is not None or options.metric == "accuracy"):
+        raise BadInput(
+            f"accuracy is not known for the task {task.name}",
+            "judge by fidelity to the original: --min-cosine 0.999 or --min-agreement 0.98",
+        )
+    preprocessor = Preprocessor.open(artifact.path, info)
+    path = options.eval or options.calib
+    assert path is not None
+    rows = EvalSet.open(path, preprocessor, metric, info)
+    data: dict[str, JSON] = {"eval": rows.summary, "calib": None}
+    if options.calib is not None and options.eval is not None:
+        if not options.allow_overlap:
+            refuse_overlap(options.calib, rows.rows, preprocessor)
+        data["calib"] = {"file": options.calib.name, "sha256": _digest(options.calib)}
+    return rows, metric, data
+
+
+def _digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return digest_tree(path.parent if path.is_file() else path, files)
+
+
+def _usual_shape(rows: EvalSet, objective: str, info: Mapping[str, JSON]) -> Shape:
+    """The shape of the data itself: its median length, and one row, or eight where throughput counts."""
+    batch = min(8 if objective == "throughput" else 1, int(info.get("max_batch") or 8))
+    return Shape(batch, rows.median_length)
+
+
+def _timing(options: Optimize, shape: Shape) -> Timing:
+    return Timing(
+        shapes=(shape,),
+        threads=options.threads or cpu_threads(),
+        rounds=options.rounds,
+        seconds=options.duration,
+        samples=_CALLS_A_ROUND * options.rounds,
+        seed=options.seed,
+        timeout=options.timeout,
+    )
+
+
+def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path) -> Entrant:
+    """Build one candidate, or find it in the store."""
+    timeout = rules.plan.timeout if rules.budget_s is None else min(rules.plan.timeout, max(1.0, rules.left()))
+    made = build(artifact, idea.steps, store, logs / f"{idea.name}.log", rules.plan.threads, timeout)
+    provider = "" if str(idea.provider) == "cpu" else f"+{idea.provider}"
+    return parse(made.ref + provider, store)
+
+
+def _notes(options: Optimize, right: Sequence[float] | None, truths: Sequence[int] | None) -> list[str]:
+    """What to know of the data before trusting the verdict.
+
+    Args:
+        options: what was asked.
+        right: the original's scores; None where fidelity was judged.
+        truths: the right answers; None where fidelity was judged.
+    """
+    notes = []
+    if right is None or truths is None:
+        notes.append(
+            "Judged by likeness to the original's answers; that is not accuracy: nothing here knows the right ones."
+        )
+    elif sum(right) < (most := max(truths.count(each) for each in set(truths))):
+        notes.append(
+            f"The original is right in {sum(right) / len(truths):.1%} of rows, less than always giving the commonest "
+            f"label ({most / len(truths):.1%}): are the labels those of this model?"
+        )
+    if options.eval is None:
+        notes.append("Judged on the calibration data, for want of --eval: static candidates have seen these rows.")
+    elif options.calib is not None and options.allow_overlap:
+        notes.append("Calibration and evaluation data may share rows (--allow-overlap): accuracy may look too good.")
+    return notes
+
+
+def _kept(report: OptimizeReport, artifact: Artifact, store: Store, options: Optimize) -> OptimizeReport:
+    """Write the verdict, and after it what points at the winner: an interruption leaves nothing that says too much."""
+    ref = Ref.parse(artifact.ref)
+    folder = store.version_folder(ref.name, int(ref.at))
+    if report.verdict is Outcome.PASS:
+        report = replace(report, recipe=str(folder / RECIPE_NAME))
+        winner = store.get(report.best)
+        head = (
+            f"Makes {report.best} again, the winner of {report.created}:\n{report.command}\n"
+            f"Run it there: {report.best}{'' if report.provider == 'cpu' else '+' + report.provider}"
+        )
+        with disk_errors("writing the recipe", folder):
+            (folder / RECIPE_NAME).write_text(recipe_of(winner, store, head), encoding="utf-8")
+    report = report.written(folder / VERDICT_NAME)
+    if report.verdict is Outcome.PASS:
+        store.set_alias(BEST_ALIAS, report.best)
+    for path in options.report:
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".html":
+                path.write_text(to_html(report.to_json()), encoding="utf-8")
+            else:
+                report.written(path)
+    return report

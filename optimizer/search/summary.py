@@ -1,0 +1,179 @@
+"""From a contest to its report: every candidate in one line, best first, and what is worth a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optimizer.benching.candidates import Entrant
+from optimizer.benching.report import Row
+from optimizer.search.candidates import Idea, Plan
+from optimizer.search.contest import Contender, Contest, Rules, ratio_of
+from optimizer.search.rebuild import commands_of
+from optimizer.search.report import CandidateReport, OptimizeReport, Speed
+from optimizer.search.verdict import Bounded, Outcome, outcome_of, share
+from optimizer.store import Store
+from optimizer.types import JSON
+
+__all__ = ["summarized"]
+
+
+def summarized(contest: Contest, original: Entrant, planned: Plan, rules: Rules, store: Store) -> OptimizeReport:
+    """The report of a contest; who calls it adds what only they know (model, command, data, time)."""
+    ideas = {idea.name: idea for idea in planned.ideas}
+    found = [_candidate(c, ideas[c.name], contest, rules, store) for c in contest.contenders]
+    best = next((c for c in found if c.name == contest.decision.best), None)
+    ordered = sorted(found, key=lambda c: _place(c, contest.decision.best, rules.objective))
+    first = _original(contest, original, rules)
+    return OptimizeReport(
+        created="",
+        command="",
+        model="",
+        verdict=contest.decision.verdict,
+        best=best.ref if best else "",
+        provider=best.provider if best else "",
+        metric=rules.metric.name if rules.metric else "fidelity",
+        objective=rules.objective,
+        shape=str(rules.plan.shapes[0]),
+        budgets=rules.budgets(),
+        confidence=rules.confidence,
+        original=first,
+        candidates=tuple(ordered),
+        left_out=tuple(each.to_json() for each in planned.left_out),
+        rows_needed=contest.decision.rows_needed,
+        notes=tuple(_sentences(best, ordered, first, contest, rules)),
+        data={},
+        environment=contest.bench.environment,
+        seconds={},
+        bench=contest.bench.to_json(),
+    )
+
+
+def _place(candidate: CandidateReport, best: str, objective: str) -> tuple[bool, bool, float]:
+    """The winner first, then by the objective; what was not timed comes last."""
+    speed = candidate.speed
+    if speed is None:
+        return (True, True, 0.0)
+    cost = {"size": float(speed.bytes), "throughput": -speed.rows_per_s}.get(objective, -speed.ratio.value)
+    return (candidate.name != best, False, cost)
+
+
+def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules, store: Store) -> CandidateReport:
+    entrant, scores = contender.entrant, contender.scores
+    artifact = entrant.artifact if entrant else None
+    rows: dict[str, JSON] = {}
+    if scores is not None:
+        rows = {name: list(values) if values else None for name, values in vars(scores).items()}
+    judged = contender.standing and contender.row is not None
+    return CandidateReport(
+        name=contender.name,
+        ref=artifact.ref if artifact else "",
+        provider=str(idea.provider),
+        precision=idea.precision.value,
+        outcome=outcome_of(contender.gates) if judged else None,
+        reason=contest.decision.reasons[contender.name],
+        hint=contender.hint,
+        gates=contender.gates,
+        accuracy=_share(scores.right if scores else None, rules),
+        agreement=_share(scores.top1 if scores else None, rules),
+        cosine=_cosine(scores.cosine if scores else ()),
+        speed=_speed(contender.row),
+        seconds=contender.seconds,
+        commands=commands_of(artifact, store) if artifact else (),
+        rows=rows,
+    )
+
+
+def _original(contest: Contest, original: Entrant, rules: Rules) -> CandidateReport:
+    row = next(row for row in contest.bench.rows if row.label == original.label)
+    right = contest.original.right
+    return CandidateReport(
+        name=original.label,
+        ref=original.artifact.ref if original.artifact else "",
+        provider=str(original.candidate.provider),
+        precision=original.candidate.provider.precision or "fp32",
+        outcome=None,
+        reason="what every candidate is compared with",
+        accuracy=_share(right, rules),
+        speed=_speed(row),
+        rows={"right": list(right) if right else None},
+    )
+
+
+def _share(values: Sequence[float] | None, rules: Rules) -> Bounded | None:
+    return share(min(sum(values), len(values)), len(values), rules.confidence) if values else None
+
+
+def _cosine(values: Sequence[float]) -> dict[str, float]:
+    return {"worst": min(values), "mean": sum(values) / len(values)} if values else {}
+
+
+def _speed(row: Row | None) -> Speed | None:
+    if row is None or row.error or not row.cells:
+        return None
+    cell, ratio = row.cells[0], ratio_of(row)
+    return Speed(
+        p50_ms=cell.summary.p50_ms,
+        rows_per_s=cell.rows_per_s,
+        ratio=Bounded(ratio.value, ratio.low, ratio.high),
+        bytes=row.bytes,
+        load_s=row.load_s,
+        peak_rss=row.peak_rss,
+    )
+
+
+def _sentences(
+    best: CandidateReport | None,
+    ordered: Sequence[CandidateReport],
+    original: CandidateReport,
+    contest: Contest,
+    rules: Rules,
+) -> list[str]:
+    said = []
+    if best is not None and best.speed is not None and original.speed is not None:
+        if rules.objective == "size":
+            if best.speed.bytes >= original.speed.bytes:
+                said.append("Nothing that keeps the budgets is smaller than the original.")
+        elif best.speed.ratio.low <= 1.0:
+            said.append("Nothing that keeps the budgets is faster than the original beyond doubt.")
+        if best.name == "fp32":
+            said.append("Nothing that keeps the budgets is better than the plain export: keep fp32.")
+        said += _tie(best, ordered, rules)
+        said += _int8(best, ordered, rules)
+    if contest.decision.verdict is Outcome.INCONCLUSIVE:
+        rows = contest.decision.rows_needed
+        if rows:
+            said.append(f"There are too few rows for a verdict: about {rows:,} would settle it.")
+        elif any(c.skipped for c in contest.contenders):
+            said.append("The time budget was spent before every candidate was tried.")
+        else:
+            said.append("What was measured lies on the edge of the budget: more rows alone may not settle it.")
+    for doubt in dict.fromkeys(caution.doubt for caution in contest.bench.cautions):
+        if doubt.value != "different-answers":  # answers are judged here, on more rows than those of the timing
+            said.append(f"Timing: {doubt.advice}.")
+    return said
+
+
+def _tie(best: CandidateReport, ordered: Sequence[CandidateReport], rules: Rules) -> list[str]:
+    if rules.objective == "size" or best.speed is None:
+        return []
+    close = [
+        c.name
+        for c in ordered
+        if c is not best and c.outcome is Outcome.PASS and c.speed and c.speed.ratio.high >= best.speed.ratio.low
+    ]
+    return [f"Within the noise of the timing, {', '.join(close)} may be as fast as {best.name}."] if close else []
+
+
+def _int8(best: CandidateReport, ordered: Sequence[CandidateReport], rules: Rules) -> list[str]:
+    """Whoever expects int8 to win deserves a sentence when it does not."""
+    timed = [c for c in ordered if c.precision == "int8" and c.speed]
+    if rules.objective == "size" or best.precision == "int8" or not timed or best.speed is None:
+        return []
+    fastest = max(timed, key=lambda c: c.speed.ratio.value if c.speed else 0.0)
+    assert fastest.speed is not None
+    if fastest.speed.ratio.value < best.speed.ratio.value:
+        return [
+            f"int8 does not beat {best.precision} here: {fastest.name} is {fastest.speed.ratio.value:.2f} times as "
+            f"fast as the original, {best.name} {best.speed.ratio.value:.2f} times."
+        ]
+    return [f"{fastest.name} is faster than the best, and misses a budget: {fastest.reason}."]

@@ -1,0 +1,332 @@
+"""The verdict: what the rows that were seen say about all rows like them. docs/verdict.md explains the arithmetic.
+
+Sources:
+
+- Drop in accuracy: the score interval for a difference of paired proportions, Tango, *Statistics in Medicine* 17
+  (1998) 891-908; at a difference of 0 its test is McNemar's. Newcombe compares it with nine others in the same volume,
+  2635-2650.
+- Agreement: the score interval of Wilson, *J. Am. Stat. Assoc.* 22 (1927) 209-212.
+- Worst cosine: the distribution-free tolerance limit of Wilks, *Ann. Math. Stat.* 12 (1941) 91-96.
+- Rows needed: for paired proportions Nam, *Biometrics* 53 (1997) 1422-1430, and for one proportion Fleiss, Levin and
+  Paik, *Statistical Methods for Rates and Proportions* (2003), chapter 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import NormalDist
+
+from optimizer.types import JSON
+
+__all__ = [
+    "Bounded",
+    "Decision",
+    "Gate",
+    "Outcome",
+    "Standing",
+    "agreement_gate",
+    "cosine_gate",
+    "decide",
+    "drop_gate",
+    "outcome_of",
+    "paired_drop",
+    "same_gate",
+    "share",
+]
+
+#: Chance that the rows which an inconclusive gate asks for do settle it, if shares stay as they were seen.
+_POWER = 0.8
+#: Share of rows that must be known to reach ``--min-cosine`` when the worst row that was seen does.
+_COVERED = 0.95
+
+
+class Outcome(StrEnum):
+    """What can be said of a gate, of a candidate, and in the end of the whole search."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """An estimate with two one-sided bounds, each of which holds with the confidence that was asked for."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One budget and how a candidate stands to it.
+
+    Attributes:
+        name: ``accuracy drop``, ``agreement`` or ``worst cosine``.
+        value: the estimate.
+        low: lower bound.
+        high: upper bound.
+        limit: the budget.
+        outcome: PASS when the bound keeps the budget, FAIL when the bound on the other side shows that it does not.
+        says: the same in words.
+        rows_needed: of an inconclusive gate: about how many rows would settle it; None where no number would.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    outcome: Outcome
+    says: str
+    rows_needed: int | None = None
+
+    def to_json(self) -> dict[str, JSON]:
+        return {**vars(self), "outcome": self.outcome.value}
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(confidence)
+
+
+def paired_drop(lost: int, won: int, rows: int, confidence: float = 0.95) -> Bounded:
+    """How much less often a candidate is right than the original, over the same rows.
+
+    Args:
+        lost: rows that the original has right and the candidate wrong.
+        won: rows that the candidate has right and the original wrong.
+        rows: all rows.
+        confidence: of each bound.
+
+    Returns:
+        (lost - won) / rows, positive when the candidate is worse, with Tango's score bounds.
+    """
+    if not 0 <= lost + won <= rows or rows < 1 or min(lost, won) < 0:
+        raise ValueError(f"{lost} lost and {won} won of {rows} rows")
+    z = _z(confidence)
+    return Bounded((lost - won) / rows, -_highest(won, lost, rows, z), _highest(lost, won, rows, z))
+
+
+def _highest(lost: int, won: int, rows: int, z: float) -> float:
+    """The largest drop that the score test does not reject: the root of the falling function ``score + z``."""
+    low, high = (lost - won) / rows, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _score(lost, won, rows, middle) > -z:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _score(lost: int, won: int, rows: int, drop: float) -> float:
+    """Tango's statistic of the hypothesis that the true drop is ``drop``: standard normal when it is."""
+    variance = rows * _variance(lost / rows, won / rows, drop)
+    distance = lost - won - rows * drop
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+
+def _variance(lost: float, won: float, drop: float) -> float:
+    """Of one row's difference, if the true drop is ``drop`` and these shares of rows were seen lost and won."""
+    b = (2 - lost + won) * drop - lost - won
+    c = -won * drop * (1 - drop)
+    # The likeliest share of rows that are won under the hypothesis; those that are lost are ``drop`` more.
+    likeliest = (math.sqrt(max(b * b - 8 * c, 0.0)) - b) / 4
+    return max(2 * likeliest + drop * (1 - drop), 0.0)
+
+
+def share(successes: float, rows: int, confidence: float = 0.95) -> Bounded:
+    """A share with Wilson's score bounds.
+
+    ``successes`` may be a sum of shares (tokens of a row that agree): numbers between 0 and 1 vary no more than zeros
+    and ones of the same mean, so that the bounds are then wider than they need be, never narrower.
+    """
+    if rows < 1 or not 0 <= successes <= rows:
+        raise ValueError(f"{successes} of {rows} rows")
+    z = _z(confidence)
+    value = successes / rows
+    middle = (value + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(value * (1 - value) / rows + z * z / (4 * rows * rows))
+    return Bounded(value, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def drop_gate(original: Sequence[float], candidate: Sequence[float], max_drop: float, confidence: float = 0.95) -> Gate:
+    """Whether accuracy falls by no more than ``max_drop``; both sequences hold 1 (right) or 0 (wrong), row by row."""
+    pairs = list(zip(original, candidate, strict=True))
+    lost, won = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    rows = len(pairs)
+    found = paired_drop(lost, won, rows, confidence)
+    outcome, needed = Outcome.INCONCLUSIVE, None
+    if found.high <= max_drop:
+        outcome = Outcome.PASS
+    elif found.low > max_drop:
+        outcome = Outcome.FAIL
+    else:
+        needed = _rows_for_drop(lost / rows, won / rows, max_drop, confidence)
+    bound = f"at least {_points(found.low)}" if outcome is Outcome.FAIL else f"at most {_points(found.high)}"
+    says = (
+        f"accuracy falls by {_points(found.value)} points, {bound} with {confidence:.0%} confidence; "
+        f"{_points(max_drop)} are allowed"
+    )
+    return Gate("accuracy drop", found.value, found.low, found.high, max_drop, outcome, says, needed)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _rows_for_drop(lost: float, won: float, limit: float, confidence: float) -> int | None:
+    """Nam's formula; with no row lost or won it comes down to z² (1 - limit) / limit."""
+    drop = lost - won
+    if drop == limit:
+        return None
+    supposed, seen = _variance(lost, won, limit), lost + won - drop * drop
+    spread = _z(confidence) * math.sqrt(supposed) + _z(_POWER) * math.sqrt(max(seen, 0.0))
+    return math.ceil((spread / (limit - drop)) ** 2)
+
+
+def agreement_gate(same: Sequence[float], least: float, confidence: float = 0.95) -> Gate:
+    """Whether decisions are the original's in at least this share of rows."""
+    rows = len(same)
+    found = share(min(float(sum(same)), rows), rows, confidence)
+    outcome, needed = Outcome.INCONCLUSIVE, None
+    if found.low >= least:
+        outcome = Outcome.PASS
+    elif found.high < least:
+        outcome = Outcome.FAIL
+    else:
+        needed = _rows_for_share(found.value, least, confidence)
+    bound = f"at most {found.high:.2%}" if outcome is Outcome.FAIL else f"at least {found.low:.2%}"
+    says = (
+        f"{found.value:.2%} of decisions are the original's, {bound} with {confidence:.0%} confidence; "
+        f"{least:.2%} are asked for"
+    )
+    return Gate("agreement", found.value, found.low, found.high, least, outcome, says, needed)
+
+
+def _rows_for_share(value: float, limit: float, confidence: float) -> int | None:
+    if value == limit:
+        return None
+    spread = _z(confidence) * math.sqrt(limit * (1 - limit)) + _z(_POWER) * math.sqrt(value * (1 - value))
+    return math.ceil((spread / (value - limit)) ** 2) or None
+
+
+def cosine_gate(cosines: Sequence[float], least: float, confidence: float = 0.95) -> Gate:
+    """Whether every row's answer points where the original's does.
+
+    One row below is a proof that it does not. None below is one that 95 % of all rows like these reach it, with the
+    confidence asked for, once there are enough of them (59 for 95 %): the smallest of n rows lies below the 5 %
+    quantile with probability 1 - 0.95ⁿ.
+    """
+    worst = min(cosines)
+    needed = math.ceil(math.log(1 - confidence) / math.log(_COVERED))
+    if worst < least:
+        outcome = Outcome.FAIL
+        below = sum(c < least for c in cosines)
+        says = f"worst cosine {worst:.5f}, {below} of {len(cosines)} rows below {least:g}"
+    elif len(cosines) >= needed:
+        outcome = Outcome.PASS
+        says = f"worst cosine {worst:.5f} of {len(cosines)} rows; {least:g} is asked for"
+    else:
+        outcome = Outcome.INCONCLUSIVE
+        says = f"worst cosine {worst:.5f} of only {len(cosines)} rows; {least:g} is asked for"
+    rows_needed = needed if outcome is Outcome.INCONCLUSIVE else None
+    # What was seen is the upper bound of the worst there is; below it lies whatever was not seen.
+    return Gate("worst cosine", worst, -1.0, worst, least, outcome, says, rows_needed)
+
+
+def same_gate(name: str, limit: float) -> Gate:
+    """The gate of a candidate that *is* the original: nothing to estimate."""
+    value = 0.0 if name == "accuracy drop" else 1.0
+    return Gate(name, value, value, value, limit, Outcome.PASS, "it is the original itself")
+
+
+def outcome_of(gates: Sequence[Gate]) -> Outcome:
+    """A candidate fails by one gate that fails, and passes by all that pass."""
+    outcomes = {gate.outcome for gate in gates}
+    for each in (Outcome.FAIL, Outcome.INCONCLUSIVE):
+        if each in outcomes:
+            return each
+    return Outcome.PASS
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One candidate before the verdict.
+
+    Attributes:
+        name: unique among them.
+        gates: one a budget.
+        cost: what the objective counts, lower is better; None when it could not be measured.
+        error: why it was not measured to the end; empty when it was.
+        skipped: it was never tried, for want of time.
+    """
+
+    name: str
+    gates: tuple[Gate, ...] = ()
+    cost: float | None = None
+    error: str = ""
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict.
+
+    Attributes:
+        verdict: PASS when something keeps every budget, FAIL when it is known that nothing does, else INCONCLUSIVE.
+        best: the cheapest candidate that passes; empty without one.
+        reasons: why each candidate won or lost.
+        rows_needed: of an inconclusive verdict: the fewest rows that would settle some candidate.
+    """
+
+    verdict: Outcome
+    best: str
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    rows_needed: int | None = None
+
+
+def decide(standings: Sequence[Standing], compared: Callable[[float, float], str]) -> Decision:
+    """Choose the cheapest candidate whose bounds keep every budget.
+
+    Args:
+        standings: every candidate.
+        compared: ``compared(cost, best cost)`` in words, for a candidate that passes and is not the cheapest.
+    """
+    whole = [s for s in standings if not s.error and not s.skipped and s.cost is not None]
+    passing = [s for s in whole if outcome_of(s.gates) is Outcome.PASS]
+    best = min(passing, key=lambda s: s.cost or 0.0, default=None)
+    open_ones = [s for s in whole if outcome_of(s.gates) is Outcome.INCONCLUSIVE]
+    reasons = {s.name: _reason(s, best, compared) for s in standings}
+    if best is not None:
+        return Decision(Outcome.PASS, best.name, reasons)
+    if not open_ones and not any(s.skipped for s in standings):
+        return Decision(Outcome.FAIL, "", reasons)
+    needed = [rows for s in open_ones if (rows := _rows_needed(s)) is not None]
+    return Decision(Outcome.INCONCLUSIVE, "", reasons, min(needed, default=None))
+
+
+def _rows_needed(standing: Standing) -> int | None:
+    """Rows that would settle every open gate of a candidate; None when no number would."""
+    needed = [gate.rows_needed for gate in standing.gates if gate.outcome is Outcome.INCONCLUSIVE]
+    known = [rows for rows in needed if rows is not None]
+    return max(known) if len(known) == len(needed) else None
+
+
+def _reason(standing: Standing, best: Standing | None, compared: Callable[[float, float], str]) -> str:
+    if standing.error or standing.skipped:
+        return standing.error or "not tried: the time budget was spent"
+    outcome = outcome_of(standing.gates)
+    if outcome is Outcome.PASS and standing.cost is not None:
+        if best is None or standing is best:
+            return "keeps every budget, and nothing that does is better"
+        assert best.cost is not None
+        return f"keeps every budget, but {compared(standing.cost, best.cost)}"
+    says = "; ".join(gate.says for gate in standing.gates if gate.outcome is outcome)
+    if outcome is Outcome.INCONCLUSIVE:
+        rows = _rows_needed(standing)
+        says += f"; about {rows:,} rows would settle it" if rows else "; more rows alone may not settle it"
+    return says

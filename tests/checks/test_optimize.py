@@ -1,0 +1,275 @@
+"""From a model folder to a verdict that is kept, on a tiny BERT; and every way in which there can be none."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimizer
+from optimizer.cli.main import run
+from optimizer.errors import BadInput, MissingPiece, UnknownName
+from optimizer.recipe import run_recipe
+from optimizer.search.options import Optimize, seconds_of
+from optimizer.search.run import _notes
+from optimizer.store import Store
+
+QUICK = {"duration": 0.05, "rounds": 3, "threads": 1}
+ROWS = 150
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of three classes with random weights."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("classifier") / "tiny"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=32, id2label={0: "low", 1: "mid", 2: "high"}, initializer_range=0.5,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def texts(count: int, seed: int) -> list[str]:
+    drawn = random.Random(seed)
+    return [" ".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=drawn.randint(2, 20))) for _ in range(count)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data, labelled by PyTorch's own answers but for every tenth row, and a store beside it."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("home")
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+    names = ["low", "mid", "high"]
+    rows = []
+    with torch.inference_mode():
+        for place, text in enumerate(texts(ROWS, 1)):
+            label = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
+            # Both spellings of a label in one file: a name and a number.
+            wrong = (label + 1) % 3
+            rows.append({"text": text, "label": wrong if place % 10 == 0 else names[label]})
+    assert len({json.dumps(row["label"]) for row in rows}) >= 3
+    write(folder / "eval.jsonl", rows)
+    write(folder / "calib.jsonl", [{"text": text} for text in texts(40, 2)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(classifier: Path, home: Path) -> Any:
+    """The whole of it, once."""
+    return optimizer.optimize(
+        str(classifier),
+        eval=home / "eval.jsonl",
+        calib=home / "calib.jsonl",
+        max_drop=0.05,
+        precision=("fp32,int8",),
+        name="tiny",
+        report=(home / "out" / "report.html", home / "out" / "report.json"),
+        store=home / "models",
+        **QUICK,
+    )
+
+
+def test_a_verdict_is_reached_and_kept(judged: Any, home: Path) -> None:
+    store = Store(home / "models")
+    assert judged.verdict == "PASS"
+    assert judged.exit_code == 0
+    assert judged.original.accuracy.value == pytest.approx(0.9)
+    by_name = {c.name: c for c in judged.candidates}
+    assert set(by_name) == {
+        "fp32",
+        "fp32-fused",
+        "int8-dynamic",
+        "int8-static",
+        "int8-static-percentile",
+        "int8-static-smooth",
+    }
+    # fp32 answers as PyTorch does, so that no row is lost and the bound is known: z² / (n + z²).
+    fp32 = by_name["fp32"]
+    assert fp32.accuracy == judged.original.accuracy
+    assert fp32.gates[0].high == pytest.approx(2.7055 / (ROWS + 2.7055), rel=1e-3)
+    assert len(fp32.rows["right"]) == ROWS
+    assert min(fp32.rows["cosine"]) == pytest.approx(1.0, abs=1e-4)
+    winner = judged.winner
+    assert store.aliases("tiny")["best"] == f"1:{winner.ref.partition(':')[2]}"
+    assert store.get("tiny@best").ref == judged.best
+    passing = [c.speed.ratio.value for c in judged.candidates if c.outcome == "PASS"]
+    assert winner.speed.ratio.value == max(passing)
+    assert {left["name"] for left in judged.left_out} >= {"bf16-openvino"}
+    assert judged.seconds["total"] > judged.seconds["make"] > 0
+
+
+def test_the_kept_verdict_is_the_whole_report(judged: Any, home: Path) -> None:
+    kept = json.loads((home / "models" / "tiny" / "1" / "verdict.json").read_text())
+    assert kept == judged.to_json() == json.loads((home / "out" / "report.json").read_text()) | {"path": judged.path}
+    assert (kept["report"], kept["schema"], kept["verdict"], kept["best"]) == ("optimize", 1, "PASS", judged.best)
+    assert set(kept["speedup"]) == {"value", "low", "high", "shape"}
+    assert kept["accuracy"]["drop"]["high"] <= 0.05
+    assert 0 < kept["agreement"]["low"] <= kept["agreement"]["value"] <= 1
+    assert re.fullmatch("[0-9a-f]{64}", kept["data"]["eval"]["sha256"])
+    assert kept["data"]["eval"]["rows"] == ROWS == sum(kept["data"]["eval"]["histogram"]["counts"])
+    assert kept["data"]["eval"]["labels"].keys() <= {"low", "mid", "high"}
+    assert kept["environment"]["cpu"]["model"]
+    assert kept["bench"]["rows"][0]["cells"][0]["rounds_ns"]
+    assert kept["command"].startswith("ml-opt optimize ")
+
+
+def test_the_recipe_makes_the_winner_again(judged: Any, home: Path, tmp_path: Path) -> None:
+    cached = run_recipe(Path(judged.recipe), store=home / "models")
+    assert all(step["cached"] for step in cached.steps)
+    assert cached.steps[-1]["ref"] == judged.best
+    anew = run_recipe(Path(judged.recipe), store=tmp_path / "other")
+    assert anew.steps[-1]["key"] == cached.steps[-1]["key"]
+
+
+def test_the_page_loads_nothing_and_says_everything(judged: Any, home: Path) -> None:
+    page = (home / "out" / "report.html").read_text()
+    assert not re.search(r"(src|href)\s*=|url\(|@import|<script", page)
+    for candidate in judged.candidates:
+        assert f"<b>{candidate.name}</b>" in page
+        assert candidate.commands[-1].split()[1] in page
+    assert page.count("<svg") == 2
+    assert page.count("<circle") == 1 + len(judged.candidates)
+    assert "PASS" in page
+    assert "prefers-color-scheme" in page
+    assert "@media print" in page
+
+
+def test_again_from_a_reference_at_the_command_line(
+    judged: Any, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["optimize", "tiny:fp32", "--eval", str(home / "eval.jsonl"), "--max-drop", "0.001", "--precision", "fp32"]
+    words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--store", str(home / "models")]
+    assert run([*words, "--report", str(tmp_path / "r.json")]) == 3
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["verdict"], report["exit_code"]) == ("INCONCLUSIVE", 3)
+    assert report["best"] is None
+    assert report["rows_needed"] == 2703
+    assert Store(home / "models").get("tiny@best").ref == judged.best, "the alias stays where a verdict put it"
+    out = capsys.readouterr()
+    assert "INCONCLUSIVE" in out.out
+    assert "about 2,703 rows would settle it" in out.out
+    assert "too few rows for a verdict" in out.err
+
+
+def test_a_dry_run_makes_nothing(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["optimize", str(classifier), "--precision", "fp32,int8", "--dry-run", "--store", str(tmp_path / "m")]
+    assert run(words) == 0
+    out = capsys.readouterr().out
+    assert "int8-dynamic" in out
+    assert "static quantization needs calibration data" in out
+    assert not (tmp_path / "m" / "tiny").exists()
+
+
+def failing(home: Path, model: str = "tiny:fp32", **options: Any) -> BadInput:
+    before = (home / "models" / "tiny" / "1" / "verdict.json").read_bytes()
+    with pytest.raises(BadInput) as found:
+        optimizer.optimize(model, store=home / "models", **{"max_drop": 0.05, **options})
+    assert (home / "models" / "tiny" / "1" / "verdict.json").read_bytes() == before
+    return found.value
+
+
+def test_leaked_calibration_rows_are_caught(judged: Any, home: Path, tmp_path: Path) -> None:
+    rows = (home / "eval.jsonl").read_text().splitlines()
+    leaked = [{"text": json.loads(rows[5])["text"]}, {"text": "new"}, {"text": json.loads(rows[7])["text"]}]
+    calib = write(tmp_path / "calib.jsonl", leaked)
+    error = failing(home, eval=home / "eval.jsonl", calib=calib)
+    assert "2 rows of the calibration data are in the evaluation data too" in error.message
+    assert "row 1" in error.message
+    assert "--allow-overlap" in error.hint
+
+
+def test_insisting_on_overlap_and_fidelity_are_both_said_aloud(judged: Any, home: Path) -> None:
+    rows = home / "eval.jsonl"
+    report = optimizer.optimize(
+        "tiny:fp32", eval=rows, calib=rows, allow_overlap=True, min_agreement=0.9, precision=("fp32",),
+        store=home / "models", **QUICK,
+    )  # fmt: skip
+    assert report.metric == "fidelity"
+    assert report.original.accuracy is None
+    assert report.verdict == "PASS"
+    assert any("--allow-overlap" in note for note in report.notes)
+    assert any("not accuracy" in note for note in report.notes)
+
+
+def test_what_is_doubtful_about_the_data_is_said_aloud(home: Path) -> None:
+    calibrated = _notes(Optimize(calib=home / "calib.jsonl", min_cosine=0.9), None, None)
+    assert "have seen these rows" in calibrated[1]
+    labelled = Optimize(eval=home / "eval.jsonl", max_drop=0.1)
+    assert _notes(labelled, [1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]) == []
+    assert (
+        "less than always giving the commonest label (75.0%)" in _notes(labelled, [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1])[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([None, None], "has no label"),
+        (["low", ""], "row 2 has no label"),
+        (["low", "huge"], "row 2: the model knows no label 'huge'; it knows 0 (low), 1 (mid), 2 (high)"),
+        ([0, 3], "the model knows no label 3"),
+        ([0, -1], "the model knows no label -1"),
+        ([True, 0], "the model knows no label True"),
+        ([0, 1.0], "the model knows no label 1.0"),
+        (["mid", 1], "every row has the label 'mid'"),
+    ],
+)
+def test_labels_that_cannot_be_used(judged: Any, home: Path, tmp_path: Path, labels: list[Any], message: str) -> None:
+    rows = [{"text": f"a {place}", **({} if label is None else {"label": label})} for place, label in enumerate(labels)]
+    error = failing(home, eval=write(tmp_path / "rows.jsonl", rows))
+    assert message in error.message
+
+
+def test_what_contradicts_itself_is_refused(judged: Any, home: Path, tmp_path: Path) -> None:
+    rows = home / "eval.jsonl"
+    assert "--max-drop is about accuracy" in failing(home).message
+    assert "--metric fidelity" in failing(home, eval=rows, metric="fidelity").message
+    assert "no budget is given" in failing(home, eval=rows, max_drop=None).message
+    assert "nothing is left to try" in failing(home, eval=rows, precision=("bf16",), target=("ort",)).message
+    assert "unknown value of --precision: 'int7'" in failing(home, eval=rows, precision=("int8,int7",)).message
+    assert "too small for one candidate" in failing(home, eval=rows, time_budget="1s").message
+    assert "is no time" in failing(home, eval=rows, time_budget="soon").message
+    assert "own name" in failing(home, eval=rows, name="other").message
+    assert "no such file" in failing(home, eval=tmp_path / "none.jsonl").message
+    assert "not in fp32 any more" in failing(home, "tiny:int8-dynamic", eval=rows).message
+    with pytest.raises(MissingPiece, match="needs an NVIDIA GPU"):
+        optimizer.optimize("tiny:fp32", eval=rows, max_drop=0.1, device="cuda", store=home / "models")
+    with pytest.raises(UnknownName, match="report format"):
+        Optimize(report=(Path("report.pdf"),))
+
+
+def test_a_model_that_cannot_be_exported_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    with pytest.raises(BadInput):
+        optimizer.optimize(
+            str(tmp_path / "broken"), eval=home / "eval.jsonl", max_drop=0.1, store=tmp_path / "models", **QUICK
+        )
+    assert Store(tmp_path / "models").refs() == []
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_times_as_people_write_them(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds

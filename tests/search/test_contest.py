@@ -1,0 +1,176 @@
+"""Planted candidates: what is wrong must lose, what is slower must not win, what breaks must not stop the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optimizer.benching.candidates import Entrant
+from optimizer.benching.measure import Plan
+from optimizer.benching.shape import Shape
+from optimizer.data.preprocess import Preprocessor
+from optimizer.errors import BadInput
+from optimizer.runtime import Candidate, Provider, SessionOptions
+from optimizer.runtimes.fake import FakeModel, FakeSession
+from optimizer.search.contest import Contender, Contest, Rules, hold
+from optimizer.search.evalset import EvalSet
+from optimizer.search.verdict import Outcome
+from optimizer.stage import silent
+from optimizer.tasks._accuracy import ACCURACY
+
+INPUT = {"name": "x", "dtype": "float32", "shape": ["batch", "sequence"]}
+LOGITS = {"name": "logits", "dtype": "float32", "shape": ["batch", 4]}
+MODEL = {"task": "text-classification", "labels": ["a", "b", "c", "d"], "inputs": [INPUT]}
+PLAN = Plan(shapes=(Shape(2, 3),), threads=1, rounds=3, seconds=0.05, samples=6, timeout=30.0, warm_limit_s=0.3)
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Callable[..., Entrant]:
+    """``plant(name, **what it does)``: a candidate with planted speed and planted errors."""
+
+    def make(name: str, **does: Any) -> Entrant:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"outputs": [LOGITS], "wait": "sleep", **does}))
+        return Entrant(Candidate(name, path, Provider("fake")))
+
+    return make
+
+
+def rows_of(tmp_path: Path, count: int, mistakes: float = 0.1) -> EvalSet:
+    """Rows whose labels are what a right model answers, but for some mistakes of the original."""
+    random = np.random.default_rng(7)
+    x = random.standard_normal((count, 3)).astype(np.float32)
+    right = FakeSession(FakeModel(outputs=[LOGITS]), SessionOptions()).run({"x": x})["logits"].argmax(1)
+    label = np.where(random.random(count) < mistakes, (right + 1) % 4, right)
+    np.savez(tmp_path / "rows.npz", x=x, label=label)
+    return EvalSet.open(tmp_path / "rows.npz", Preprocessor.open(tmp_path, MODEL), ACCURACY, MODEL)
+
+
+def contest(original: Entrant, entrants: list[Entrant], rows: EvalSet, **rules: Any) -> Contest:
+    contenders = [Contender(e.label, lambda e=e: e) for e in entrants]
+    settings: dict[str, Any] = {"objective": "latency", "plan": PLAN, "metric": ACCURACY, "max_drop": 0.02, **rules}
+    return hold(original, contenders, rows, MODEL, Rules(**settings), silent)
+
+
+def test_the_fastest_that_keeps_the_budget_wins(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 400)
+    found = contest(
+        plant("original", latency_s=0.02),
+        [
+            plant("slower", latency_s=0.012),
+            plant("wrong", latency_s=0.001, wrong=0.2),
+            plant("right", latency_s=0.006),
+            plant("nan", latency_s=0.001, nan=True),
+            plant("dies", latency_s=0.001, die_after=3),
+        ],
+        rows,
+    )
+    by_name = {c.name: c for c in found.contenders}
+    assert (found.decision.verdict, found.decision.best) == (Outcome.PASS, "right")
+    assert by_name["wrong"].gates[0].outcome is Outcome.FAIL
+    assert by_name["wrong"].row is not None, "what fails is timed all the same: a report says what it would have gained"
+    assert "NaN" in by_name["nan"].error
+    assert "SIGKILL" in by_name["dies"].error
+    assert "takes" in found.decision.reasons["slower"]
+    scores = by_name["wrong"].scores
+    assert scores is not None
+    assert scores.top1 is not None
+    assert 0.7 < np.mean(scores.top1) < 0.9
+    # In the order of the data file: a row that is scored right is one whose label is what was answered.
+    assert found.original.right is not None
+    with np.load(tmp_path / "rows.npz") as stored:
+        session = FakeSession(FakeModel(outputs=[LOGITS]), SessionOptions())
+        expected = session.run({"x": stored["x"]})["logits"].argmax(1) == stored["label"]
+    assert np.array_equal(np.array(found.original.right, bool), expected)
+
+
+def test_a_lucky_small_sample_is_inconclusive(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 20)
+    found = contest(plant("original"), [plant("lucky", latency_s=0.001)], rows, max_drop=0.001)
+    assert found.decision.verdict is Outcome.INCONCLUSIVE
+    assert found.decision.best == ""
+    assert found.decision.rows_needed == 2703
+
+
+def test_a_hang_is_one_candidates_end(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    from dataclasses import replace
+
+    found = contest(
+        plant("original"),
+        [plant("hangs", hang_after=0), plant("right")],
+        rows_of(tmp_path, 200),
+        plan=replace(PLAN, timeout=8.0),
+        max_drop=0.05,
+    )
+    assert "hung" in found.contenders[0].error
+    assert found.decision.best == "right"
+
+
+def test_what_cannot_be_made_is_out_and_the_others_go_on(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    def never() -> Entrant:
+        raise BadInput("cannot be quantized")
+
+    right = plant("right")
+    rules = Rules("latency", PLAN, ACCURACY, max_drop=0.05)
+    contenders = [Contender("never", never), Contender("right", lambda: right)]
+    found = hold(plant("original"), contenders, rows_of(tmp_path, 200), MODEL, rules, silent)
+    assert found.decision.best == "right"
+    assert found.decision.reasons["never"] == "cannot be quantized"
+
+
+def test_the_time_budget_stops_between_candidates(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 30)
+    right = plant("right")
+
+    def slow() -> Entrant:
+        import time
+
+        time.sleep(6.0)
+        return right
+
+    plenty = Rules("latency", PLAN, ACCURACY, max_drop=1.0, budget_s=14.0)
+    contenders = [Contender("slow", slow), Contender("late", lambda: right)]
+    found = hold(plant("original"), contenders, rows, MODEL, plenty, silent)
+    assert [c.skipped for c in found.contenders] == [False, True]
+    assert "time budget" in found.decision.reasons["late"]
+    with pytest.raises(BadInput, match="time budget of 2 s is too small for one candidate"):
+        contest(plant("original"), [right], rows, budget_s=2.0)
+
+
+def test_fidelity_needs_no_labels(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 100)
+    found = contest(
+        plant("original"),
+        [plant("same"), plant("off", offset=0.5), plant("wrong", wrong=0.3)],
+        rows,
+        metric=None,
+        max_drop=None,
+        min_agreement=0.9,
+        min_cosine=0.999,
+    )
+    same, off, wrong = (c.gates for c in found.contenders)
+    assert [gate.outcome for gate in same] == [Outcome.PASS, Outcome.PASS]
+    assert [gate.outcome for gate in off] == [Outcome.PASS, Outcome.FAIL]
+    assert [gate.outcome for gate in wrong] == [Outcome.FAIL, Outcome.FAIL]
+    assert found.contenders[0].scores is not None
+    assert found.contenders[0].scores.right is None
+    assert found.decision.best == "same"
+
+
+def test_the_objective_decides_what_is_best(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 150)
+    entrants = [plant("large", latency_s=0.002, chatter=" " * 40), plant("small", latency_s=0.008)]
+    assert contest(plant("original", latency_s=0.01), entrants, rows, max_drop=0.1).decision.best == "large"
+    small = contest(plant("original", latency_s=0.01), entrants, rows, max_drop=0.1, objective="size")
+    assert small.decision.best == "small"
+    assert "times as large" in small.decision.reasons["large"]
+
+
+def test_an_original_that_cannot_answer_ends_it(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    with pytest.raises(BadInput, match="the original, original, cannot answer"):
+        contest(plant("original", fail_after=0), [plant("right")], rows_of(tmp_path, 30))
