@@ -156,6 +156,7 @@ def verify(
     samples: int = ...,
     batch: int = ...,
     provider: str | None = ...,
+    device: Device | str = ...,
     threads: int = ...,
     max_abs: float | None = ...,
     min_cosine: float | None = ...,

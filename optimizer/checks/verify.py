@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.check import Check
-from optimizer.errors import BadInput
+from optimizer.errors import BadInput, MissingPiece
 from optimizer.options import Options, opt
-from optimizer.types import JSON, Precision, TensorSpec
+from optimizer.types import JSON, Device, Precision, TensorSpec
 
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
@@ -31,11 +31,13 @@ class Verify(Options):
         "What to compare with: `source` (PyTorch itself, or the imported file), `golden` (the answers kept beside the "
         "model, for machines without PyTorch), or another artifact.",
         metavar="REF",
+        ref=True,
     )
     data: Path | None = opt(None, "Real inputs to compare on, beside the sweep of shapes.", data=True, metavar="FILE")
     samples: int = opt(64, "Rows of the data to use.", ge=1)
     batch: int = opt(8, "Rows in a batch of data.", ge=1)
     provider: str | None = opt(None, "Where to run it: cpu, openvino, openvino:bf16, cuda, … [cpu].")
+    device: Device = opt(Device.AUTO, "Where it runs when nothing names a provider; auto prefers a GPU.")
     threads: int = opt(0, "Threads; 0 for one a core.", ge=0, key=False)
     max_abs: float | None = opt(None, "Largest difference allowed, relative to max(1, largest answer).", ge=0)
     min_cosine: float | None = opt(None, "Smallest cosine similarity allowed of any row.", ge=-1, le=1)
@@ -53,7 +55,7 @@ class Verify(Options):
 
 
 def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport:
-    from optimizer.benching.candidates import check_source, parse
+    from optimizer.benching.candidates import check_source, parse, provider_of
     from optimizer.data.golden import Golden
     from optimizer.environment import describe
     from optimizer.evaluate.parity import compare, judge
@@ -63,7 +65,7 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
     (ref,) = refs
     if options.provider and "+" in ref:
         raise BadInput(f"{ref} names its provider; leave --provider out")
-    judged = parse(f"{ref}+{options.provider}" if options.provider else ref, store)
+    judged = parse(f"{ref}+{options.provider}" if options.provider else ref, store, default=provider_of(options.device))
     artifact = judged.artifact
     if artifact is None:
         raise BadInput(f"{ref} is not an artifact", "`ml-opt ls` lists what there is")
@@ -84,7 +86,11 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
             if options.against.partition(":")[0] == "source":
                 check_source(artifact, store)
             other = parse(options.against, store, artifact)
-            reference = other.candidate.open(options.threads, tf32=False)
+            try:
+                reference = other.candidate.open(options.threads, tf32=False)
+            except MissingPiece as error:
+                error.hint += "; or compare with the kept answers: --against golden"
+                raise
             label, reference_facts = other.label, reference.facts
         try:
             facts: dict[str, JSON] = {"candidate": candidate.facts, "reference": reference_facts}
