@@ -40,7 +40,7 @@ lint: install
 docs: install
 	$(BIN)/python -m pip install -q --group docs
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache
