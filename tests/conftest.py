@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ os.environ.pop("ML_OPT_STORE", None)
 
 from optimizer.stage import Stage
 from optimizer.store import Store
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: tests that interrupt one would wait.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent.parent / "benchmarks" / "data"
 
