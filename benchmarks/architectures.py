@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optimizer.task import get_task
+
 __all__ = ["ARCHITECTURES", "Architecture", "build", "save"]
 
 HIDDEN, HEADS, LAYERS, VOCAB, POSITIONS = 128, 4, 2, 1000, 128
@@ -22,16 +24,6 @@ CORPUS = Path(__file__).parent / "data" / "sentiment-train.jsonl"
 _TEXT = ("feature-extraction", "text-classification", "token-classification", "question-answering")
 _IMAGE = ("feature-extraction", "image-classification")
 _AUDIO = ("feature-extraction", "audio-classification")
-
-_AUTO = {
-    "feature-extraction": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "image-classification": "AutoModelForImageClassification",
-    "audio-classification": "AutoModelForAudioClassification",
-    "fill-mask": "AutoModelForMaskedLM",
-}
 
 
 @dataclass(frozen=True)
@@ -202,7 +194,7 @@ def build(name: str, task: str, *, class_name: str = "", seed: int = 0, **settin
     if class_name:
         model = getattr(transformers, class_name)(config)
     else:
-        model = getattr(transformers, _AUTO[task]).from_config(config)
+        model = getattr(transformers, get_task(task).auto_class).from_config(config)
     _widen(model)
     return model.eval()
 

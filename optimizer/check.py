@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
 
 from optimizer.discovery import members
 from optimizer.environment import need_modules
-from optimizer.errors import UnknownName
+from optimizer.errors import MissingPiece, UnknownName
 from optimizer.options import Options
+from optimizer.ref import Ref
+from optimizer.store import Store
 from optimizer.types import JSON
 
-__all__ = ["Check", "Report", "discover", "get_check"]
+__all__ = ["Check", "Report", "Writable", "discover", "get_check", "keep"]
 
 
 class Report(Protocol):
@@ -66,6 +70,29 @@ class Check:
         """Run it; raises :class:`MissingPiece` when a module that it needs is not installed."""
         need_modules(self.modules, self.name)
         return self.run(refs, options, store, progress)
+
+
+class Writable(Report, Protocol):
+    """A report that can be kept in a file and then knows where."""
+
+    def written(self, path: Path) -> Self:
+        """Write it as JSON, and return it knowing its path."""
+
+
+W = TypeVar("W", bound=Writable)
+
+
+def keep(report: W, name: str, ref: str, store: Store) -> W:
+    """The report, kept as ``reports/<name>-<UTC>.json`` beside the version of an artifact.
+
+    A store that is only read from keeps no reports; the answer is no worse for it, and comes back as it was.
+    """
+    about = Ref.parse(ref)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    try:
+        return report.written(store.reports_folder(about.name, int(about.at)) / f"{name}-{stamp}.json")
+    except MissingPiece:
+        return report
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from pathlib import Path
 from optimizer.errors import MissingPiece
 from optimizer.types import JSON
 
-__all__ = ["Lock", "disk_errors", "fsync_folder", "fsync_tree", "write_json"]
+__all__ = ["Lock", "disk_errors", "fsync_folder", "fsync_tree", "write_json", "write_report"]
 
 
 @contextlib.contextmanager
@@ -89,6 +89,13 @@ def write_json(path: Path, value: JSON) -> None:
             os.unlink(temp)
         raise
     fsync_folder(path.parent)
+
+
+def write_report(path: Path, value: JSON) -> None:
+    """Write a report's JSON, making its folder; raises :class:`MissingPiece` where the disk or a permission forbids."""
+    with disk_errors("writing a report", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
 
 
 class Lock:

@@ -14,7 +14,7 @@ from typing import Any
 from optimizer.benching.agreement import Agreement
 from optimizer.benching.stats import Ratio, Summary
 from optimizer.errors import BadInput
-from optimizer.files import disk_errors, write_json
+from optimizer.files import write_report
 from optimizer.types import JSON
 
 __all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row", "load_is_high"]
@@ -252,9 +252,7 @@ class BenchReport:
     def written(self, path: Path) -> BenchReport:
         """Write the report as JSON, and return it knowing its path."""
         known = replace(self, path=str(path))
-        with disk_errors("writing a report", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, known.to_json())
+        write_report(path, known.to_json())
         return known
 
 

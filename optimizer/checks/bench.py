@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
-from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of
 from optimizer.benching.markdown import to_markdown
 from optimizer.benching.measure import Plan
 from optimizer.benching.report import BenchReport
 from optimizer.benching.run import bench
 from optimizer.benching.shape import Shape, default_shapes
-from optimizer.check import Check
+from optimizer.check import Check, keep
 from optimizer.environment import cpu_threads
-from optimizer.errors import BadInput, MissingPiece, UnknownName
+from optimizer.errors import BadInput, UnknownName
 from optimizer.files import disk_errors
 from optimizer.options import Options, opt
-from optimizer.ref import Ref
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.types import Device
@@ -87,7 +84,9 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         timeout=options.timeout,
     )
     report = bench(taking_part, baseline, plan, progress, options.data)
-    report = _kept(report, next((e.artifact for e in taking_part if e.artifact), None), store)
+    about = next((e.artifact for e in taking_part if e.artifact), None)
+    if about is not None and about.ref:
+        report = keep(report, "bench", about.ref, store)
     for path in options.report:
         with disk_errors("writing a report", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,18 +104,6 @@ def _with_baseline(taking_part: list[Entrant], options: Bench, store: Store) -> 
     if all(e.label != base.label for e in taking_part):
         taking_part = [base, *taking_part]
     return base.label, taking_part
-
-
-def _kept(report: BenchReport, artifact: Artifact | None, store: Store) -> BenchReport:
-    """The report, kept beside the version that it is about where the store can be written to."""
-    if artifact is None or not artifact.ref:
-        return report
-    ref = Ref.parse(artifact.ref)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    try:
-        return report.written(store.reports_folder(ref.name, int(ref.at)) / f"bench-{stamp}.json")
-    except MissingPiece:  # a store that is only read from keeps no reports; the answer is no worse for it
-        return report
 
 
 CHECK = Check(

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.check import Check
-from optimizer.errors import MissingPiece, UnknownName
-from optimizer.files import disk_errors, write_json
+from optimizer.check import Check, keep
+from optimizer.errors import UnknownName
+from optimizer.files import write_report
 from optimizer.options import Options, opt
-from optimizer.ref import Ref
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
-    from optimizer.artifact import Artifact
     from optimizer.quantizing.sensitivity import NodeNoise
 
 __all__ = ["CHECK", "SCHEMA", "Sensitivity", "SensitivityReport"]
@@ -87,9 +84,7 @@ class SensitivityReport:
     def written(self, path: Path) -> SensitivityReport:
         """Write the ranking as JSON, and return it knowing its path."""
         known = replace(self, path=str(path))
-        with disk_errors("writing a report", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, known.to_json())
+        write_report(path, known.to_json())
         return known
 
 
@@ -127,20 +122,10 @@ def _run(refs: tuple[str, ...], options: Sensitivity, store: Store, progress: Pr
             progress=progress,
         )
     report = SensitivityReport(artifact.ref, artifact.manifest.key, options.to_json(), tuple(ranking), data.summary)
-    report = _kept(report, artifact, store)
+    report = keep(report, "sensitivity", artifact.ref, store)
     if options.report is not None:
         report = report.written(options.report)
     return report
-
-
-def _kept(report: SensitivityReport, artifact: Artifact, store: Store) -> SensitivityReport:
-    """The report, kept beside the version that it is about where the store can be written to."""
-    ref = Ref.parse(artifact.ref)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    try:
-        return report.written(store.reports_folder(ref.name, int(ref.at)) / f"sensitivity-{stamp}.json")
-    except MissingPiece:  # a store that is only read from keeps no reports; the answer is no worse for it
-        return report
 
 
 CHECK = Check(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optimizer.files import disk_errors, write_json
+from optimizer.files import write_report
 from optimizer.search.candidates import Plan
 from optimizer.search.verdict import Bounded, Gate, Outcome
 from optimizer.types import JSON
@@ -197,9 +197,7 @@ class OptimizeReport:
     def written(self, path: Path) -> OptimizeReport:
         """Write the report as JSON, and return it knowing its path."""
         known = replace(self, path=str(path))
-        with disk_errors("writing a report", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, known.to_json())
+        write_report(path, known.to_json())
         return known
 
 
