@@ -11,27 +11,23 @@ import contextlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from optimizer.artifact import Artifact
 from optimizer.digest import DigestCache
 from optimizer.errors import BadInput, Damaged, MlOptError, UnknownName
 from optimizer.files import Lock, disk_errors, fsync_folder, fsync_tree, write_json
+from optimizer.layout import OWNER_LOCK, Layout
 from optimizer.manifest import MANIFEST_NAME
-from optimizer.ref import REPORTS, Ref, check_name, is_name
+from optimizer.ref import REPORTS, Ref, check_name
 from optimizer.types import JSON
 
-__all__ = ["DEFAULT_STORE", "Garbage", "Scratch", "Store", "file_entries", "spellings"]
+__all__ = ["DEFAULT_STORE", "Scratch", "Store", "file_entries", "spellings"]
 
 DEFAULT_STORE = Path("models")
-_PRIVATE = ".ml-opt"
-_VERSION_FILE = "version.json"
-_ALIAS_FILE = "aliases.json"
-_LOCK_FILE = "owner.lock"
 
 
 @dataclass
@@ -51,21 +47,6 @@ class Scratch:
             self._lock.release()
 
 
-@dataclass(frozen=True)
-class Garbage:
-    """What ``gc`` found and removed.
-
-    Attributes:
-        removed: paths below the store, of unfinished work, empty versions and old locks.
-        bytes: how much disk that was.
-        broken: artifacts whose manifest cannot be read; reported, never removed unasked.
-    """
-
-    removed: list[str] = field(default_factory=list)
-    bytes: int = 0
-    broken: list[str] = field(default_factory=list)
-
-
 class Store:
     """A folder of versioned artifacts.
 
@@ -76,6 +57,7 @@ class Store:
     def __init__(self, root: Path | str | None = None) -> None:
         chosen = root if root is not None else os.environ.get("ML_OPT_STORE") or DEFAULT_STORE
         self.root = Path(chosen)
+        self.layout = Layout(self.root)
         self._digests: DigestCache | None = None
 
     # ---------------------------------------------------------------- reading
@@ -84,27 +66,25 @@ class Store:
     def digests(self) -> DigestCache:
         """File digests remembered between runs."""
         if self._digests is None:
-            self._digests = DigestCache(self.root / _PRIVATE / "digests.json")
+            self._digests = DigestCache(self.layout.private / "digests.json")
         return self._digests
 
     def names(self) -> list[str]:
         """Every model name, sorted."""
-        return sorted(p.name for p in self._folders(self.root) if is_name(p.name) and self.versions(p.name))
+        return [p.name for p in self.layout.models() if self.versions(p.name)]
 
     def versions(self, name: str) -> list[int]:
         """Every version number of a name that holds at least one variant, ascending."""
-        found = [
-            int(p.name) for p in self._folders(self.root / name) if _is_version(p.name) and self._variant_folders(p)
-        ]
+        found = [int(p.name) for p in self.layout.versions(name) if self.layout.variants(p)]
         return sorted(found)
 
     def variants(self, name: str, version: int) -> list[str]:
         """Every variant of a version, sorted."""
-        return [p.name for p in self._variant_folders(self.root / name / str(version))]
+        return [p.name for p in self.layout.variants(self.layout.version(name, version))]
 
     def aliases(self, name: str) -> dict[str, str]:
         """Alias → ``"<version>"`` or ``"<version>:<variant>"``."""
-        path = self.root / name / _ALIAS_FILE
+        path = self.layout.aliases(name)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -195,11 +175,10 @@ class Store:
 
     def version_of(self, name: str, source_digest: str) -> int | None:
         """The version that holds this source, if there is one."""
-        for path in self._folders(self.root / name):
-            if _is_version(path.name):
-                with contextlib.suppress(Damaged):
-                    if self.version_source(name, int(path.name)).get("digest") == source_digest:
-                        return int(path.name)
+        for path in self.layout.versions(name):
+            with contextlib.suppress(Damaged):
+                if self.version_source(name, int(path.name)).get("digest") == source_digest:
+                    return int(path.name)
         return None
 
     def find_key(self, name: str, version: int, key: str) -> Artifact | None:
@@ -214,8 +193,8 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Scratch]:
         """An empty folder on the store's own disk, removed at the end unless it was committed."""
-        home = self.root / _PRIVATE / "scratch" / uuid.uuid4().hex
-        scratch = Scratch(home / "artifact", home, Lock(home / _LOCK_FILE))
+        home = self.layout.scratch / uuid.uuid4().hex
+        scratch = Scratch(home / "artifact", home, Lock(home / OWNER_LOCK))
         try:
             with disk_errors("making a scratch folder", self.root):
                 # The lock is taken before anything is in the folder, so that `gc` never finds work without an owner.
@@ -228,7 +207,7 @@ class Store:
 
     def key_lock(self, key: str) -> Lock:
         """The lock that makes two processes with the same work take turns."""
-        return Lock(self.root / _PRIVATE / "locks" / f"key-{key[:32]}")
+        return self.layout.key_lock(key)
 
     def commit(self, scratch: Scratch, name: str, source: dict[str, JSON], variant: str, key: str) -> Artifact:
         """Publish a finished scratch folder by one rename.
@@ -247,14 +226,14 @@ class Store:
         check_name("variant", variant)
         with disk_errors("adding an artifact", self.root):
             fsync_tree(scratch.path)
-            with Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+            with self.layout.name_lock(name):
                 version = self.version_of(name, str(source["digest"]))
                 if version is None:
                     version = self._publish_version(scratch, name, source, variant)
                 elif (found := self.find_key(name, version, key)) is not None:
                     return found
                 else:
-                    folder = self.root / name / str(version)
+                    folder = self.layout.version(name, version)
                     variant = next(v for v in spellings(variant, key) if not (folder / v).exists())
                     os.rename(scratch.path, folder / variant)
                     fsync_folder(folder)
@@ -264,144 +243,21 @@ class Store:
         """Point ``name@alias`` at a version or at one variant of it; returns what it pointed at before, or ``""``."""
         check_name("alias", alias)
         name, version, variant = self.locate(Ref.parse(ref))
-        with disk_errors("setting an alias", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+        with disk_errors("setting an alias", self.root), self.layout.name_lock(name):
             aliases = self.aliases(name)
             before = aliases.get(alias, "")
             aliases[alias] = f"{version}:{variant}" if variant else str(version)
-            write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
+            write_json(self.layout.aliases(name), {"schema": 1, "aliases": aliases})
         return before
 
     def drop_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
         if alias not in (aliases := self.aliases(name)):
             raise UnknownName(f"alias of {name}", alias, aliases)
-        with disk_errors("removing an alias", self.root), Lock(self.root / _PRIVATE / "locks" / f"name-{name}"):
+        with disk_errors("removing an alias", self.root), self.layout.name_lock(name):
             aliases = self.aliases(name)
             aliases.pop(alias, None)
-            write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
-
-    def remove(self, *refs: str, force: bool = False) -> list[str]:
-        """Remove what references name: all of it, or nothing when one of them cannot be removed.
-
-        Args:
-            refs: with a variant, that artifact; with only a version, all its variants; with only a name, everything.
-            force: remove even what an alias points at (the alias goes too).
-
-        Returns:
-            the full references that are gone.
-        """
-        folders: dict[Path, str] = {}
-        for ref in refs:
-            wanted = Ref.parse(ref)
-            name, version, variant = self.locate(wanted)
-            whole = self.root / name
-            folders[whole / str(version) / variant if wanted.at or variant else whole] = name
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(disk_errors("removing", self.root))
-            for name in sorted(set(folders.values())):
-                stack.enter_context(Lock(self.root / _PRIVATE / "locks" / f"name-{name}"))
-            doomed = [full for full in self.refs() if not folders.keys().isdisjoint(self._way_to(full))]
-            kept = {name: self._aliases_without(name, doomed) for name in set(folders.values())}
-            for name, aliases in kept.items():
-                if not force and (lost := sorted(self.aliases(name).keys() - aliases.keys())):
-                    raise BadInput(
-                        f"{name}@{lost[0]} points at what would be removed",
-                        f"move the alias first (ml-opt alias), or add --force: ml-opt rm --force {' '.join(refs)}",
-                    )
-            for name, aliases in kept.items():
-                if aliases != self.aliases(name):
-                    write_json(self.root / name / _ALIAS_FILE, {"schema": 1, "aliases": aliases})
-            for folder in folders:
-                self._to_trash(folder)
-        self._empty_trash()
-        return doomed
-
-    def _way_to(self, full: str) -> list[Path]:
-        """The folders of a full reference: its variant's, its version's, its model's."""
-        ref = Ref.parse(full)
-        variant = self.root / ref.name / ref.at / ref.variant
-        return [variant, variant.parent, variant.parent.parent]
-
-    def _aliases_without(self, name: str, doomed: list[str]) -> dict[str, str]:
-        """The aliases but those that point at something now, and would at nothing when these references are gone."""
-        refs = self.refs()
-
-        def pointed_at(target: str) -> set[str]:
-            return {full for full in refs if full == f"{name}@{target}" or full.startswith(f"{name}@{target}:")}
-
-        return {
-            alias: target
-            for alias, target in self.aliases(name).items()
-            if not (found := pointed_at(target)) or not found <= set(doomed)
-        }
-
-    def gc(self) -> Garbage:
-        """Remove unfinished work of dead processes, empty versions and unused locks; report broken artifacts."""
-        garbage = Garbage()
-        size = 0
-        if not self.root.is_dir():
-            return garbage
-        with disk_errors("cleaning up", self.root):
-            for home in self._folders(self.root / _PRIVATE / "scratch"):
-                lock = Lock(home / _LOCK_FILE)
-                if not self._older_than(home, 5.0) and not (home / _LOCK_FILE).exists():
-                    continue  # somebody is between making the folder and taking its lock
-                if lock.try_acquire():
-                    size += _tree_bytes(home)
-                    shutil.rmtree(home, ignore_errors=True)
-                    lock.release()
-                    garbage.removed.append(str(home.relative_to(self.root)))
-            size += self._empty_trash(garbage.removed)
-            for folder in [self.root / _PRIVATE, *self._folders(self.root)]:
-                for stray in folder.glob(".*.json-*"):  # a write that was killed before its rename
-                    if self._older_than(stray, 60.0):
-                        size += stray.stat().st_size
-                        stray.unlink(missing_ok=True)
-                        garbage.removed.append(str(stray.relative_to(self.root)))
-            for model in self._folders(self.root):
-                if not is_name(model.name):
-                    continue
-                with Lock(self.root / _PRIVATE / "locks" / f"name-{model.name}"):
-                    for version in self._folders(model):
-                        # The store may be a folder with other things in it: only what is surely ours is removed.
-                        if not _is_version(version.name) or not (version / _VERSION_FILE).is_file():
-                            continue
-                        for variant in self._variant_folders(version):
-                            try:
-                                Artifact.open(variant)
-                            except MlOptError:
-                                garbage.broken.append(f"{model.name}@{version.name}:{variant.name}")
-                        if len(list(version.iterdir())) == 1:
-                            shutil.rmtree(version)
-                            garbage.removed.append(str(version.relative_to(self.root)))
-                    if not any(model.iterdir()):
-                        model.rmdir()
-            for file in (self.root / _PRIVATE / "locks").glob("*"):
-                lock = Lock(file)
-                if lock.try_acquire():
-                    lock.release(remove=True)
-        return Garbage(garbage.removed, size, garbage.broken)
-
-    def check(self, ref: str | None = None) -> dict[str, str]:
-        """Read every file again and compare it with its manifest.
-
-        Returns:
-            full reference → what is wrong with it, or ``""`` when nothing is.
-        """
-        if ref is None:
-            chosen = self.refs()
-        else:
-            name, version, variant = self.locate(Ref.parse(ref))
-            every = [f"{name}@{version}:{v}" for v in self.variants(name, version)]
-            chosen = [f"{name}@{version}:{variant}"] if variant else every
-        wrong = {}
-        for full in chosen:
-            try:
-                self.get(full).check()
-                wrong[full] = ""
-            except MlOptError as error:
-                wrong[full] = error.message
-        return wrong
+            write_json(self.layout.aliases(name), {"schema": 1, "aliases": aliases})
 
     def complete(self, prefix: str) -> list[str]:
         """References and aliases that begin with what was typed so far (for the shell's completion)."""
@@ -413,32 +269,20 @@ class Store:
 
     # ---------------------------------------------------------------- inside
 
-    @staticmethod
-    def _folders(path: Path) -> list[Path]:
-        try:
-            entries = list(path.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(p for p in entries if not p.name.startswith(".") and p.is_dir())
-
-    @classmethod
-    def _variant_folders(cls, version: Path) -> list[Path]:
-        return [p for p in cls._folders(version) if p.name != REPORTS and is_name(p.name)]
-
     def version_folder(self, name: str, version: int) -> Path:
         """Where the variants of a version lie, and its verdict."""
-        return self.root / name / str(version)
+        return self.layout.version(name, version)
 
     def reports_folder(self, name: str, version: int) -> Path:
         """Where the reports about a version are kept."""
         return self.version_folder(name, version) / REPORTS
 
     def _open(self, name: str, version: int, variant: str) -> Artifact:
-        return Artifact.open(self.root / name / str(version) / variant, f"{name}@{version}:{variant}")
+        return Artifact.open(self.layout.version(name, version) / variant, f"{name}@{version}:{variant}")
 
     def version_source(self, name: str, version: int) -> dict[str, JSON]:
         """The source that a version was made from; raises :class:`Damaged` when its record cannot be read."""
-        path = self.root / name / str(version) / _VERSION_FILE
+        path = self.layout.version_file(name, version)
         try:
             source = json.loads(path.read_text(encoding="utf-8"))["source"]
             return {**source, "digest": str(source["digest"])}
@@ -447,14 +291,23 @@ class Store:
                 f"{path} cannot be read: {error}", f"export the model again, then: ml-opt rm --yes {name}@{version}"
             ) from None
 
+    def _last_version(self, name: str) -> int:
+        """The highest number that a version of this name ever had: none means something else later."""
+        try:
+            return int(json.loads(self.layout.last_version(name).read_text(encoding="utf-8"))["last"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
     def _publish_version(self, scratch: Scratch, name: str, source: dict[str, JSON], variant: str) -> int:
         """Publish a new version with its first variant, by one rename; the caller holds the name's lock."""
-        taken = [int(p.name) for p in self._folders(self.root / name) if _is_version(p.name)]
-        number = max(taken, default=0) + 1
+        number = max([self._last_version(name), *(int(p.name) for p in self.layout.versions(name))]) + 1
+        last = self.layout.last_version(name)
+        last.parent.mkdir(parents=True, exist_ok=True)
+        write_json(last, {"schema": 1, "last": number})
         staged = scratch.path.parent / "version"
         staged.mkdir()
         os.rename(scratch.path, staged / variant)
-        write_json(staged / _VERSION_FILE, {"schema": 1, "source": source})
+        write_json(staged / self.layout.version_file(name, 0).name, {"schema": 1, "source": source})
         model = self.root / name
         model.mkdir(exist_ok=True)
         try:
@@ -467,48 +320,12 @@ class Store:
         fsync_folder(self.root)
         return number
 
-    def _to_trash(self, path: Path) -> None:
-        trash = self.root / _PRIVATE / "trash"
-        trash.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process removed it first
-            os.rename(path, trash / uuid.uuid4().hex)
-
-    def _empty_trash(self, removed: list[str] | None = None) -> int:
-        size = 0
-        for path in self._folders(self.root / _PRIVATE / "trash"):
-            size += _tree_bytes(path)
-            shutil.rmtree(path, ignore_errors=True)
-            if removed is not None:
-                removed.append(str(path.relative_to(self.root)))
-        return size
-
-    @staticmethod
-    def _older_than(path: Path, seconds: float) -> bool:
-        try:
-            return time.time() - path.stat().st_mtime > seconds
-        except FileNotFoundError:
-            return False
-
-
-def _is_version(name: str) -> bool:
-    """Whether a folder's name is a version number, spelled the one way that numbers are."""
-    return name.isascii() and name.isdigit() and name[0] != "0"
-
 
 def spellings(variant: str, key: str) -> Iterator[str]:
     """What an artifact of this key may be called: the variant, or it with more and more of the key behind."""
     yield variant
     for digits in range(6, len(key) + 1):
         yield f"{variant}-{key[:digits]}"
-
-
-def _tree_bytes(root: Path) -> int:
-    total = 0
-    for folder, _, files in os.walk(root):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += (Path(folder) / name).lstat().st_size
-    return total
 
 
 def file_entries(folder: Path, digest: Callable[[Path], str]) -> dict[str, dict[str, JSON]]:

@@ -93,3 +93,15 @@ def sentiment_dir() -> Path:
     from benchmarks.sentiment import ROOT, sentiment_classifier
 
     return sentiment_classifier(ROOT / ".cache" / "sentiment-1-epoch", epochs=1)
+
+
+@pytest.fixture
+def stocked(store: Store) -> Store:
+    """Two models: ``toy`` with two versions and three artifacts, ``other`` with one."""
+    from stores import put
+
+    put(store, source="s1", variant="fp32", key="1" * 64)
+    put(store, source="s1", variant="int8", key="2" * 64)
+    put(store, source="s2", variant="fp32", key="3" * 64)
+    put(store, name="other", source="s9", variant="fp32", key="4" * 64)
+    return store

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import toys as toybox
 
+from optimizer import upkeep
 from optimizer.store import Store
 
 RECIPE = """
@@ -50,7 +51,7 @@ def ready(process: subprocess.Popen[str], store: Path) -> float:
 
 def everything_listed_is_whole(store: Store) -> list[str]:
     refs = store.refs()
-    assert set(store.check().values()) <= {""}
+    assert set(upkeep.check(store).values()) <= {""}
     assert [a.ref for a in store.artifacts()] == refs
     assert len(store.versions("toy")) == len(
         {str(store.version_source("toy", v)["digest"]) for v in store.versions("toy")}
@@ -66,9 +67,9 @@ def aged(root: Path) -> None:
 
 
 def clean(store: Store) -> None:
-    """What is left after gc: artifacts, their versions and aliases, and one cache."""
+    """What is left after gc: artifacts, their versions and aliases, the last version number, and one cache."""
     names = {p.name for p in (store.root / ".ml-opt").rglob("*")}
-    assert names <= {"scratch", "trash", "locks", "digests.json"}, names
+    assert names <= {"scratch", "trash", "locks", "digests.json", "versions", "toy.json"}, names
     for model in store.root.iterdir():
         if model.name not in PRIVATE:
             assert store.versions(model.name) == sorted(int(p.name) for p in model.iterdir() if p.is_dir()) != []
@@ -92,7 +93,7 @@ def test_kill_9_at_thirty_moments(tmp_path: Path) -> None:
         if turn % 2:  # every other time the next run starts in what the killed one left
             aged(store.root / ".ml-opt" / "scratch")
             kept = store.refs()
-            store.gc()
+            upkeep.gc(store)
             assert store.refs() == kept
             assert not list((store.root / ".ml-opt" / "scratch").iterdir())
     assert hit_while_working >= 24, "most of the kills came after the work was done"
@@ -101,7 +102,7 @@ def test_kill_9_at_thirty_moments(tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)["steps"]) == 3
     everything_listed_is_whole(store)
     aged(store.root)
-    store.gc()
+    upkeep.gc(store)
     clean(store)
     again = toybox.run("run", "chain.toml", "--store", store.root, "--json", cwd=tmp_path)
     assert all(step["cached"] for step in json.loads(again.stdout)["steps"])
@@ -111,6 +112,7 @@ CHAIN = """
 import os, signal, sys
 import toys; toys.install()
 from pathlib import Path
+from optimizer import upkeep
 from optimizer.stage import get_stage
 from optimizer.store import Store
 from optimizer.pipeline import apply
@@ -132,8 +134,8 @@ def chain():
     one = apply(make, "source", make.options(), store, name="toy").artifact
     store.set_alias("prod", one.ref)
     two = apply(derive, one.ref, derive.options(), store).artifact
-    store.remove(two.ref)
-    store.gc()
+    upkeep.remove(store, two.ref)
+    upkeep.gc(store)
 
 at = 0
 while True:
@@ -169,7 +171,7 @@ def test_kill_9_before_every_single_change_of_the_disk(tmp_path: Path) -> None:
         before = everything_listed_is_whole(store)
         seen.add((tuple(before), store.aliases("toy").get("prod", "")))
         aged(root)
-        store.gc()
+        upkeep.gc(store)
         assert everything_listed_is_whole(store) == before
         if (store.root / ".ml-opt").exists():
             clean(store)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import toys as toybox
 
-from optimizer import pipeline
+from optimizer import pipeline, upkeep
 from optimizer.artifact import Artifact
 from optimizer.digest import digest_file
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
@@ -292,7 +292,7 @@ def test_a_tampered_source_or_result_is_damage(toys: Toys, toy_source: Path, sto
         with pytest.raises(Damaged, match="toy@1:fp32 is damaged"):
             attempt()
     assert store.refs() == ["toy@1:fp32"]
-    store.remove("toy@1:fp32")
+    upkeep.remove(store, "toy@1:fp32")
     assert make(toys, toy_source, store).artifact.ref == "toy@1:fp32"
 
 
@@ -338,7 +338,7 @@ def test_different_work_at_the_same_time_is_all_kept(toy_source: Path, store: St
     assert [p.returncode for p in processes] == [0] * 4, outcomes
     assert len({json.loads(out)["ref"] for out, _ in outcomes}) == 4
     assert store.versions("source") == [1]
-    assert set(store.check().values()) == {""}
+    assert set(upkeep.check(store).values()) == {""}
 
 
 # ---------------------------------------------------------------- a cached step

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from optimizer import upkeep
 from optimizer.cli.generate import Common, common, complete_ref
 from optimizer.errors import BadInput, Damaged
 from optimizer.ref import Ref
@@ -135,7 +136,7 @@ def rm(
         if not variant and not yes:
             what = f"{name}@{version}" if wanted.at else f"all {len(ctx.store.versions(name))} version(s) of {name}"
             raise BadInput(f"{ref} would remove {what}", f"if that is meant: ml-opt rm --yes {ref}")
-    gone = ctx.store.remove(*refs, force=force)
+    gone = upkeep.remove(ctx.store, *refs, force=force)
     if ctx.output.json:
         ctx.output.result({"removed": gone})
     else:
@@ -146,7 +147,7 @@ def rm(
 
 def gc(ctx: Common) -> int:
     """Clear what interrupted work left behind; finished artifacts are never touched."""
-    garbage = ctx.store.gc()
+    garbage = upkeep.gc(ctx.store)
     if ctx.output.json:
         ctx.output.result({"removed": garbage.removed, "bytes": garbage.bytes, "broken": garbage.broken})
     else:
@@ -165,7 +166,7 @@ def check(
     """Read every file again and compare it with its manifest; exit code 5 when one differs."""
     with ctx.output.work() as progress:
         progress("hashing every file again")
-        results = ctx.store.check(ref)
+        results = upkeep.check(ctx.store, ref)
     wrong = {full: reason for full, reason in results.items() if reason}
     if ctx.output.json:
         ctx.output.result({"checked": len(results), "damaged": wrong})

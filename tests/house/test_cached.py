@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import toys as toybox
 
+from optimizer import upkeep
 from optimizer.store import Store
 
 from .test_imports import HEAVY, best
@@ -80,6 +81,7 @@ CHAIN = """
 import json, os, random, signal, sys, time
 import torch, transformers, onnx, onnx_ir, onnxruntime, onnxscript
 import transformers.exporters.exporter_onnx
+from optimizer import upkeep
 from optimizer.stages import export_onnx, quantize_dynamic
 from optimizer.pipeline import apply
 from optimizer.store import Store
@@ -107,9 +109,9 @@ for turn in range(kills + 1):
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     killed += code == -signal.SIGKILL
     store = Store(root)
-    assert set(store.check().values()) <= {""}, store.check()
+    assert set(upkeep.check(store).values()) <= {""}, upkeep.check(store)
     if turn % 2:
-        store.gc()
+        upkeep.gc(store)
 print(json.dumps({"killed": killed, "last": code, "refs": store.refs()}))
 """
 
@@ -128,5 +130,5 @@ def test_kill_9_over_a_real_chain(bert: Path, tmp_path: Path) -> None:
     assert outcome["last"] == 0
     assert outcome["refs"] == ["tiny@1:fp32", "tiny@1:int8-dynamic"]
     store = Store(tmp_path / "models")
-    store.gc()
+    upkeep.gc(store)
     assert list((store.root / ".ml-opt" / "scratch").iterdir()) == []
