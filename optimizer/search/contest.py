@@ -1,115 +1,33 @@
-"""The contest: candidates are made, judged on every row, timed against each other, and one of them is best, or none."""
+"""The contest: a first look at every candidate, a quick timing of those that are left, all rows for as few of them as
+will do, and a precise timing of those that pass. docs/verdict.md says why that is sound."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.benching.candidates import Entrant
-from optimizer.benching.inputs import save
+from optimizer.benching.candidates import Entrant, file_bytes
 from optimizer.benching.measure import Plan
 from optimizer.benching.process import CandidateFailed
 from optimizer.benching.report import BenchReport, Row
 from optimizer.benching.run import bench
 from optimizer.benching.stats import Ratio
 from optimizer.errors import BadInput, MlOptError
-from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
+from optimizer.search.accuracy import Scores
+from optimizer.search.contender import Contender, Rules
 from optimizer.search.evalset import EvalSet
-from optimizer.search.verdict import (
-    Decision,
-    Gate,
-    Standing,
-    agreement_gate,
-    cosine_gate,
-    decide,
-    drop_gate,
-    same_gate,
-)
+from optimizer.search.judge import Judge, misses
+from optimizer.search.verdict import Decision, Outcome, Standing, decide, outcome_of
 from optimizer.stage import Progress
-from optimizer.task import Metric
 from optimizer.types import JSON
 
 __all__ = ["Contender", "Contest", "Rules", "hold", "ratio_of"]
 
-#: What timing one candidate takes beside the seconds asked for: its warm-up, and the overrun of small samples.
-_WARM_S = 3.0
-_OVERRUN = 1.5
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What decides.
-
-    Attributes:
-        objective: ``latency``, ``throughput`` or ``size``.
-        plan: how candidates are timed; its first shape is the objective's.
-        metric: how right answers are; None when fidelity is judged.
-        max_drop: budgets; None where nothing is asked.
-        min_agreement: see ``max_drop``.
-        min_cosine: see ``max_drop``.
-        confidence: of every bound.
-        budget_s: seconds for everything; None for as long as it takes.
-        started: when those began, by ``time.monotonic``.
-    """
-
-    objective: str
-    plan: Plan
-    metric: Metric | None = None
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_cosine: float | None = None
-    confidence: float = 0.95
-    budget_s: float | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    def budgets(self) -> dict[str, JSON]:
-        """The budgets that were given."""
-        named = {"max_drop": self.max_drop, "min_agreement": self.min_agreement, "min_cosine": self.min_cosine}
-        return {name: value for name, value in named.items() if value is not None}
-
-    def left(self) -> float:
-        """Seconds that are left."""
-        return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.started)
-
-    def timing_s(self, lanes: int, call_s: float = 0.0) -> float:
-        """About how long it takes to time so many candidates, if a call takes ``call_s``."""
-        return lanes * (max(self.plan.seconds, self.plan.samples * call_s) * _OVERRUN + _WARM_S)
-
-
-@dataclass
-class Contender:
-    """One candidate, and what is learnt of it.
-
-    Attributes:
-        name: unique among them.
-        make: builds it; may raise :class:`CandidateFailed` or :class:`MlOptError`.
-        entrant: what was built.
-        scores: its answers, row by row.
-        gates: one a budget.
-        row: its line in the benchmark.
-        error: why it is out; empty while it is not.
-        hint: what to do about that.
-        skipped: it was not tried, for want of time.
-        seconds: that making it and answering took.
-    """
-
-    name: str
-    make: Callable[[], Entrant]
-    entrant: Entrant | None = None
-    scores: Scores | None = None
-    gates: tuple[Gate, ...] = ()
-    row: Row | None = None
-    error: str = ""
-    hint: str = ""
-    skipped: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def standing(self) -> bool:
-        return not self.error and not self.skipped
+#: The next, milder member of a family none of whose members keeps the budgets so far; None when there is none left.
+Escalate = Callable[[], Contender | None]
 
 
 @dataclass(frozen=True)
@@ -119,16 +37,22 @@ class Contest:
     Attributes:
         contenders: every candidate.
         original: the original's own scores.
-        bench: the timing, every sample in it.
+        bench: the timing that counts, every sample in it.
+        quick: the timing that sorted candidates; None where there was nothing to sort.
         decision: the verdict.
-        seconds: where the time went.
+        rivals: candidates that the confidence of the verdict was shared among.
+        seconds: where the time went: ``make``, ``answer`` and ``time``.
+        winner_s: how much of it making, judging and timing the winner alone took; None without a winner.
     """
 
     contenders: tuple[Contender, ...]
     original: Scores
     bench: BenchReport
+    quick: BenchReport | None
     decision: Decision
+    rivals: int
     seconds: Mapping[str, float]
+    winner_s: float | None = None
 
 
 def hold(
@@ -138,8 +62,9 @@ def hold(
     model: Mapping[str, JSON],
     rules: Rules,
     progress: Progress,
+    escalate: Mapping[str, Escalate] | None = None,
 ) -> Contest:
-    """Judge every candidate against the original.
+    """Judge candidates against the original until it is known which is best.
 
     A candidate that cannot be made, dies, hangs or answers NaN is out, with its reason, and the others go on.
 
@@ -150,52 +75,48 @@ def hold(
         model: the manifest's ``model``.
         rules: what decides.
         progress: told of every step.
+        escalate: by family: what is tried next while none of its members keeps the budgets at first look.
 
     Raises:
         BadInput: the original itself cannot answer, or the time budget is too small for one candidate.
     """
-    seconds = {"make": 0.0, "answer": 0.0, "time": 0.0}
     least = rules.timing_s(2)
     if rules.budget_s is not None and rules.left() < least:
         raise _too_small(rules, least)
     with tempfile.TemporaryDirectory(prefix="ml-opt-optimize-") as name:
-        scratch = Path(name)
-        made = list(rows.batches(model.get("max_batch")))
-        batches = Batches(
-            tuple(save(scratch, "feeds", [batch.feeds for batch in made])), tuple(batch.rows for batch in made)
-        )
-        first = _original_answers(original, batches, scratch, rules, progress)
-        seconds["answer"] += first.seconds
-        known = score(first, first, batches, model, rules.metric, rows.truths)
-        for number, contender in enumerate(contenders):
-            lanes = 2 + sum(c.standing for c in contenders[:number])
-            need = first.seconds + rules.timing_s(lanes, _call_s(first, rows, rules))
-            if rules.left() < need:
-                if number == 0:
-                    raise _too_small(rules, rules.budget_s - rules.left() + need if rules.budget_s else need)
-                contender.skipped = True
-                continue
-            try:
-                _judge(contender, original, first, known, batches, rows, model, rules, scratch / str(number), progress)
-            except (CandidateFailed, MlOptError) as failed:
-                contender.error, contender.hint = failed.message, failed.hint
-            for doing, taken in contender.seconds.items():
-                seconds[doing] += taken
+        judge = Judge(original, rows, model, rules, Path(name), progress)
+        found = _first_looks(list(contenders), judge, rules, progress, escalate or {})
+        rivals = [c for c in found if c.standing]
+        began = time.monotonic()
+        quick = _quickly(original, rivals, rules, progress)
+        timing_s = time.monotonic() - began
+        _all_rows(rivals, judge, rules)
     began = time.monotonic()
-    report = _timed(original, contenders, rules, progress)
-    seconds["time"] = time.monotonic() - began
+    passing = [c for c in rivals if c.standing and outcome_of(c.gates) is Outcome.PASS and not c.unjudged]
+    report = quick
+    if passing or quick is None:
+        report = _timed(original, passing or [c for c in rivals if c.standing], rules.plan, progress)
+    assert report is not None
+    final_s = time.monotonic() - began
     decision = decide(
-        [Standing(c.name, c.gates, _cost(c, rules), c.error, c.skipped) for c in contenders],
+        [Standing(c.name, c.gates, _cost(c.row, rules.objective), c.error, c.skipped, c.unjudged) for c in found],
         lambda cost, best: _compared(cost / best, rules.objective),
     )
-    return Contest(tuple(contenders), known, report, decision, seconds)
+    seconds = {
+        "make": sum(c.seconds.get("make", 0.0) for c in found),
+        "answer": judge.seconds + sum(c.seconds.get("answer", 0.0) for c in found),
+        "time": timing_s + final_s,
+    }
+    best = next((c for c in found if c.name == decision.best), None)
+    winner_s = None
+    if best is not None:
+        winner_s = judge.seconds + sum(best.seconds.values()) + final_s * min(1.0, 2 / len(report.rows))
+    return Contest(tuple(found), judge.known, report, quick, decision, _count(rivals), seconds, winner_s)
 
 
-def _call_s(first: Answers, rows: EvalSet, rules: Rules) -> float:
-    """About how long a timed call of the original takes, from the time that it took to answer every row."""
-    shape = rules.plan.shapes[0]
-    longer = shape.sequence / rows.median_length if shape.sequence and rows.median_length else 1.0
-    return first.seconds / len(rows.rows) * shape.batch * longer
+def _count(rivals: Sequence[Contender]) -> int:
+    """Those that the confidence is shared among: the original itself cannot pass by luck."""
+    return sum(not c.is_original for c in rivals)
 
 
 def _too_small(rules: Rules, need: float) -> BadInput:
@@ -205,104 +126,146 @@ def _too_small(rules: Rules, need: float) -> BadInput:
     )
 
 
-def _original_answers(original: Entrant, batches: Batches, scratch: Path, rules: Rules, progress: Progress) -> Answers:
-    try:
-        return answer(
-            original.candidate,
-            batches,
-            scratch / "original",
-            threads=rules.plan.threads,
-            timeout=rules.plan.timeout,
-            progress=progress,
-        )
-    except CandidateFailed as failed:
-        raise BadInput(f"the original, {original.label}, cannot answer: {failed.message}", failed.hint) from None
-
-
-def _judge(
-    contender: Contender,
-    original: Entrant,
-    first: Answers,
-    known: Scores,
-    batches: Batches,
-    rows: EvalSet,
-    model: Mapping[str, JSON],
+def _first_looks(
+    contenders: list[Contender],
+    judge: Judge,
     rules: Rules,
-    scratch: Path,
     progress: Progress,
-) -> None:
-    """Make a candidate, let it answer, and hold its answers against the budgets."""
-    progress(f"{contender.name}: making it")
-    began = time.monotonic()
-    try:
-        contender.entrant = contender.make()
-    finally:
-        contender.seconds["make"] = time.monotonic() - began
-    if contender.entrant.label == original.label:
-        contender.scores = known
-        contender.gates = tuple(same_gate(name, limit) for name, limit in _gate_names(rules))
+    escalate: Mapping[str, Escalate],
+) -> list[Contender]:
+    """Make every candidate and look at its first answers; those of a family that is in trouble get milder kin."""
+    tried: list[Contender] = []
+    for contender in contenders:
+        _try(contender, tried, judge, rules, progress)
+    for family, following in escalate.items():
+        while not any(_promising(c) for c in tried if c.family == family):
+            more = following()
+            if more is None:
+                break
+            _try(more, tried, judge, rules, progress)
+            if more.skipped:
+                break
+    return tried
+
+
+def _promising(contender: Contender) -> bool:
+    """It stands, and so far its estimates keep every budget."""
+    return contender.standing and not any(misses(gate) for gate in contender.gates)
+
+
+def _try(contender: Contender, tried: list[Contender], judge: Judge, rules: Rules, progress: Progress) -> None:
+    lanes = 2 + sum(c.standing for c in tried)
+    need = judge.seconds + rules.timing_s(lanes, judge.call_s())
+    first = not tried
+    tried.append(contender)
+    if rules.left() < need:
+        if first:
+            raise _too_small(rules, rules.budget_s - rules.left() + need if rules.budget_s else need)
+        contender.skipped = True
         return
-    began = time.monotonic()
-    try:
-        answers = answer(
-            contender.entrant.candidate,
-            batches,
-            scratch,
-            threads=rules.plan.threads,
-            timeout=rules.plan.timeout,
-            progress=progress,
-        )
-    finally:
-        contender.seconds["answer"] = time.monotonic() - began
-    contender.scores = score(first, answers, batches, model, rules.metric, rows.truths)
-    contender.gates = tuple(_gates(known, contender.scores, rules))
+    with _surviving(contender):
+        progress(f"{contender.name}: making it")
+        began = time.monotonic()
+        try:
+            contender.entrant = contender.make()
+        finally:
+            contender.seconds["make"] = time.monotonic() - began
+        judge.first_look(contender)
 
 
-def _gate_names(rules: Rules) -> list[tuple[str, float]]:
-    names = {"max_drop": "accuracy drop", "min_agreement": "agreement", "min_cosine": "worst cosine"}
-    return [(names[key], limit) for key, limit in rules.budgets().items()]
+class _surviving:
+    """Whatever goes wrong with a candidate inside is its reason, and not the end of the others."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender = contender
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, CandidateFailed | MlOptError):
+            self._contender.error, self._contender.hint = error.message, error.hint
+            return True
+        return False
 
 
-def _gates(known: Scores, scores: Scores, rules: Rules) -> list[Gate]:
-    gates = []
-    if rules.max_drop is not None:
-        if known.right is None or scores.right is None:
-            raise ValueError("accuracy without labels")
-        gates.append(drop_gate(known.right, scores.right, rules.max_drop, rules.confidence))
-    if rules.min_agreement is not None:
-        if scores.top1 is None:
-            raise BadInput("--min-agreement asks for decisions, and this model has none", "use --min-cosine")
-        gates.append(agreement_gate(scores.top1, rules.min_agreement, rules.confidence))
-    if rules.min_cosine is not None:
-        gates.append(cosine_gate(scores.cosine, rules.min_cosine, rules.confidence))
-    return gates
+def _quickly(original: Entrant, rivals: list[Contender], rules: Rules, progress: Progress) -> BenchReport | None:
+    """Sort the rivals by the objective, from a short timing where it takes one."""
+    if len(rivals) > 1 and rules.objective != "size":
+        report = _timed(original, rivals, rules.quick, progress)
+        for contender in rivals:
+            contender.quick = contender.row
+        rivals.sort(key=lambda c: _cost(c.quick, rules.objective) or 0.0)
+        return report
+    if rules.objective == "size":
+        rivals.sort(key=lambda c: file_bytes(c.entrant) if c.entrant else 0)
+    return None
 
 
-def _timed(original: Entrant, contenders: Sequence[Contender], rules: Rules, progress: Progress) -> BenchReport:
-    """Time whatever still stands, those that fail a gate too: a report says what they would have gained."""
+def _all_rows(rivals: Sequence[Contender], judge: Judge, rules: Rules) -> None:
+    """Judge rivals on all rows, the best by the objective first, until one passes and the rest is known to be worse.
+
+    How fast a candidate is says nothing of how right it is, so that the order costs no confidence; see docs/verdict.md.
+    """
+    count = _count(rivals)
+    leader: Contender | None = None
+    for place, contender in enumerate(rivals):
+        if not contender.standing:
+            continue
+        if leader is not None and (behind := _behind(contender, leader, rules.objective)):
+            if contender.is_original:
+                continue
+            contender.unjudged = (
+                f"not judged on all rows: {contender.seen} rows do not speak against it, but it {behind}"
+            )
+            continue
+        if place and rules.left() < judge.seconds + rules.timing_s(2, judge.call_s()):
+            contender.skipped = True
+            continue
+        with _surviving(contender):
+            judge.every_row(contender, count)
+            if leader is None and contender.standing and outcome_of(contender.gates) is Outcome.PASS:
+                leader = contender
+
+
+def _behind(contender: Contender, leader: Contender, objective: str) -> str:
+    """By how much it is worse than one that passes, if that is beyond the noise of the quick timing; else empty."""
+    if objective == "size":
+        assert contender.entrant is not None
+        assert leader.entrant is not None
+        times = file_bytes(contender.entrant) / max(1, file_bytes(leader.entrant))
+        return _compared(times, objective) if times > 1 else ""
+    if contender.quick is None or leader.quick is None:
+        return ""
+    slow, fast = ratio_of(contender.quick), ratio_of(leader.quick)
+    if slow.high >= fast.low:
+        return ""
+    return _compared(fast.value / slow.value, "latency")
+
+
+def _timed(original: Entrant, contenders: Sequence[Contender], plan: Plan, progress: Progress) -> BenchReport:
+    """Time candidates beside the original; one that fails at it is out."""
     taking_part = [original]
     for contender in contenders:
-        if contender.standing and contender.entrant is not None and contender.entrant.label != original.label:
+        if not contender.is_original and contender.entrant is not None:
             taking_part.append(contender.entrant)
-    report = bench(taking_part, original.label, rules.plan, progress)
+    report = bench(taking_part, original.label, plan, progress)
     by_label = {row.label: row for row in report.rows}
     if error := by_label[original.label].error:
         raise BadInput(f"the original, {original.label}, cannot be timed: {error}", by_label[original.label].hint)
     for contender in contenders:
-        if contender.standing and contender.entrant is not None:
+        if contender.entrant is not None:
             contender.row = by_label[contender.entrant.label]
             contender.error, contender.hint = contender.row.error, contender.row.hint
     return report
 
 
-def _cost(contender: Contender, rules: Rules) -> float | None:
+def _cost(row: Row | None, objective: str) -> float | None:
     """What the objective counts: lower is better."""
-    row = contender.row
     if row is None or row.error:
         return None
-    if rules.objective == "size":
+    if objective == "size":
         return float(row.bytes)
-    if rules.objective == "throughput":
+    if objective == "throughput":
         return row.cells[0].summary.mean_ms / row.cells[0].batch
     return 1.0 / ratio_of(row).value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.data.calibration import describe
@@ -56,13 +56,17 @@ class EvalSet:
             tuple(rows), tuple(truths) if truths else None, tuple(lengths) if lengths else None, summary, preprocessor
         )
 
-    def batches(self, most: int | None) -> Iterator[Batch]:
+    def batches(self, most: int | None, places: Sequence[int] | None = None) -> Iterator[Batch]:
         """Every row once, rows of like length together: the same batches for every candidate.
 
         Args:
             most: rows that the model takes at once, where it says so.
+            places: only these rows [all]; :attr:`Batch.rows` are places in the whole file all the same.
         """
-        return self._preprocessor.batches(self.rows, min(_BATCH, most or _BATCH), sort=True)
+        chosen = range(len(self.rows)) if places is None else places
+        rows = [self.rows[place] for place in chosen]
+        for batch in self._preprocessor.batches(rows, min(_BATCH, most or _BATCH), sort=True):
+            yield replace(batch, rows=tuple(chosen[row] for row in batch.rows))
 
     @property
     def median_length(self) -> int:

@@ -56,13 +56,15 @@ class CandidateReport:
         reason: why it won or lost.
         hint: what to do about an error.
         gates: one a budget.
-        accuracy: share of right answers, with Wilson's bounds; None without labels.
+        accuracy: share of right answers, with Wilson's bounds; None without labels, and unless it answered every row.
         agreement: share of the original's decisions; None without decisions.
         cosine: ``worst`` and ``mean`` over rows; empty when it gave no answers.
         speed: None when it was not timed.
         seconds: that making it and answering took.
         commands: that make it again, in order.
-        rows: ``cosine``, ``top1`` and ``right`` of every row of the data, in its order.
+        rows: ``cosine``, ``top1`` and ``right`` of every row that it answered, in the data's order; ``places`` says which
+            rows those are when they are not all.
+        seen: how many rows it answered; less than all of them for one that was cut early or could not win.
     """
 
     name: str
@@ -80,6 +82,7 @@ class CandidateReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     rows: Mapping[str, JSON] = field(default_factory=dict)
+    seen: int = 0
 
     def to_json(self) -> dict[str, JSON]:
         return {
@@ -119,10 +122,17 @@ class OptimizeReport:
         notes: what to know before trusting a number, in sentences.
         data: what was judged and calibrated on.
         environment: the machine and the versions.
-        seconds: where the time went.
+        seconds: where the time went: ``export``, ``make``, ``answer``, ``time`` and ``total``.
         bench: the report of the timing, every sample in it.
         recipe: path of the recipe that makes the winner again; empty without one.
         path: where this report was written; empty when it was not.
+        winner_s: seconds of ``seconds`` that the export and making, judging and timing the winner alone took: what the
+            search would take if its end were known; None without a winner.
+        quick: the report of the short timing that sorted candidates; empty where there was nothing to sort.
+        rivals: candidates that the confidence was shared among: each bound on all rows holds with
+            1 - (1 - ``confidence``) / ``rivals``.
+        sensitivity: the nodes that lose most in int8 (``node``, ``op_type``, ``noise``, …), worst first; empty where no
+            candidate needed to know.
     """
 
     created: str
@@ -147,6 +157,10 @@ class OptimizeReport:
     bench: Mapping[str, JSON]
     recipe: str = ""
     path: str = ""
+    winner_s: float | None = None
+    quick: Mapping[str, JSON] = field(default_factory=dict)
+    rivals: int = 1
+    sensitivity: tuple[Mapping[str, JSON], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -182,6 +196,8 @@ class OptimizeReport:
             "environment": dict(self.environment),
             "seconds": dict(self.seconds),
             "bench": dict(self.bench),
+            "quick": dict(self.quick),
+            "sensitivity": [dict(node) for node in self.sensitivity],
         }
 
     def _accuracy(self, winner: CandidateReport | None) -> JSON:

@@ -120,6 +120,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         data=data,
         notes=(*report.notes, *_notes(options, contest.original.right, rows.truths)),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
+        winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
     return _kept(report, artifact, store, options)
 

@@ -45,6 +45,8 @@ def summarized(contest: Contest, original: Entrant, planned: Plan, rules: Rules,
         environment=contest.bench.environment,
         seconds={},
         bench=contest.bench.to_json(),
+        quick=contest.quick.to_json() if contest.quick else {},
+        rivals=contest.rivals,
     )
 
 
@@ -63,7 +65,10 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
     rows: dict[str, JSON] = {}
     if scores is not None:
         rows = {name: list(values) if values else None for name, values in vars(scores).items()}
-    judged = contender.standing and contender.row is not None
+        if contender.places:
+            rows["places"] = list(contender.places)
+    judged = bool(contender.gates) and not (contender.error or contender.skipped or contender.unjudged)
+    whole = scores is not None and not contender.places
     return CandidateReport(
         name=contender.name,
         ref=artifact.ref if artifact else "",
@@ -73,13 +78,14 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
         reason=contest.decision.reasons[contender.name],
         hint=contender.hint,
         gates=contender.gates,
-        accuracy=_share(scores.right if scores else None, rules),
-        agreement=_share(scores.top1 if scores else None, rules),
+        accuracy=_share(scores.right if scores and whole else None, rules),
+        agreement=_share(scores.top1 if scores and whole else None, rules),
         cosine=_cosine(scores.cosine if scores else ()),
         speed=_speed(contender.row),
         seconds=contender.seconds,
         commands=commands_of(artifact, store) if artifact else (),
         rows=rows,
+        seen=contender.seen,
     )
 
 

@@ -263,6 +263,7 @@ class Standing:
         cost: what the objective counts, lower is better; None when it could not be measured.
         error: why it was not measured to the end; empty when it was.
         skipped: it was never tried, for want of time.
+        unjudged: why it did not answer every row though nothing spoke against it; empty when it did.
     """
 
     name: str
@@ -270,6 +271,7 @@ class Standing:
     cost: float | None = None
     error: str = ""
     skipped: bool = False
+    unjudged: str = ""
 
 
 @dataclass(frozen=True)
@@ -296,14 +298,14 @@ def decide(standings: Sequence[Standing], compared: Callable[[float, float], str
         standings: every candidate.
         compared: ``compared(cost, best cost)`` in words, for a candidate that passes and is not the cheapest.
     """
-    whole = [s for s in standings if not s.error and not s.skipped and s.cost is not None]
-    passing = [s for s in whole if outcome_of(s.gates) is Outcome.PASS]
+    whole = [s for s in standings if not s.error and not s.skipped and not s.unjudged]
+    passing = [s for s in whole if outcome_of(s.gates) is Outcome.PASS and s.cost is not None]
     best = min(passing, key=lambda s: s.cost or 0.0, default=None)
     open_ones = [s for s in whole if outcome_of(s.gates) is Outcome.INCONCLUSIVE]
     reasons = {s.name: _reason(s, best, compared) for s in standings}
     if best is not None:
         return Decision(Outcome.PASS, best.name, reasons)
-    if not open_ones and not any(s.skipped for s in standings):
+    if not open_ones and not any(s.skipped or s.unjudged for s in standings):
         return Decision(Outcome.FAIL, "", reasons)
     needed = [rows for s in open_ones if (rows := _rows_needed(s)) is not None]
     return Decision(Outcome.INCONCLUSIVE, "", reasons, min(needed, default=None))
@@ -319,6 +321,8 @@ def _rows_needed(standing: Standing) -> int | None:
 def _reason(standing: Standing, best: Standing | None, compared: Callable[[float, float], str]) -> str:
     if standing.error or standing.skipped:
         return standing.error or "not tried: the time budget was spent"
+    if standing.unjudged:
+        return standing.unjudged
     outcome = outcome_of(standing.gates)
     if outcome is Outcome.PASS and standing.cost is not None:
         if best is None or standing is best:

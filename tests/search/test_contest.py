@@ -73,14 +73,21 @@ def test_the_fastest_that_keeps_the_budget_wins(tmp_path: Path, plant: Callable[
     by_name = {c.name: c for c in found.contenders}
     assert (found.decision.verdict, found.decision.best) == (Outcome.PASS, "right")
     assert by_name["wrong"].gates[0].outcome is Outcome.FAIL
-    assert by_name["wrong"].row is not None, "what fails is timed all the same: a report says what it would have gained"
+    assert by_name["wrong"].cut
+    assert by_name["wrong"].seen == 64
+    assert found.decision.reasons["wrong"].startswith("after 64 of 400 rows: accuracy falls by")
+    assert by_name["wrong"].row is None, "what is out at first look is never timed"
+    assert by_name["slower"].seen == 64
+    assert by_name["right"].seen == 400
+    assert by_name["slower"].unjudged.startswith(
+        "not judged on all rows: 64 rows do not speak against it, but it takes"
+    )
     assert "NaN" in by_name["nan"].error
     assert "SIGKILL" in by_name["dies"].error
-    assert "takes" in found.decision.reasons["slower"]
     scores = by_name["wrong"].scores
     assert scores is not None
     assert scores.top1 is not None
-    assert 0.7 < np.mean(scores.top1) < 0.9
+    assert 0.65 < np.mean(scores.top1) < 0.95
     # In the order of the data file: a row that is scored right is one whose label is what was answered.
     assert found.original.right is not None
     with np.load(tmp_path / "rows.npz") as stored:

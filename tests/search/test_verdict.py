@@ -176,6 +176,9 @@ def truths(module: Any) -> Iterator[bool]:
     yield (open_one.verdict, open_one.rows_needed) == (out.INCONCLUSIVE, lucky.rows_needed)
     yield decide(stand("dead", good, 0.1, error="died")).verdict is out.FAIL
     yield decide(stand("wrong", bad, 0.1), stand("late", good, None, skipped=True)).verdict is out.INCONCLUSIVE
+    unjudged = stand("promising", good, 0.1, unjudged="slower by far")
+    yield decide(unjudged, stand("judged", good, 1.0)).best == "judged"
+    yield decide(stand("wrong", bad, 0.1), unjudged).verdict is out.INCONCLUSIVE
     two = module.Standing("two", (good, bad), 0.1)
     yield decide(two, stand("one", good, 1.0)).best == "one"
 
@@ -195,10 +198,12 @@ MUTANTS = [
     ("worst = min(cosines)", "worst = sum(cosines) / len(cosines)"),
     ("len(cosines) >= needed", "True"),
     ("best = min(passing", "best = max(passing"),
-    ("is Outcome.PASS]\n    best", "is not Outcome.FAIL]\n    best"),
-    ("is Outcome.PASS]\n    best", "]\n    best"),
+    ("is Outcome.PASS and s.cost", "is not Outcome.FAIL and s.cost"),
+    ("if outcome_of(s.gates) is Outcome.PASS and s.cost is not None]", "]"),
     ("if not s.error and not s.skipped", "if not s.skipped"),
-    ("and not any(s.skipped for s in standings)", ""),
+    ("and not any(s.skipped or s.unjudged for s in standings)", ""),
+    ("s.skipped or s.unjudged for", "s.skipped for"),
+    ("and not s.unjudged]", "]"),
     ("for each in (Outcome.FAIL, Outcome.INCONCLUSIVE)", "for each in (Outcome.INCONCLUSIVE,)"),
     ("_z(confidence) * math.sqrt(supposed)", "math.sqrt(supposed)"),
     ("_highest(lost, won, rows, z))", "(lost - won) / rows)"),

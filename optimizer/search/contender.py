@@ -1,0 +1,125 @@
+"""Who takes part in the contest, what is learnt of each, and by which rules it is decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from optimizer.benching.candidates import Entrant
+from optimizer.benching.measure import Plan
+from optimizer.benching.report import Row
+from optimizer.search.accuracy import Answers, Scores
+from optimizer.search.verdict import Gate
+from optimizer.task import Metric
+from optimizer.types import JSON
+
+__all__ = ["Contender", "Rules"]
+
+#: What timing one candidate takes beside the seconds asked for: its warm-up, and the overrun of small samples.
+_WARM_S = 3.0
+_OVERRUN = 1.5
+#: The quick timing, which only sorts candidates, takes this share of the time of the one that counts.
+_QUICK = 4
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides.
+
+    Attributes:
+        objective: ``latency``, ``throughput`` or ``size``.
+        plan: how candidates are timed; its first shape is the objective's.
+        metric: how right answers are; None when fidelity is judged.
+        max_drop: budgets; None where nothing is asked.
+        min_agreement: see ``max_drop``.
+        min_cosine: see ``max_drop``.
+        confidence: of the verdict; each candidate's bounds hold with more, see docs/verdict.md.
+        budget_s: seconds for everything; None for as long as it takes.
+        started: when those began, by ``time.monotonic``.
+    """
+
+    objective: str
+    plan: Plan
+    metric: Metric | None = None
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+    confidence: float = 0.95
+    budget_s: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def budgets(self) -> dict[str, JSON]:
+        """The budgets that were given."""
+        named = {"max_drop": self.max_drop, "min_agreement": self.min_agreement, "min_cosine": self.min_cosine}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.started)
+
+    def timing_s(self, lanes: int, call_s: float = 0.0) -> float:
+        """About how long it takes to time so many candidates, if a call takes ``call_s``."""
+        return lanes * (max(self.plan.seconds, self.plan.samples * call_s) * _OVERRUN + _WARM_S)
+
+    @property
+    def quick(self) -> Plan:
+        """The plan of the timing that only sorts candidates: three rounds, the fewest that have an interval."""
+        plan = self.plan
+        return replace(
+            plan,
+            rounds=3,
+            seconds=plan.seconds / _QUICK,
+            samples=max(3, 3 * plan.samples // plan.rounds),
+            warm_limit_s=plan.warm_limit_s / _QUICK,
+        )
+
+
+@dataclass
+class Contender:
+    """One candidate, and what is learnt of it.
+
+    Attributes:
+        name: unique among them.
+        make: builds it; may raise :class:`CandidateFailed` or :class:`MlOptError`.
+        family: those that differ only in how they were calibrated; empty for one that stands alone.
+        entrant: what was built.
+        is_original: what was built is the very thing that everything is compared with.
+        parts: its answers, look by look.
+        seen: rows that it answered.
+        places: which rows those were, ascending; empty for all of them.
+        scores: of those rows, one by one, in that order.
+        gates: one a budget, over those rows.
+        cut: a look before the last showed that it misses a budget.
+        quick: its line in the timing that sorts candidates.
+        row: its line in the timing that counts, or else in the quick one.
+        unjudged: why it did not answer every row though nothing spoke against it.
+        error: why it is out; empty while it is not.
+        hint: what to do about that.
+        skipped: it was not tried, for want of time.
+        seconds: that making it and answering took.
+    """
+
+    name: str
+    make: Callable[[], Entrant]
+    family: str = ""
+    entrant: Entrant | None = None
+    is_original: bool = False
+    parts: list[Answers] = field(default_factory=list)
+    seen: int = 0
+    places: tuple[int, ...] = ()
+    scores: Scores | None = None
+    gates: tuple[Gate, ...] = ()
+    cut: bool = False
+    quick: Row | None = None
+    row: Row | None = None
+    unjudged: str = ""
+    error: str = ""
+    hint: str = ""
+    skipped: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def standing(self) -> bool:
+        """Nothing is known that puts it out."""
+        return not self.error and not self.skipped and not self.cut
