@@ -1,9 +1,15 @@
-"""Making a candidate in a process of its own: ``python -m optimizer.search.build``.
+"""Making things in a process of their own: ``python -m optimizer.search.build``.
 
 A quantizer that crashes, hangs or eats all memory is then one candidate's reason and not the end of the search, and
-what it held is given back. The process speaks the lines of :mod:`optimizer.benching.worker`, with one request:
+what it held is given back; an export that does is the end of it, with a clear reason. The process speaks the lines of
+:mod:`optimizer.benching.worker`, with one request out of three:
 
     {"do": "build", "stage": "cast", "ref": "m@1:fp32", "options": {…}, "store": "models"}  → {"ok": true, "ref": "…"}
+    {"do": "export", "model": "path", "name": null, "offline": null, "store": "models"}     → {"ok": true, "ref": "…"}
+    {"do": "rank", "ref": "m@1:fp32", "calib": "FILE", "report": "FILE.json", "store": "models"}  → {"ok": true}
+
+An error comes back as {"ok": false, "error": "…", "hint": "…"}; of an export as {"ok": true, "failed": {…}}, which
+keeps its exit code.
 """
 
 from __future__ import annotations
@@ -11,24 +17,34 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from optimizer.artifact import Artifact
-from optimizer.benching.process import WorkerProcess
+from optimizer.benching.process import CandidateFailed, WorkerProcess
 from optimizer.benching.worker import die_with_parent
-from optimizer.errors import MlOptError
+from optimizer.check import get_check
+from optimizer.digest import digest_json
+from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
+from optimizer.options import Options
 from optimizer.pipeline import apply, find_source, stage_key
+from optimizer.quantizing.sensitivity import NodeNoise, read_ranking
 from optimizer.ref import Ref
 from optimizer.search.candidates import StepOf
-from optimizer.stage import get_stage
+from optimizer.stage import get_stage, silent
 from optimizer.store import Store
 from optimizer.types import JSON
 
-__all__ = ["build", "main"]
+__all__ = ["build", "export", "main", "ranked"]
 
 _COMMAND = (sys.executable, "-m", "optimizer.search.build")
+#: Set by the harness for workers, as what is measured must not reach the network; an export may.
+_OFFLINE = "HF_HUB_OFFLINE"
+_CLASSES = {each.exit_code: each for each in (GateFailed, BadInput, MissingPiece, Damaged)}
 
 
 def build(
@@ -51,6 +67,86 @@ def build(
     for step in steps:
         artifact = _cached(artifact, step, store) or _made(artifact, step, store, log, threads, timeout)
     return artifact
+
+
+def export(model: str, name: str | None, store: Store, threads: int, timeout: float) -> Artifact:
+    """Export a model with the default options, in a new process unless the store has it.
+
+    Args:
+        model: a folder, an ``.onnx`` file or a hub id.
+        name: the model's name in the store; None for the source's own.
+        store: left as it is when there is no export.
+        threads: of the exporter's libraries.
+        timeout: seconds after which it counts as hung.
+
+    Raises:
+        MlOptError: the export's own error.
+        BadInput: it died, or did not end in time.
+    """
+    stage = get_stage("export-onnx")
+    try:
+        return apply(replace(stage, run=_not_here), model, stage.options(), store, name=name).artifact
+    except _NotCached:
+        pass
+    request: dict[str, JSON] = {
+        "do": "export",
+        "model": model,
+        "name": name,
+        "offline": os.environ.get(_OFFLINE),
+        "store": str(store.root),
+    }
+    with tempfile.TemporaryDirectory(prefix="ml-opt-export-") as folder:
+        process = WorkerProcess(Path(folder) / "export.log", threads, _COMMAND)
+        try:
+            reply = process.ask(request, timeout)
+        except CandidateFailed as failed:
+            raise BadInput(f"{model} cannot be exported: {failed.message}", failed.hint) from None
+        finally:
+            process.kill()
+    if failure := reply.get("failed"):
+        raise _CLASSES.get(failure["exit_code"], BadInput)(failure["error"], failure["hint"])
+    return store.get(reply["ref"])
+
+
+class _NotCached(Exception):
+    """The store does not have what was looked for."""
+
+
+def _not_here(source: object, out: Path, options: Options, progress: object) -> NoReturn:
+    """In the place of a stage's ``run``: whatever the store lacks is made elsewhere."""
+    raise _NotCached
+
+
+def ranked(
+    artifact: Artifact, calib: Path, store: Store, log: Path, threads: int, timeout: float
+) -> tuple[Path, Sequence[NodeNoise]]:
+    """The ranking of an artifact's nodes by what int8 costs them, and where it lies; made once for the same data.
+
+    It lies beside the version, under a name of its own for this artifact and this data: a recipe can point at it.
+
+    Raises:
+        CandidateFailed: it cannot be made.
+    """
+    check = get_check("sensitivity")
+    options = check.options.from_mapping({"calib": str(calib)}, check.name)
+    content = options.for_key(lambda path: store.digests(path) if path.is_file() else str(path))
+    key = digest_json({"artifact": artifact.manifest.key, "options": content})
+    ref = Ref.parse(artifact.ref)
+    path = store.reports_folder(ref.name, int(ref.at)) / f"ranking-{key[:16]}.json"
+    if not path.is_file():
+        request: dict[str, JSON] = {
+            "do": "rank",
+            "ref": artifact.ref,
+            "calib": str(calib),
+            "report": str(path),
+            "store": str(store.root),
+        }
+        process = WorkerProcess(log, threads, _COMMAND)
+        try:
+            process.ask(request, timeout)
+        finally:
+            process.kill()
+    return path, read_ranking(path)
 
 
 def _cached(artifact: Artifact, step: StepOf, store: Store) -> Artifact | None:
@@ -81,14 +177,40 @@ def _made(artifact: Artifact, step: StepOf, store: Store, log: Path, threads: in
 
 def _answer(request: dict[str, Any]) -> dict[str, JSON]:
     try:
-        stage = get_stage(request["stage"])
-        options = stage.options.from_mapping(request["options"], stage.name)
-        return {"ok": True, "ref": apply(stage, request["ref"], options, Store(request["store"])).artifact.ref}
+        return {"ok": True, **_DOES[request["do"]](request, Store(request["store"]))}
     except MlOptError as error:
-        return {"ok": False, "error": error.message, "hint": error.hint}
+        failure: dict[str, JSON] = {"error": error.message, "hint": error.hint}
+        if request["do"] == "export":
+            return {"ok": True, "failed": {**failure, "exit_code": error.exit_code}}
+        return {"ok": False, **failure}
     except Exception as error:  # whatever a library raises is this candidate's row in the report
         traceback.print_exc()
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "hint": ""}
+
+
+def _build(request: dict[str, Any], store: Store) -> dict[str, JSON]:
+    stage = get_stage(request["stage"])
+    options = stage.options.from_mapping(request["options"], stage.name)
+    return {"ref": apply(stage, request["ref"], options, store).artifact.ref}
+
+
+def _export(request: dict[str, Any], store: Store) -> dict[str, JSON]:
+    os.environ.pop(_OFFLINE, None)
+    if request["offline"] is not None:
+        os.environ[_OFFLINE] = request["offline"]
+    stage = get_stage("export-onnx")
+    return {"ref": apply(stage, request["model"], stage.options(), store, name=request["name"]).artifact.ref}
+
+
+def _rank(request: dict[str, Any], store: Store) -> dict[str, JSON]:
+    check = get_check("sensitivity")
+    settings = {"calib": request["calib"], "report": request["report"]}
+    options = check.options.from_mapping(settings, check.name)
+    check.apply((request["ref"],), options, store, silent)
+    return {}
+
+
+_DOES = {"build": _build, "export": _export, "rank": _rank}
 
 
 def main() -> None:

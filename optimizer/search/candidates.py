@@ -11,10 +11,13 @@ from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.runtime import Provider
 from optimizer.types import JSON, Device, Precision
 
-__all__ = ["TARGETS", "Idea", "LeftOut", "Machine", "Plan", "StepOf", "plan", "split_names"]
+__all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Machine", "Plan", "StepOf", "plan", "split_names"]
 
 #: What ``--target`` may name, and the providers behind each.
 TARGETS: Mapping[str, tuple[str, ...]] = {"ort": ("cpu", "cuda"), "openvino": ("openvino",)}
+
+#: The stage that needs calibration, and whose candidates have milder kin (:mod:`optimizer.search.kin`).
+STATIC = "quantize-static"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Idea:
     provider: Provider
     steps: tuple[StepOf, ...]
     why: str
+
+    @property
+    def family(self) -> str:
+        """Candidates of one family differ only in how static int8 was calibrated; empty for one that stands alone."""
+        static = any(step.stage == STATIC for step in self.steps)
+        return f"{STATIC}+{self.provider}" if static else ""
 
     @property
     def target(self) -> str:
@@ -132,21 +141,21 @@ def _ideas(calib: Path | None) -> Iterable[Idea]:
         "int8-static",
         Precision.INT8,
         _CPU,
-        (StepOf("quantize-static", static),),
+        (StepOf(STATIC, static),),
         "no ranges to find while it runs",
     )
     yield Idea(
         "int8-static-percentile",
         Precision.INT8,
         _CPU,
-        (StepOf("quantize-static", {**static, "method": "percentile"}),),
+        (StepOf(STATIC, {**static, "method": "percentile"}),),
         "the same with outliers clipped",
     )
     yield Idea(
         "int8-static-smooth",
         Precision.INT8,
         _CPU,
-        (StepOf("quantize-static", {**static, "smooth": True}),),
+        (StepOf(STATIC, {**static, "smooth": True}),),
         "outliers moved from activations into weights",
     )
     yield Idea("fp32-fused", Precision.FP32, _CPU, (StepOf("ort-optimize"),), "exact, with fewer and larger operators")
@@ -219,7 +228,7 @@ def _against(
         return "this processor has no bf16 arithmetic (neither AMX nor AVX512-BF16)"
     if idea.precision is Precision.INT8 and not machine.int8 and Precision.INT8 not in precisions:
         return "this processor has no VNNI: int8 is no faster than float; --precision int8 tries it all the same"
-    if any(step.stage == "quantize-static" for step in idea.steps) and calib is None:
+    if any(step.stage == STATIC for step in idea.steps) and calib is None:
         return "static quantization needs calibration data: --calib FILE"
     if any(step.stage == "ort-optimize" for step in idea.steps) and not machine.fusing:
         return 'fusing needs onnxscript: pip install "ml-opt[build]"'

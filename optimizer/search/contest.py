@@ -1,5 +1,6 @@
 """The contest: a first look at every candidate, a quick timing of those that are left, all rows for as few of them as
-will do, and a precise timing of those that pass. docs/verdict.md says why that is sound."""
+will do, and a precise timing of those that pass. docs/verdict.md says why that is sound.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ from optimizer.types import JSON
 
 __all__ = ["Contender", "Contest", "Rules", "hold", "ratio_of"]
 
-#: The next, milder member of a family none of whose members keeps the budgets so far; None when there is none left.
-Escalate = Callable[[], Contender | None]
+#: ``escalate(tried members)``: the next, milder member of a family of which none keeps the budgets so far, or None.
+Escalate = Callable[[Sequence[Contender]], Contender | None]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _first_looks(
         _try(contender, tried, judge, rules, progress)
     for family, following in escalate.items():
         while not any(_promising(c) for c in tried if c.family == family):
-            more = following()
+            more = following([c for c in tried if c.family == family])
             if more is None:
                 break
             _try(more, tried, judge, rules, progress)

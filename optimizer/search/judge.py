@@ -18,7 +18,7 @@ from optimizer.search.verdict import Gate, Outcome, agreement_gate, cosine_gate,
 from optimizer.stage import Progress
 from optimizer.types import JSON
 
-__all__ = ["Judge", "misses"]
+__all__ = ["Judge", "gates", "misses"]
 
 
 class Judge:

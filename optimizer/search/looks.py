@@ -31,8 +31,8 @@ def look_sizes(rows: int) -> tuple[int, ...]:
 def early_confidence(confidence: float, looks: int) -> float:
     """Confidence of the bound by which a look before the last calls a candidate FAIL.
 
-    The early looks share half of the error that was allowed, in equal parts (Bonferroni over looks; Pocock, *Biometrika*
-    64 (1977) 191-199, has the boundaries that would need a joint distribution). No look but the last can call PASS.
+    The early looks share half of the error that was allowed, in equal parts (Bonferroni over looks; the sharper bounds
+    of Pocock, *Biometrika* 64 (1977) 191-199, need a joint distribution). No look but the last can call PASS.
     """
     return 1 - (1 - confidence) / (2 * max(1, looks - 1))
 

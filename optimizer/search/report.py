@@ -62,8 +62,8 @@ class CandidateReport:
         speed: None when it was not timed.
         seconds: that making it and answering took.
         commands: that make it again, in order.
-        rows: ``cosine``, ``top1`` and ``right`` of every row that it answered, in the data's order; ``places`` says which
-            rows those are when they are not all.
+        rows: ``cosine``, ``top1`` and ``right`` of every row that it answered, in the data's order; ``places`` says
+            which rows those are when they are not all.
         seen: how many rows it answered; less than all of them for one that was cut early or could not win.
     """
 

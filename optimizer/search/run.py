@@ -6,8 +6,8 @@ import functools
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,20 +21,21 @@ from optimizer.digest import digest_tree
 from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
 from optimizer.files import disk_errors
-from optimizer.pipeline import apply
+from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import Ref, is_name
-from optimizer.search.build import build
+from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
 from optimizer.search.html import to_html
+from optimizer.search.kin import Kin
 from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.rebuild import recipe_of
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
 from optimizer.search.verdict import Outcome
 from optimizer.source import resolve_source
-from optimizer.stage import Progress, get_stage
+from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.task import Metric, get_task
 from optimizer.types import JSON, Precision
@@ -43,6 +44,8 @@ __all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "optimize"]
 
 #: Fewest timed calls in a round: a slow model should not take minutes for percentiles that nothing is decided by.
 _CALLS_A_ROUND = 3
+#: How many of the most sensitive nodes a report names.
+_WORST_NODES = 20
 #: What is written into the folder of the version, and the alias that names the winner.
 VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
 
@@ -106,23 +109,58 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         started=started,
     )
     with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:
-        contenders = [
-            Contender(idea.name, functools.partial(_make, idea, artifact, store, rules, Path(logs)))
-            for idea in planned.ideas
-        ]
-        contest = hold(original, contenders, rows, info, rules, progress)
-    report = summarized(contest, original, planned, rules, store)
+
+        def contend(idea: Idea) -> Contender:
+            make = functools.partial(_make, idea, artifact, store, rules, Path(logs))
+            return Contender(idea.name, make, idea.family)
+
+        kin = _kin(planned.ideas, contend, artifact, options, store, rules, Path(logs))
+        contest = hold(original, [contend(idea) for idea in planned.ideas], rows, info, rules, progress, kin)
+    made = [idea for each in kin.values() for idea in each.made.values()]
+    report = summarized(contest, original, planned, made, rules, store)
+    ranking = next((each.ranking for each in kin.values() if each.ranking), ())
     report = replace(
         report,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["ml-opt", "optimize", model, *options.to_flags()]),
         model=model,
         data=data,
-        notes=(*report.notes, *_notes(options, contest.original.right, rows.truths)),
+        notes=(
+            *report.notes,
+            *(each.trouble for each in kin.values() if each.trouble),
+            *_notes(options, contest.original.right, rows.truths),
+        ),
+        sensitivity=tuple(asdict(node) for node in ranking[:_WORST_NODES]),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
     return _kept(report, artifact, store, options)
+
+
+def _kin(
+    ideas: Sequence[Idea],
+    contend: Callable[[Idea], Contender],
+    artifact: Artifact,
+    options: Optimize,
+    store: Store,
+    rules: Rules,
+    logs: Path,
+) -> dict[str, Kin]:
+    """By family: the milder candidates that are tried when its plain members lose too much."""
+    if options.calib is None:
+        return {}
+    calib = options.calib
+
+    def ranking() -> tuple[Path, Sequence[NodeNoise]]:
+        return ranked(artifact, calib, store, logs / "ranking.log", rules.plan.threads, _patience(rules))
+
+    families = dict.fromkeys(idea.family for idea in ideas if idea.family)
+    return {family: Kin([idea for idea in ideas if idea.family == family], contend, ranking) for family in families}
+
+
+def _patience(rules: Rules) -> float:
+    """Seconds that making something may take."""
+    return rules.plan.timeout if rules.budget_s is None else min(rules.plan.timeout, max(1.0, rules.left()))
 
 
 def _is_reference(model: str, store: Store) -> bool:
@@ -136,8 +174,8 @@ def _is_reference(model: str, store: Store) -> bool:
 def _exported(model: str, options: Optimize, store: Store, progress: Progress) -> Artifact:
     """The float export that every candidate is made from."""
     if not _is_reference(model, store):
-        stage = get_stage("export-onnx")
-        return apply(stage, model, stage.options(), store, name=options.name, progress=progress).artifact
+        progress("exporting")
+        return export(model, options.name, store, options.threads or cpu_threads(), options.timeout)
     if options.name is not None:
         raise BadInput(f"{model} is in the store under its own name; --name is for models that are not")
     artifact = store.get(model)
@@ -202,8 +240,7 @@ def _timing(options: Optimize, shape: Shape) -> Timing:
 
 def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path) -> Entrant:
     """Build one candidate, or find it in the store."""
-    timeout = rules.plan.timeout if rules.budget_s is None else min(rules.plan.timeout, max(1.0, rules.left()))
-    made = build(artifact, idea.steps, store, logs / f"{idea.name}.log", rules.plan.threads, timeout)
+    made = build(artifact, idea.steps, store, logs / f"{idea.name}.log", rules.plan.threads, _patience(rules))
     provider = "" if str(idea.provider) == "cpu" else f"+{idea.provider}"
     return parse(made.ref + provider, store)
 

@@ -17,9 +17,20 @@ from optimizer.types import JSON
 __all__ = ["summarized"]
 
 
-def summarized(contest: Contest, original: Entrant, planned: Plan, rules: Rules, store: Store) -> OptimizeReport:
-    """The report of a contest; who calls it adds what only they know (model, command, data, time)."""
-    ideas = {idea.name: idea for idea in planned.ideas}
+def summarized(
+    contest: Contest, original: Entrant, planned: Plan, more: Sequence[Idea], rules: Rules, store: Store
+) -> OptimizeReport:
+    """The report of a contest; who calls it adds what only they know (model, command, data, time).
+
+    Args:
+        contest: what came of it.
+        original: what everything was compared with.
+        planned: what was to be tried.
+        more: what was thought of on the way.
+        rules: what decided.
+        store: where artifacts are.
+    """
+    ideas = {idea.name: idea for idea in (*planned.ideas, *more)}
     found = [_candidate(c, ideas[c.name], contest, rules, store) for c in contest.contenders]
     best = next((c for c in found if c.name == contest.decision.best), None)
     ordered = sorted(found, key=lambda c: _place(c, contest.decision.best, rules.objective))

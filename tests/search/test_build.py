@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benching.small import small_store
+from benching.small import mean_of_embeddings, small_store
 
 from optimizer.benching.process import CandidateFailed
-from optimizer.search.build import build
+from optimizer.errors import BadInput, MlOptError
+from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import StepOf
 from optimizer.search.rebuild import commands_of, lineage
 from optimizer.store import Store
@@ -38,3 +42,71 @@ def test_a_stage_that_fails_or_hangs_says_so(small_store: Store, tmp_path: Path)
     with pytest.raises(CandidateFailed, match="hung: no answer to 'build'"):
         build(source, other, small_store, tmp_path / "log", 1, 0.01)
     assert small_store.variants("small", 1) == ["fp16", "fp32", "noisy"]
+
+
+def test_a_ranking_is_made_once_and_lies_beside_the_version(small_store: Store, tmp_path: Path) -> None:
+    source = small_store.get("small:fp32")
+    calib = tmp_path / "calib.jsonl"
+    rows = [{"input_ids": [3 + i, 4, 5], "attention_mask": [1, 1, 1]} for i in range(8)]
+    calib.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, ranking = ranked(source, calib, small_store, tmp_path / "log", 1, 120.0)
+    assert path.parent == small_store.reports_folder("small", 1)
+    assert {node.op_type for node in ranking} == {"MatMul", "Gather"}
+    before = path.read_bytes()
+    # A second time no process has the time to start.
+    assert ranked(source, calib, small_store, tmp_path / "log", 1, 0.001) == (path, ranking)
+    assert path.read_bytes() == before
+    # A recipe that points at the ranking makes the same artifact, as its content is part of the key.
+    step = (StepOf("quantize-static", {"calib": str(calib), "exclude_worst": 1, "sensitivity": str(path)}),)
+    made = build(source, step, small_store, tmp_path / "log", 1, 120.0)
+    assert made.manifest.facts["left_out"][0]["node"] == ranking[0].node
+    with pytest.raises(CandidateFailed):
+        ranked(source, tmp_path / "none.jsonl", small_store, tmp_path / "log", 1, 120.0)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """``broken(statement)``: a process that exports runs this first."""
+
+    def make(statement: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys\nif 'optimizer.search.build' in sys.orig_argv:\n    " + statement + "\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "cannot be exported: .*SIGKILL"),
+        ("import time; time.sleep(600)", "cannot be exported: hung: no answer to 'export' within 2 s"),
+    ],
+)
+def test_an_export_that_dies_or_hangs_leaves_nothing(
+    broken: Callable[[str], None], tmp_path: Path, small_store: Store, statement: str, message: str
+) -> None:
+    broken(statement)
+    source = tmp_path / "mine.onnx"
+    mean_of_embeddings(source)
+    store = Store(tmp_path / "other")
+    with pytest.raises(BadInput, match=message):
+        export(str(source), None, store, 1, 2.0)
+    assert store.refs() == []
+
+
+def test_an_export_keeps_its_errors_and_is_made_once(tmp_path: Path) -> None:
+    source = tmp_path / "mine.onnx"
+    mean_of_embeddings(source)
+    store = Store(tmp_path / "other")
+    made = export(str(source), None, store, 1, 120.0)
+    assert made.ref == "mine@1:fp32"
+    assert export(str(source), None, store, 1, 0.001).manifest.key == made.manifest.key
+    with pytest.raises(BadInput) as found:
+        export(str(tmp_path / "none.onnx"), None, store, 1, 120.0)
+    assert "none.onnx" in found.value.message
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    with pytest.raises(MlOptError):
+        export(str(tmp_path / "empty.onnx"), None, store, 1, 120.0)
+    assert store.refs() == ["mine@1:fp32"]
