@@ -60,9 +60,25 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
         console.print(f"{left['name']}: left out: {escape(str(left['reason']))}", style="dim", soft_wrap=True)
     for note in report.notes:
         output.talk(f"note: {note}")
+    console.print(_where_the_time_went(report), style="dim", soft_wrap=True)
     console.print(f"verdict: {escape(report.path)}", style="dim", soft_wrap=True)
     if report.recipe:
         console.print(f"made again by: ml-opt run {escape(report.recipe)}", style="dim", soft_wrap=True)
+
+
+_DOING = {"export": "export", "make": "making", "answer": "judging", "time": "timing"}
+
+
+def _where_the_time_went(report: OptimizeReport) -> str:
+    """Seconds by phase and by candidate, and how much of them the winner alone would have taken."""
+    total = report.seconds["total"]
+    phases = ", ".join(f"{_DOING[name]} {report.seconds[name]:.0f} s" for name in _DOING if name in report.seconds)
+    dearest = sorted(report.candidates, key=lambda c: -sum(c.seconds.values()))
+    each = ", ".join(f"{c.name} {sum(c.seconds.values()):.0f} s" for c in dearest if sum(c.seconds.values()) >= 0.5)
+    line = f"{total:.0f} s: {phases}" + (f"; made and judged: {escape(each)}" if each else "")
+    if report.winner_s:
+        line += f"; {total / report.winner_s:.1f} times what the winner alone would have taken"
+    return line
 
 
 def _numbers(each: CandidateReport, decided: bool) -> list[str]:

@@ -41,6 +41,7 @@ class Contest:
         bench: the timing that counts, every sample in it.
         quick: the timing that sorted candidates; None where there was nothing to sort.
         decision: the verdict.
+        yardstick: the line of what was timed beside the winner, and not judged; None where nothing was.
         rivals: candidates that the confidence of the verdict was shared among.
         seconds: where the time went: ``make``, ``answer`` and ``time``.
         winner_s: how much of it making, judging and timing the winner alone took; None without a winner.
@@ -51,6 +52,7 @@ class Contest:
     bench: BenchReport
     quick: BenchReport | None
     decision: Decision
+    yardstick: Row | None
     rivals: int
     seconds: Mapping[str, float]
     winner_s: float | None = None
@@ -64,6 +66,7 @@ def hold(
     rules: Rules,
     progress: Progress,
     escalate: Mapping[str, Escalate] | None = None,
+    yardstick: Entrant | None = None,
 ) -> Contest:
     """Judge candidates against the original until it is known which is best.
 
@@ -77,6 +80,7 @@ def hold(
         rules: what decides.
         progress: told of every step.
         escalate: by family: what is tried next while none of its members keeps the budgets at first look.
+        yardstick: timed beside those that pass, to say what was not asked for; it cannot win.
 
     Raises:
         BadInput: the original itself cannot answer, or the time budget is too small for one candidate.
@@ -96,7 +100,8 @@ def hold(
     passing = [c for c in rivals if c.standing and outcome_of(c.gates) is Outcome.PASS and not c.unjudged]
     report = quick
     if passing or quick is None:
-        report = _timed(original, passing or [c for c in rivals if c.standing], rules.plan, progress)
+        left = passing or [c for c in rivals if c.standing]
+        report = _timed(original, left, rules.plan, progress, yardstick if passing else None)
     assert report is not None
     final_s = time.monotonic() - began
     decision = decide(
@@ -109,10 +114,11 @@ def hold(
         "time": timing_s + final_s,
     }
     best = next((c for c in found if c.name == decision.best), None)
+    beside = next((row for row in report.rows if yardstick and row.label == yardstick.label and not row.error), None)
     winner_s = None
     if best is not None:
         winner_s = judge.seconds + sum(best.seconds.values()) + final_s * min(1.0, 2 / len(report.rows))
-    return Contest(tuple(found), judge.known, report, quick, decision, _count(rivals), seconds, winner_s)
+    return Contest(tuple(found), judge.known, report, quick, decision, beside, _count(rivals), seconds, winner_s)
 
 
 def _count(rivals: Sequence[Contender]) -> int:
@@ -243,9 +249,15 @@ def _behind(contender: Contender, leader: Contender, objective: str) -> str:
     return _compared(fast.value / slow.value, "latency")
 
 
-def _timed(original: Entrant, contenders: Sequence[Contender], plan: Plan, progress: Progress) -> BenchReport:
+def _timed(
+    original: Entrant,
+    contenders: Sequence[Contender],
+    plan: Plan,
+    progress: Progress,
+    yardstick: Entrant | None = None,
+) -> BenchReport:
     """Time candidates beside the original; one that fails at it is out."""
-    taking_part = [original]
+    taking_part = [original] if yardstick is None else [original, yardstick]
     for contender in contenders:
         if not contender.is_original and contender.entrant is not None:
             taking_part.append(contender.entrant)

@@ -14,40 +14,36 @@ from pathlib import Path
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse
 from optimizer.benching.measure import Plan as Timing
+from optimizer.benching.report import load_is_high
 from optimizer.benching.shape import Shape
 from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import format_of
 from optimizer.digest import digest_tree
 from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
-from optimizer.files import disk_errors
 from optimizer.quantizing.sensitivity import NodeNoise
-from optimizer.ref import Ref, is_name
+from optimizer.ref import is_name
 from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
-from optimizer.search.html import to_html
+from optimizer.search.keep import kept
 from optimizer.search.kin import Kin
 from optimizer.search.options import Optimize, seconds_of
-from optimizer.search.rebuild import recipe_of
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
-from optimizer.search.verdict import Outcome
 from optimizer.source import resolve_source
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.task import Metric, get_task
-from optimizer.types import JSON, Precision
+from optimizer.types import JSON, Device, Precision
 
-__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "optimize"]
+__all__ = ["optimize"]
 
 #: Fewest timed calls in a round: a slow model should not take minutes for percentiles that nothing is decided by.
 _CALLS_A_ROUND = 3
 #: How many of the most sensitive nodes a report names.
 _WORST_NODES = 20
-#: What is written into the folder of the version, and the alias that names the winner.
-VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
 
 
 def optimize(model: str, options: Optimize, store: Store, progress: Progress) -> OptimizeReport | PlanReport:
@@ -63,6 +59,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         MlOptError: there is no verdict: bad data, a model that cannot be exported, options that contradict each other.
     """
     started = time.monotonic()
+    busy = load_is_high(options.threads or cpu_threads())
     machine = Machine.here()
     planned = plan(
         machine,
@@ -107,6 +104,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         confidence=options.confidence,
         budget_s=seconds_of(options.time_budget) if options.time_budget else None,
         started=started,
+        busy=busy,
     )
     with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:
 
@@ -115,7 +113,8 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
             return Contender(idea.name, make, idea.family)
 
         kin = _kin(planned.ideas, contend, artifact, options, store, rules, Path(logs))
-        contest = hold(original, [contend(idea) for idea in planned.ideas], rows, info, rules, progress, kin)
+        beside = _yardstick(artifact, options, machine, store)
+        contest = hold(original, [contend(idea) for idea in planned.ideas], rows, info, rules, progress, kin, beside)
     made = [idea for each in kin.values() for idea in each.made.values()]
     report = summarized(contest, original, planned, made, rules, store)
     ranking = next((each.ranking for each in kin.values() if each.ranking), ())
@@ -134,7 +133,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
-    return _kept(report, artifact, store, options)
+    return kept(report, artifact, store, options)
 
 
 def _kin(
@@ -156,6 +155,15 @@ def _kin(
 
     families = dict.fromkeys(idea.family for idea in ideas if idea.family)
     return {family: Kin([idea for idea in ideas if idea.family == family], contend, ranking) for family in families}
+
+
+def _yardstick(artifact: Artifact, options: Optimize, machine: Machine, store: Store) -> Entrant | None:
+    """bf16 where only int8 was asked for: whoever insists on int8 shall know when bf16 would have been faster."""
+    if set(split_names(options.precision, "value of --precision", Precision)) != {Precision.INT8}:
+        return None
+    if not (machine.bf16 and machine.openvino) or options.device is Device.CUDA or options.objective == "size":
+        return None
+    return parse(f"{artifact.ref}+openvino:bf16", store)
 
 
 def _patience(rules: Rules) -> float:
@@ -268,29 +276,3 @@ def _notes(options: Optimize, right: Sequence[float] | None, truths: Sequence[in
     elif options.calib is not None and options.allow_overlap:
         notes.append("Calibration and evaluation data may share rows (--allow-overlap): accuracy may look too good.")
     return notes
-
-
-def _kept(report: OptimizeReport, artifact: Artifact, store: Store, options: Optimize) -> OptimizeReport:
-    """Write the verdict, and after it what points at the winner: an interruption leaves nothing that says too much."""
-    ref = Ref.parse(artifact.ref)
-    folder = store.version_folder(ref.name, int(ref.at))
-    if report.verdict is Outcome.PASS:
-        report = replace(report, recipe=str(folder / RECIPE_NAME))
-        winner = store.get(report.best)
-        head = (
-            f"Makes {report.best} again, the winner of {report.created}:\n{report.command}\n"
-            f"Run it there: {report.best}{'' if report.provider == 'cpu' else '+' + report.provider}"
-        )
-        with disk_errors("writing the recipe", folder):
-            (folder / RECIPE_NAME).write_text(recipe_of(winner, store, head), encoding="utf-8")
-    report = report.written(folder / VERDICT_NAME)
-    if report.verdict is Outcome.PASS:
-        store.set_alias(BEST_ALIAS, report.best)
-    for path in options.report:
-        with disk_errors("writing a report", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".html":
-                path.write_text(to_html(report.to_json()), encoding="utf-8")
-            else:
-                report.written(path)
-    return report

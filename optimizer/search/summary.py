@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optimizer.benching.candidates import Entrant
-from optimizer.benching.report import Row
+from optimizer.benching.report import Doubt, Row
 from optimizer.search.candidates import Idea, Plan
 from optimizer.search.contest import Contender, Contest, Rules, ratio_of
 from optimizer.search.rebuild import commands_of
@@ -145,7 +145,7 @@ def _sentences(
     contest: Contest,
     rules: Rules,
 ) -> list[str]:
-    said = []
+    said = _suspicions(contest, rules)
     if best is not None and best.speed is not None and original.speed is not None:
         if rules.objective == "size":
             if best.speed.bytes >= original.speed.bytes:
@@ -156,6 +156,7 @@ def _sentences(
             said.append("Nothing that keeps the budgets is better than the plain export: keep fp32.")
         said += _tie(best, ordered, rules)
         said += _int8(best, ordered, rules)
+        said += _beside(best, contest)
     if contest.decision.verdict is Outcome.INCONCLUSIVE:
         rows = contest.decision.rows_needed
         if rows:
@@ -165,9 +166,38 @@ def _sentences(
         else:
             said.append("What was measured lies on the edge of the budget: more rows alone may not settle it.")
     for doubt in dict.fromkeys(caution.doubt for caution in contest.bench.cautions):
-        if doubt.value != "different-answers":  # answers are judged here, on more rows than those of the timing
+        # Answers are judged here, on more rows than those of the timing; the two others head the notes.
+        if doubt not in (Doubt.DIFFERENT, Doubt.LOAD, Doubt.NOISY):
             said.append(f"Timing: {doubt.advice}.")
     return said
+
+
+def _suspicions(contest: Contest, rules: Rules) -> list[str]:
+    """What makes every time of this report doubtful, before anything that is said by them.
+
+    The load is that from before the search: by the time anything is timed, the search itself has raised it.
+    """
+    said = []
+    if rules.busy is not None:
+        said.append(f"The times are suspect: {Doubt.LOAD.advice} (load {rules.busy:.1f}).")
+    noisy = [f"{caution.about}: {caution.detail}" for caution in contest.bench.cautions if caution.doubt is Doubt.NOISY]
+    if noisy:
+        said.append(f"The times are suspect: {Doubt.NOISY.advice} ({'; '.join(noisy)}).")
+    return said
+
+
+def _beside(best: CandidateReport, contest: Contest) -> list[str]:
+    """How the winner stands to what was timed and not asked for."""
+    row = contest.yardstick
+    if row is None or best.speed is None:
+        return []
+    other, mine = ratio_of(row), best.speed.ratio
+    verb = "does not beat" if mine.value <= other.value else "beats"
+    return [
+        f"{best.precision} {verb} bf16 here: {best.name} is {mine.value:.2f} times as fast as the original "
+        f"({mine.low:.2f} to {mine.high:.2f}), the plain export on {row.provider} {other.value:.2f} times "
+        f"({other.low:.2f} to {other.high:.2f}); only its time was measured, as --precision left it out."
+    ]
 
 
 def _tie(best: CandidateReport, ordered: Sequence[CandidateReport], rules: Rules) -> list[str]:

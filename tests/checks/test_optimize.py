@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.recipe import run_recipe
+from optimizer.search.keep import _stale
 from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.run import _notes
-from optimizer.search.verdict import paired_drop
+from optimizer.search.verdict import Outcome, paired_drop
 from optimizer.store import Store
 
 QUICK = {"duration": 0.05, "rounds": 3, "threads": 1}
@@ -181,6 +184,46 @@ def test_again_from_a_reference_at_the_command_line(
     assert "INCONCLUSIVE" in out.out
     assert "about 3,838 rows would settle it" in out.out
     assert "too few rows for a verdict" in out.err
+    assert re.search(r"\d+ s: export 0 s, making \d+ s, judging \d+ s, timing \d+ s", out.out)
+
+
+def test_a_best_that_fails_is_the_best_no_more(judged: Any, home: Path, tmp_path: Path) -> None:
+    """The same store, other labels: what won before misses the budget now, and nothing takes its place."""
+    store = Store(tmp_path / "models")
+    shutil.copytree(home / "models", store.root)
+    assert store.aliases("tiny")["best"]
+    report = optimizer.optimize(
+        "tiny:fp32", eval=home / "eval.jsonl", calib=home / "calib.jsonl", min_cosine=1.0, precision=("int8",),
+        store=store.root, **QUICK,
+    )  # fmt: skip
+    assert report.verdict == "FAIL"
+    if judged.winner.precision == "int8":  # which of them was fastest is for the machine to say
+        assert "best" not in store.aliases("tiny")
+        assert any("the alias best is removed" in note for note in report.notes)
+        assert not (store.root / "tiny" / "1" / "best.toml").exists()
+    else:
+        assert store.get("tiny@best").ref == judged.best, "nothing was learnt of it"
+    mixed = [c for c in report.candidates if "-mixed-" in c.name]
+    assert [c.name for c in mixed], "mixed precision is tried where the plain candidates fail"
+    assert all(c.outcome == "FAIL" for c in mixed)
+    assert report.sensitivity[0]["noise"] >= report.sensitivity[-1]["noise"] > 0
+    assert json.loads((store.root / "tiny" / "1" / "verdict.json").read_text())["sensitivity"]
+
+
+def test_the_alias_goes_only_when_what_it_names_fails(home: Path, judged: Any) -> None:
+    """Planted outcomes for the rule itself."""
+    store = Store(home / "models")
+    named = f"tiny@{store.aliases('tiny')['best']}"
+
+    def stale(verdict: Outcome, outcome: Outcome | None) -> str:
+        candidates = tuple(replace(c, outcome=outcome if c.ref == named else Outcome.FAIL) for c in judged.candidates)
+        return _stale(replace(judged, verdict=verdict, candidates=candidates), store, "tiny")
+
+    assert stale(Outcome.FAIL, Outcome.FAIL) == named
+    assert stale(Outcome.INCONCLUSIVE, Outcome.FAIL) == named
+    assert stale(Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE) == ""
+    assert stale(Outcome.FAIL, None) == "", "one that could not be measured is not known to fail"
+    assert stale(Outcome.PASS, Outcome.FAIL) == ""
 
 
 def test_a_dry_run_makes_nothing(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,3 +181,68 @@ def test_the_objective_decides_what_is_best(tmp_path: Path, plant: Callable[...,
 def test_an_original_that_cannot_answer_ends_it(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
     with pytest.raises(BadInput, match="the original, original, cannot answer"):
         contest(plant("original", fail_after=0), [plant("right")], rows_of(tmp_path, 30))
+
+
+def test_only_what_may_be_best_answers_every_row(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    """Cut at first look, cut at a later one, judged, and not worth judging: counted in rows."""
+    rows = rows_of(tmp_path, 600, mistakes=0.0)
+    found = contest(
+        plant("original", latency_s=0.02),
+        [
+            plant("hopeless", latency_s=0.001, wrong=0.4),
+            plant("bad", latency_s=0.002, wrong=0.1),
+            plant("right", latency_s=0.005),
+            plant("also right", latency_s=0.012),
+        ],
+        rows,
+    )
+    seen = {c.name: c.seen for c in found.contenders}
+    assert seen["hopeless"] == 75
+    assert seen["bad"] in (75, 150, 300)
+    assert (seen["right"], seen["also right"]) == (600, 75)
+    assert found.decision.best == "right"
+    assert found.quick is not None
+    assert "also right" not in {row.label for row in found.bench.rows}, "what cannot win is not timed to the end"
+    assert found.winner_s is not None
+    assert found.winner_s < sum(found.seconds.values())
+
+
+def test_the_error_is_shared_by_those_that_may_win(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    """Zero of 600 rows lost: good enough for a budget of .01 alone, and not among thirty."""
+    from optimizer.search.verdict import paired_drop
+
+    rows = rows_of(tmp_path, 600)
+    alone = contest(plant("original"), [plant("right", latency_s=0.001)], rows, max_drop=0.0046)
+    assert alone.contenders[0].gates[0].high == paired_drop(0, 0, 600, 0.95).high
+    assert alone.decision.verdict is Outcome.PASS
+    kin = [plant(f"right {number}", latency_s=0.001) for number in range(3)]
+    among = contest(plant("original"), [*kin, plant("wrong", wrong=0.5)], rows, max_drop=0.0046)
+    assert among.rivals == 3, "what was cut has no share"
+    judged = [c for c in among.contenders if c.seen == 600]
+    assert judged[0].gates[0].high == paired_drop(0, 0, 600, 1 - 0.05 / 3).high
+    assert among.decision.verdict is Outcome.INCONCLUSIVE
+
+
+def test_two_lost_and_two_won_of_600_pass_among_eight(tmp_path: Path) -> None:
+    """What static int8 does to a sentiment classifier must stay a PASS."""
+    from optimizer.search.looks import final_confidence
+    from optimizer.search.verdict import drop_gate
+
+    original = [1.0] * 598 + [0.0] * 2
+    candidate = [0.0] * 2 + [1.0] * 598
+    assert drop_gate(original, candidate, 0.02, final_confidence(0.95, 8)).outcome is Outcome.PASS
+    assert drop_gate(original, candidate, 0.01, final_confidence(0.95, 8)).outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_yardstick_is_timed_and_cannot_win(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 100)
+    right = plant("right", latency_s=0.004)
+    rules = Rules("latency", PLAN, ACCURACY, max_drop=0.1)
+    found = hold(
+        plant("original", latency_s=0.008), [Contender("right", lambda: right)], rows, MODEL, rules, silent,
+        yardstick=plant("beside", latency_s=0.001),
+    )  # fmt: skip
+    assert found.decision.best == "right"
+    assert found.yardstick is not None
+    assert found.yardstick.cells[0].speedup is not None
+    assert found.yardstick.cells[0].speedup.value > 3

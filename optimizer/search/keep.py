@@ -1,0 +1,62 @@
+"""Keeping a verdict: the report beside the version, the recipe that makes the winner again, and the alias ``best``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from optimizer.artifact import Artifact
+from optimizer.files import disk_errors
+from optimizer.ref import Ref
+from optimizer.search.html import to_html
+from optimizer.search.options import Optimize
+from optimizer.search.rebuild import recipe_of
+from optimizer.search.report import OptimizeReport
+from optimizer.search.verdict import Outcome
+from optimizer.store import Store
+
+__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "kept"]
+
+#: What is written into the folder of the version, and the alias that names the winner.
+VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
+
+
+def _stale(report: OptimizeReport, store: Store, name: str) -> str:
+    """What the alias ``best`` points at, where this verdict has no winner and shows that this one fails; else empty."""
+    target = store.aliases(name).get(BEST_ALIAS)
+    if target is None or report.verdict is Outcome.PASS:
+        return ""
+    ref = f"{name}@{target}"
+    outcomes = {candidate.outcome for candidate in report.candidates if candidate.ref == ref}
+    return ref if outcomes == {Outcome.FAIL} else ""
+
+
+def kept(report: OptimizeReport, artifact: Artifact, store: Store, options: Optimize) -> OptimizeReport:
+    """Write the verdict, and after it what points at the winner: an interruption leaves nothing that says too much."""
+    ref = Ref.parse(artifact.ref)
+    folder = store.version_folder(ref.name, int(ref.at))
+    stale = _stale(report, store, ref.name)
+    if stale:
+        said = f"{stale} was the best by an earlier verdict and misses a budget now: the alias {BEST_ALIAS} is removed."
+        report = replace(report, notes=(*report.notes, said))
+        (folder / RECIPE_NAME).unlink(missing_ok=True)
+        store.drop_alias(ref.name, BEST_ALIAS)
+    if report.verdict is Outcome.PASS:
+        report = replace(report, recipe=str(folder / RECIPE_NAME))
+        winner = store.get(report.best)
+        head = (
+            f"Makes {report.best} again, the winner of {report.created}:\n{report.command}\n"
+            f"Run it there: {report.best}{'' if report.provider == 'cpu' else '+' + report.provider}"
+        )
+        with disk_errors("writing the recipe", folder):
+            (folder / RECIPE_NAME).write_text(recipe_of(winner, store, head), encoding="utf-8")
+    report = report.written(folder / VERDICT_NAME)
+    if report.verdict is Outcome.PASS:
+        store.set_alias(BEST_ALIAS, report.best)
+    for path in options.report:
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".html":
+                path.write_text(to_html(report.to_json()), encoding="utf-8")
+            else:
+                report.written(path)
+    return report
