@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
+from optimizer.search.columns import Column, filled
 from optimizer.search.verdict import Outcome
+from optimizer.types import JSON
 
 if TYPE_CHECKING:
-    from optimizer.search.report import CandidateReport, OptimizeReport, PlanReport
+    from rich.console import Console
+    from rich.table import Table
+
+    from optimizer.search.report import OptimizeReport, PlanReport
 
 __all__ = ["render_optimize", "render_plan"]
 
@@ -42,28 +48,51 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
             f"{escape(report.original.name)} at {report.shape} ({ratio.low:.2f} to {ratio.high:.2f}), "
             f"{size(winner.speed.bytes)}"
         )
-    console.print(line, soft_wrap=True)
-    decided = bool(report.original.accuracy) or any(each.agreement for each in report.candidates)
-    judged = ("accuracy" if report.original.accuracy else "same decision",) if decided else ()
-    right = (*judged, "worst cosine", "ms", "speed-up", "rows/s", "size")
-    made = table("candidate", "", *right, right=right)
-    made.add_row(f"[dim]{escape(report.original.name)}[/dim]", "", *_numbers(report.original, decided))
-    for each in report.candidates:
-        mark = f"[{_COLOURS[each.outcome]}]{each.outcome.value}[/]" if each.outcome else "[dim]–[/dim]"
-        name = f"[bold]{each.name}[/bold]" if each is winner else each.name
-        made.add_row(name, mark, *_numbers(each, decided))
-    console.print(made)
-    for each in report.candidates:
-        hint = f" ({each.hint})" if each.hint else ""
-        console.print(f"{each.name}: {escape(each.reason + hint)}", soft_wrap=True)
-    for left in report.left_out:
-        console.print(f"{left['name']}: left out: {escape(str(left['reason']))}", style="dim", soft_wrap=True)
+    console.print(line)
+    console.print(_numbers(report, console))
+    console.print(_reasons(report))
     for note in report.notes:
         output.talk(f"note: {note}")
-    console.print(_where_the_time_went(report), style="dim", soft_wrap=True)
+    console.print(_where_the_time_went(report), style="dim")
     console.print(f"verdict: {escape(report.path)}", style="dim", soft_wrap=True)
     if report.recipe:
         console.print(f"made again by: ml-opt run {escape(report.recipe)}", style="dim", soft_wrap=True)
+
+
+def _numbers(report: OptimizeReport, console: Console) -> Table:
+    """Every candidate's numbers; columns that matter least are left out until the rest fits."""
+    lines = [each.to_json() for each in (report.original, *report.candidates)]
+    columns = [column for column in filled(lines) if column.stays]
+    while True:
+        made = _table_of(report, lines, columns)
+        needed = console.measure(made, options=console.options.update(max_width=10_000)).maximum
+        if needed <= console.width or len(columns) == 1:
+            return made
+        columns.remove(min(columns, key=lambda column: column.stays))
+
+
+def _table_of(report: OptimizeReport, lines: Sequence[Mapping[str, JSON]], columns: Sequence[Column]) -> Table:
+    heads = [column.head for column in columns]
+    made = table("candidate", "", *heads, right=tuple(heads))
+    for place, line in enumerate(lines):
+        each = report.candidates[place - 1] if place else report.original
+        mark = f"[{_COLOURS[each.outcome]}]{each.outcome.value}[/]" if each.outcome else ""
+        name = escape(each.name) if place else f"[dim]{escape(each.name)}[/dim]"
+        cells = [column.cell(line) or "[dim]–[/dim]" for column in columns]
+        made.add_row(f"[bold]{name}[/bold]" if each is report.winner else name, mark, *cells)
+    return made
+
+
+def _reasons(report: OptimizeReport) -> Table:
+    """Why each candidate won or lost, and why others were not tried."""
+    made = table("candidate", "why")
+    for each in report.candidates:
+        name = escape(each.name)
+        hint = f" ({each.hint})" if each.hint else ""
+        made.add_row(f"[bold]{name}[/bold]" if each is report.winner else name, escape(each.reason + hint))
+    for left in report.left_out:
+        made.add_row(f"[dim]{escape(left['name'])}[/dim]", f"[dim]left out: {escape(left['reason'])}[/dim]")
+    return made
 
 
 _DOING = {"export": "export", "make": "making", "answer": "judging", "time": "timing"}
@@ -79,19 +108,3 @@ def _where_the_time_went(report: OptimizeReport) -> str:
     if report.winner_s:
         line += f"; {total / report.winner_s:.1f} times what the winner alone would have taken"
     return line
-
-
-def _numbers(each: CandidateReport, decided: bool) -> list[str]:
-    judged = each.accuracy or each.agreement
-    cells = [f"{judged.value:.2%}" if judged else "–"] if decided else []
-    cells.append(f"{each.cosine['worst']:.5f}" if each.cosine else "–")
-    speed = each.speed
-    if speed is None:
-        return [*cells, "–", "–", "–", "–"]
-    return [
-        *cells,
-        f"{speed.p50_ms:.2f}",
-        f"{speed.ratio.value:.2f} ×",
-        f"{speed.rows_per_s:.0f}",
-        size(speed.bytes),
-    ]

@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimizer.search.columns import Column, filled
 from optimizer.search.plot import histogram, pareto
 from optimizer.types import JSON
 
@@ -30,7 +31,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-tr.of td { border-bottom: 0; padding-bottom: .1rem; } tr.best td { background: var(--soft); }
+tr.of td, tr.of th { border-bottom: 0; padding-bottom: .1rem; } tbody.best { background: var(--soft); }
 td.why { color: var(--dim); padding-top: 0; }
 .key span { white-space: nowrap; margin-right: 1em; color: var(--dim); }
 .key .best { color: var(--best); font-weight: 700; } .key .pass { color: var(--pass); }
@@ -134,39 +135,29 @@ def _legend(report: Mapping[str, JSON]) -> str:
     )
 
 
-_HEADS = ("candidate", "", "accuracy", "agreement", "worst cosine", "ms", "speed-up", "MiB", "memory", "load s")
-
-
 def _table(report: Mapping[str, JSON]) -> str:
-    head = "".join(f'<th class="{"n" if 2 <= i <= 9 else ""}">{h}</th>' for i, h in enumerate(_HEADS))
-    rows = [_row(report["original"], "", "")]
+    columns = filled([report["original"], *report["candidates"]])
+    head = "<th>candidate</th>" + "".join(f'<th class="n">{_e(column.head)}</th>' for column in columns)
+    rows = [_row(report["original"], columns, "")]
     for each in report["candidates"]:
-        best = (each["ref"], each["provider"]) == (report["best"], report["provider"]) and each["speed"]
-        rows.append(_row(each, "best" if best else "", each["outcome"] or "not measured"))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        best = report["best"] and (each["ref"], each["provider"]) == (report["best"], report["provider"])
+        rows.append(_row(each, columns, "best" if best else ""))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
 
 
-def _row(each: Mapping[str, Any], kind: str, outcome: str) -> str:
-    speed = each["speed"] or {}
-    numbers = [
-        f"{each['accuracy']['value']:.2%}" if each["accuracy"] else "",
-        f"{each['agreement']['value']:.2%}" if each["agreement"] else "",
-        f"{each['cosine']['worst']:.5f}" if each["cosine"] else "",
-        f"{speed['p50_ms']:.2f}" if speed else "",
-        f"{speed['ratio']['value']:.2f} ×" if speed else "",
-        f"{speed['bytes'] / 2**20:.1f}" if speed else "",
-        f"{speed['peak_rss'] / 2**20:.0f} MiB" if speed else "",
-        f"{speed['load_s']:.1f}" if speed else "",
-    ]
-    why = each["reason"] + (f" ({each['hint']})" if each["hint"] else "")
-    cells = f'<td><b>{_e(each["name"])}</b></td><td class="{_e(outcome)}">{_e(outcome)}</td>'
-    for name, number in zip(_HEADS[2:], numbers, strict=False):
-        if number:
-            cells += f'<td class="n" data-head="{_e(name)}">{_e(number)}</td>'
-        else:
-            cells += '<td class="n"></td>'
-    said = f'<tr class="{kind}"><td class="why" colspan="{len(_HEADS)}">{_e(why)}</td></tr>'
-    return f'<tr class="of {kind}">{cells}</tr>{said}'
+def _row(each: Mapping[str, Any], columns: Sequence[Column], kind: str) -> str:
+    """Two lines that stay together: the numbers, and why it won or lost."""
+    cells = f'<th class="name" scope="row">{_e(each["name"])}</th>'
+    for column in columns:
+        number = column.cell(each)
+        cells += f'<td class="n" data-head="{_e(column.head)}">{_e(number)}</td>' if number else '<td class="n"></td>'
+    outcome = each["outcome"]
+    said = f'<b class="{_e(outcome)}">{_e(outcome)}</b> ' if outcome else ""
+    said += _e(each["reason"] + (f" ({each['hint']})" if each["hint"] else ""))
+    return (
+        f'<tbody class="{kind}"><tr class="of">{cells}</tr>'
+        f'<tr><td class="why" colspan="{1 + len(columns)}">{said}</td></tr></tbody>'
+    )
 
 
 def _data(report: Mapping[str, JSON]) -> str:

@@ -159,7 +159,7 @@ def test_the_page_loads_nothing_and_says_everything(judged: Any, home: Path) -> 
     page = (home / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)\s*=|url\(|@import|<script", page)
     for candidate in judged.candidates:
-        assert f"<b>{candidate.name}</b>" in page
+        assert f">{candidate.name}</th>" in page
         assert candidate.commands[-1].split()[1] in page
     assert page.count("<svg") == 2
     assert page.count("<circle") == 1 + sum(bool(c.speed and c.accuracy) for c in judged.candidates)

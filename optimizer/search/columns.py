@@ -1,0 +1,58 @@
+"""The columns of the table of candidates, for the page and for the terminal alike: a new one is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["COLUMNS", "Column", "filled"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a candidate.
+
+    Attributes:
+        head: what stands above it.
+        path: keys to it in the candidate's JSON (:meth:`CandidateReport.to_json`).
+        form: the number as it is read.
+        stays: rank in a terminal that is too narrow for all of them, the lowest leaves first; 0 is for the page alone.
+    """
+
+    head: str
+    path: tuple[str, ...]
+    form: Callable[[Any], str]
+    stays: int = 0
+
+    def cell(self, candidate: Mapping[str, Any]) -> str:
+        """The number as text; empty where the candidate has none."""
+        value: Any = candidate
+        for key in self.path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return "" if value is None else self.form(value)
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+#: From what is judged to what it costs. A column that no candidate fills is not shown.
+COLUMNS: tuple[Column, ...] = (
+    Column("accuracy", ("accuracy", "value"), "{:.2%}".format, stays=8),
+    Column("same decision", ("agreement", "value"), "{:.2%}".format, stays=4),
+    Column("worst cosine", ("cosine", "worst"), "{:.5f}".format, stays=6),
+    Column("mean cosine", ("cosine", "mean"), "{:.5f}".format, stays=1),
+    Column("rows seen", ("seen",), lambda seen: f"{seen:,}" if seen else ""),
+    Column("ms", ("speed", "p50_ms"), "{:.2f}".format, stays=7),
+    Column("speed-up", ("speed", "ratio", "value"), "{:.2f} ×".format, stays=9),
+    Column("rows/s", ("speed", "rows_per_s"), "{:,.0f}".format, stays=3),
+    Column("size", ("speed", "bytes"), _mib, stays=5),
+    Column("memory", ("speed", "peak_rss"), _mib, stays=2),
+    Column("load", ("speed", "load_s"), "{:.1f} s".format),
+)
+
+
+def filled(candidates: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns that at least one candidate fills."""
+    return [column for column in COLUMNS if any(column.cell(each) for each in candidates)]
