@@ -137,6 +137,12 @@ def quantize_static(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def report(
+    *refs: str,
+    report: tuple[Path | str, ...] | list[Path | str] = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def sensitivity(
     *refs: str,
     calib: Path | str,

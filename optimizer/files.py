@@ -15,7 +15,7 @@ from pathlib import Path
 from optimizer.errors import MissingPiece
 from optimizer.types import JSON
 
-__all__ = ["Lock", "disk_errors", "fsync_folder", "fsync_tree", "write_json", "write_report"]
+__all__ = ["Lock", "disk_errors", "fsync_folder", "fsync_tree", "write_json", "write_report", "write_text"]
 
 
 @contextlib.contextmanager
@@ -70,13 +70,12 @@ def fsync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_json(path: Path, value: JSON) -> None:
-    """Replace a JSON file whole: a reader sees the old one or the new one, never half of either."""
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file whole: a reader sees the old one or the new one, never half of either."""
     fd, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as handle:
-            json.dump(value, handle, indent=2, ensure_ascii=False)
-            handle.write("\n")
+            handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
         # mkstemp makes files that only their owner reads; the store is readable like any other folder.
@@ -89,6 +88,11 @@ def write_json(path: Path, value: JSON) -> None:
             os.unlink(temp)
         raise
     fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: JSON) -> None:
+    """Replace a JSON file whole, as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_report(path: Path, value: JSON) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from optimizer.artifact import Artifact
-from optimizer.files import disk_errors
+from optimizer.errors import BadInput
+from optimizer.files import disk_errors, write_text
 from optimizer.ref import Ref
 from optimizer.search.html import to_html
 from optimizer.search.options import Optimize
@@ -14,7 +17,7 @@ from optimizer.search.report import OptimizeReport
 from optimizer.search.verdict import Outcome
 from optimizer.store import Store
 
-__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "kept"]
+__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "keep", "kept", "write_copies"]
 
 #: What is written into the folder of the version, and the alias that names the winner.
 VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
@@ -30,7 +33,7 @@ def _stale(report: OptimizeReport, store: Store, name: str) -> str:
     return ref if outcomes == {Outcome.FAIL} else ""
 
 
-def kept(report: OptimizeReport, artifact: Artifact, store: Store, options: Optimize) -> OptimizeReport:
+def keep(report: OptimizeReport, artifact: Artifact, store: Store, options: Optimize) -> OptimizeReport:
     """Write the verdict, and after it what points at the winner: an interruption leaves nothing that says too much."""
     ref = Ref.parse(artifact.ref)
     folder = store.version_folder(ref.name, int(ref.at))
@@ -48,15 +51,45 @@ def kept(report: OptimizeReport, artifact: Artifact, store: Store, options: Opti
             f"Run it there: {report.best}{'' if report.provider == 'cpu' else '+' + report.provider}"
         )
         with disk_errors("writing the recipe", folder):
-            (folder / RECIPE_NAME).write_text(recipe_of(winner, store, head), encoding="utf-8")
+            write_text(folder / RECIPE_NAME, recipe_of(winner, store, head))
     report = report.written(folder / VERDICT_NAME)
     if report.verdict is Outcome.PASS:
         store.set_alias(BEST_ALIAS, report.best)
-    for path in options.report:
+    write_copies(report, options.report)
+    return report
+
+
+def kept(name: str, version: int, store: Store) -> OptimizeReport:
+    """The verdict that is kept beside a version, knowing where it and the recipe lie now.
+
+    Raises:
+        BadInput: there is none, or a newer ml-opt wrote it.
+        Damaged: it cannot be read.
+    """
+    path = store.version_folder(name, version) / VERDICT_NAME
+    if not path.is_file():
+        others = [f"{name}@{each}" for each in store.versions(name) if _has_verdict(store, name, each)]
+        raise BadInput(
+            f"{name}@{version} has no verdict",
+            f"these have one: {', '.join(others)}"
+            if others
+            else f"reach one: ml-opt optimize {name}@{version}:VARIANT --eval FILE --min-cosine 0.999",
+        )
+    report = OptimizeReport.read(path)
+    recipe = path.with_name(RECIPE_NAME)
+    return replace(report, path=str(path), recipe=str(recipe) if report.recipe and recipe.is_file() else "")
+
+
+def _has_verdict(store: Store, name: str, version: int) -> bool:
+    return (store.version_folder(name, version) / VERDICT_NAME).is_file()
+
+
+def write_copies(report: OptimizeReport, paths: Sequence[Path]) -> None:
+    """Write a report where it was asked for too, in the format that each name's ending says."""
+    for path in paths:
         with disk_errors("writing a report", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".html":
-                path.write_text(to_html(report.to_json()), encoding="utf-8")
+                write_text(path, to_html(report.to_json()))
             else:
                 report.written(path)
-    return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optimizer.benching.shape import Shape
@@ -13,7 +13,7 @@ from optimizer.ref import check_name
 from optimizer.search.candidates import TARGETS, split_names
 from optimizer.types import Device, Precision
 
-__all__ = ["REPORT_FORMATS", "Optimize", "seconds_of"]
+__all__ = ["REPORT_FORMATS", "Optimize", "check_formats", "seconds_of"]
 
 #: Suffixes that ``--report`` can be given.
 REPORT_FORMATS = (".html", ".json")
@@ -69,9 +69,16 @@ class Optimize(Options):
             seconds_of(self.time_budget)
         if self.name is not None:
             check_name("model", self.name)
-        for path in self.report:
-            if path.suffix not in REPORT_FORMATS:
-                raise UnknownName("report format", path.suffix or str(path), REPORT_FORMATS)
+        check_formats(self.report)
+
+
+def check_formats(paths: Sequence[Path]) -> None:
+    """Refuse a file for a report whose ending names no format, or that is a folder."""
+    for path in paths:
+        if path.suffix not in REPORT_FORMATS:
+            raise UnknownName("report format", path.suffix or str(path), REPORT_FORMATS)
+        if path.is_dir():
+            raise BadInput(f"--report {path} is a folder", f"name a file in it: --report {path / 'report.html'}")
 
 
 def seconds_of(text: str) -> float:

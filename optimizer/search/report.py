@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from optimizer.errors import BadInput, Damaged
 from optimizer.files import write_report
 from optimizer.search.candidates import Plan
+from optimizer.search.decode import decoded
 from optimizer.search.verdict import Bounded, Gate, Outcome
 from optimizer.types import JSON
 
@@ -16,6 +19,7 @@ __all__ = ["SCHEMA", "CandidateReport", "OptimizeReport", "PlanReport", "Speed"]
 #: Raised by one whenever a reader of the older number would misread the file.
 SCHEMA = 1
 
+_AGAIN = "reach a verdict again: ml-opt optimize REF --eval FILE; what is in the store is not made again"
 _EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 3}
 
 
@@ -209,6 +213,47 @@ class OptimizeReport:
             "original": _bounded(self.original.accuracy),
             "drop": {"value": drop.value, "low": drop.low, "high": drop.high} if drop else None,
         }
+
+    @classmethod
+    def from_json(cls, data: JSON, where: str = "this JSON") -> OptimizeReport:
+        """The report that :meth:`to_json` gave.
+
+        Args:
+            data: the parsed document.
+            where: the file's name, for errors.
+
+        Raises:
+            BadInput: a newer ml-opt wrote it.
+            Damaged: it is no report of optimize, or a field is missing or of the wrong type.
+        """
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if schema is None or data.get("report") != "optimize" or type(schema) is not int or schema < 1:
+            raise Damaged(f"{where} is not a report of optimize", _AGAIN)
+        if schema > SCHEMA:
+            raise BadInput(
+                f"{where} has report schema {schema}; this ml-opt reads up to {SCHEMA}",
+                "run: pip install --upgrade ml-opt",
+            )
+        try:
+            report: OptimizeReport = decoded(
+                cls, {**data, **{key: data.get(key) or "" for key in ("best", "provider")}}
+            )
+            if report.best and not any(
+                (c.ref, c.provider) == (report.best, report.provider) for c in report.candidates
+            ):
+                raise ValueError(f"best is {report.best} on {report.provider}, which is none of the candidates")
+        except ValueError as error:
+            raise Damaged(f"{where} is not a whole report of optimize: {error}", _AGAIN) from None
+        return report
+
+    @classmethod
+    def read(cls, path: Path) -> OptimizeReport:
+        """Read a report's JSON file; raises what :meth:`from_json` raises, and :class:`Damaged` for what is no JSON."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise Damaged(f"{path} cannot be read: {error}", _AGAIN) from None
+        return cls.from_json(data, str(path))
 
     def written(self, path: Path) -> OptimizeReport:
         """Write the report as JSON, and return it knowing its path."""

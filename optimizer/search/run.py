@@ -27,7 +27,7 @@ from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
-from optimizer.search.keep import kept
+from optimizer.search.keep import keep
 from optimizer.search.kin import Kin
 from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.report import OptimizeReport, PlanReport
@@ -133,7 +133,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
-    return kept(report, artifact, store, options)
+    return keep(report, artifact, store, options)
 
 
 def _kin(

@@ -37,7 +37,3 @@ def test_a_column_that_nobody_fills_is_not_shown() -> None:
     assert "same decision" not in heads
     assert heads[0] == "accuracy"
 
-
-def test_every_rank_in_a_narrow_terminal_is_given_once() -> None:
-    ranks = [column.stays for column in COLUMNS if column.stays]
-    assert len(set(ranks)) == len(ranks)
