@@ -49,7 +49,7 @@ def _run(refs: tuple[str, ...], options: KeptReport, store: Store, progress: Pro
 CHECK = Check(
     name="report",
     help="Show the verdict that optimize reached on a version, and make its report again.",
-    details="It is read from verdict.json beside the version and needs nothing else: neither ONNX Runtime nor the data. "
+    details="It is read from verdict.json beside the version, and needs neither ONNX Runtime nor the data. "
     "Exit code 0, 1 or 3 as the verdict says; 2 when the version has none, 5 when it cannot be read.",
     options=KeptReport,
     run=_run,

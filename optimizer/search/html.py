@@ -7,55 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimizer.search.columns import Column, filled
-from optimizer.search.plot import histogram, pareto
+from optimizer.search.plot import bars, histogram, pareto
+from optimizer.search.style import STYLE
 from optimizer.types import JSON
 
 __all__ = ["to_html"]
-
-_STYLE = """
-:root { --ink: #1b1f24; --dim: #5c6670; --line: #d9dee3; --paper: #fff; --soft: #f5f7f9;
-  --pass: #18794e; --fail: #c62a2f; --inconclusive: #9a6700; --best: #0b68cb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --dim: #9aa5b1; --line: #343b43; --paper: #14181c;
-  --soft: #1c2127; --pass: #4cc38a; --fail: #ff6369; --inconclusive: #f1a10d; --best: #58a6ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.verdict { font-weight: 700; } .PASS { color: var(--pass); } .FAIL { color: var(--fail); }
-.INCONCLUSIVE { color: var(--inconclusive); } .dim { color: var(--dim); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin: 1rem 0; }
-.facts div { background: var(--soft); border-radius: .5rem; padding: .7rem .9rem; }
-.facts b { display: block; font-size: 1.25rem; } .facts span { color: var(--dim); font-size: .85rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-tr.of td, tr.of th { border-bottom: 0; padding-bottom: .1rem; } tbody.best { background: var(--soft); }
-td.why { color: var(--dim); padding-top: 0; }
-.key span { white-space: nowrap; margin-right: 1em; color: var(--dim); }
-.key .best { color: var(--best); font-weight: 700; } .key .pass { color: var(--pass); }
-.key .fail { color: var(--fail); }
-pre { background: var(--soft); padding: .8rem; border-radius: .5rem; font-size: .82rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
-svg .grid { stroke: var(--line); } svg .front { fill: none; stroke: var(--dim); stroke-dasharray: 4 4; }
-svg .bar { fill: var(--best); } svg .bound { stroke: var(--dim); stroke-width: 1.5; }
-svg circle { fill: var(--dim); } svg circle.pass { fill: var(--pass); } svg circle.fail { fill: var(--fail); }
-svg circle.inconclusive { fill: var(--inconclusive); } svg circle.best { fill: var(--best); }
-svg text.best { fill: var(--best); font-weight: 700; }
-@media (max-width: 40rem) {
-  thead, td:empty { display: none !important; }
-  tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  td, td.n { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .15rem .4rem;
-    text-align: right; white-space: normal; }
-  tr.of { border: 0; padding-bottom: 0; }
-  td.why { text-align: left; }
-  td[data-head]::before { content: attr(data-head); color: var(--dim); font-weight: 400; }
-  svg text { font-size: 22px; } }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } section, tr, svg { break-inside: avoid; }
-  pre { white-space: pre-wrap; } }
-"""
 
 
 def to_html(report: Mapping[str, JSON]) -> str:
@@ -65,10 +21,11 @@ def to_html(report: Mapping[str, JSON]) -> str:
         _head(report),
         _section("Accuracy against time", pareto(report) + _legend(report)),
         _section("Every candidate", _table(report)),
-        _section("What to know", _list(report["notes"])) if report["notes"] else "",
+        _section("What to know", _list([_shared(report), *report["notes"]])),
         _section("Not tried", _list(f"{e['name']}: {e['reason']}" for e in report["left_out"]))
         if report["left_out"]
         else "",
+        _section("What int8 costs each node", _sensitivity(report["sensitivity"])) if report["sensitivity"] else "",
         _section("The data", _data(report)),
         _section("The machine", _machine(report)),
         _section("Where the time went", _seconds(report)),
@@ -77,7 +34,7 @@ def to_html(report: Mapping[str, JSON]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_e(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{_e(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
@@ -129,28 +86,38 @@ def _head(report: Mapping[str, JSON]) -> str:
 
 def _legend(report: Mapping[str, JSON]) -> str:
     return (
-        f'<p class="dim">Lines through a point are its {report["confidence"]:.0%} bounds upwards and the 95 % interval '
-        "of the timing sideways; the dashed line joins what nothing beats in both. Whether accuracy <em>falls</em> is "
-        "decided on the same rows for both, which is far sharper than the bounds that are drawn.</p>"
+        '<p class="dim">Lines through a point are bounds: upwards those that the verdict is reached by, sideways the '
+        "95 % interval of the timing. The dashed line joins what nothing beats in both. What was cut before its timing "
+        "is in the table only.</p>"
+    )
+
+
+def _shared(report: Mapping[str, JSON]) -> str:
+    """The rivals and what they do to the confidence, in one sentence."""
+    share = 1 - (1 - report["confidence"]) / max(1, report["rivals"])
+    rivals = f"{report['rivals']} rivals could" if report["rivals"] != 1 else "one rival could"
+    return (
+        f"{rivals.capitalize()} win, so each bound over all rows holds with {share:.4g} confidence: no candidate that "
+        f"misses a budget wins with more than {1 - report['confidence']:.2g} probability."
     )
 
 
 def _table(report: Mapping[str, JSON]) -> str:
     columns = filled([report["original"], *report["candidates"]])
     head = "<th>candidate</th>" + "".join(f'<th class="n">{_e(column.head)}</th>' for column in columns)
-    rows = [_row(report["original"], columns, "")]
-    for each in report["candidates"]:
+    rows = [_row(report["original"], 0, columns, "")]
+    for number, each in enumerate(report["candidates"], 1):
         best = report["best"] and (each["ref"], each["provider"]) == (report["best"], report["provider"])
-        rows.append(_row(each, columns, "best" if best else ""))
+        rows.append(_row(each, number, columns, "best" if best else ""))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
 
 
-def _row(each: Mapping[str, Any], columns: Sequence[Column], kind: str) -> str:
+def _row(each: Mapping[str, Any], number: int, columns: Sequence[Column], kind: str) -> str:
     """Two lines that stay together: the numbers, and why it won or lost."""
-    cells = f'<th class="name" scope="row">{_e(each["name"])}</th>'
+    cells = f'<th class="name" scope="row"><i>{number}</i>{_e(each["name"])}</th>'
     for column in columns:
-        number = column.cell(each)
-        cells += f'<td class="n" data-head="{_e(column.head)}">{_e(number)}</td>' if number else '<td class="n"></td>'
+        text = column.cell(each)
+        cells += f'<td class="n" data-head="{_e(column.head)}">{_e(text)}</td>' if text else '<td class="n"></td>'
     outcome = each["outcome"]
     said = f'<b class="{_e(outcome)}">{_e(outcome)}</b> ' if outcome else ""
     said += _e(each["reason"] + (f" ({each['hint']})" if each["hint"] else ""))
@@ -170,6 +137,15 @@ def _data(report: Mapping[str, JSON]) -> str:
     return text + "</p>" + (histogram(rows["histogram"]) if rows["histogram"] else "")
 
 
+def _sensitivity(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """The worst nodes of the ranking, each with its noise as a bar."""
+    said = (
+        f'<p class="dim">Each node in int8 by itself: the power of the error over the power of its answer, the worst '
+        f"{len(nodes)} of those that can be quantized. Mixed precision leaves the first of them in float.</p>"
+    )
+    return said + bars([(f"{n['node']} ({n['op_type']})", n["noise"], f"{n['noise']:.2e}") for n in nodes])
+
+
 def _machine(report: Mapping[str, JSON]) -> str:
     found = report["environment"]
     cpu = found["cpu"]
@@ -184,15 +160,28 @@ def _machine(report: Mapping[str, JSON]) -> str:
     return _list(items)
 
 
+_DOING = {
+    "export": "export",
+    "make": "making candidates",
+    "answer": "judging: the original and every candidate answer rows",
+    "time": "timing",
+}
+
+
 def _seconds(report: Mapping[str, JSON]) -> str:
-    names = {
-        "export": "export",
-        "make": "making candidates",
-        "answer": "answering every row",
-        "time": "timing",
-        "total": "in all",
-    }
-    return _list(f"{names[name]}: {seconds:.1f} s" for name, seconds in report["seconds"].items())
+    """Phases, then candidates, each with its seconds; and what knowing the winner beforehand would have saved."""
+    spent = report["seconds"]
+    line = f"{spent['total']:.0f} s in all."
+    if alone := report["winner_s"]:
+        times = spent["total"] / alone
+        line += f" The winner's chain alone would take {alone:.0f} s: the search took {times:.1f} times that."
+    phases = [(words, spent[name], f"{spent[name]:.1f} s") for name, words in _DOING.items() if name in spent]
+    each = [(c["name"], sum(c["seconds"].values()), c["seconds"]) for c in report["candidates"] if c["seconds"]]
+    dearest = [
+        (name, total, f"made in {parts.get('make', 0):.1f} s, judged in {parts.get('answer', 0):.1f} s")
+        for name, total, parts in sorted(each, key=lambda entry: -entry[1])
+    ]
+    return f"<p>{_e(line)}</p>{bars(phases)}" + (f"<p>Of it, by candidate:</p>{bars(dearest)}" if dearest else "")
 
 
 def _commands(report: Mapping[str, JSON]) -> str:

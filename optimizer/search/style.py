@@ -1,0 +1,73 @@
+"""How the page of a report looks: on a phone, on a wide screen, in the dark and on paper."""
+
+from __future__ import annotations
+
+__all__ = ["STYLE"]
+
+STYLE = """
+:root { color-scheme: light; --ink: #1b1f24; --dim: #5c6670; --line: #d9dee3; --paper: #fff; --soft: #f4f6f8;
+  --pass: #18794e; --fail: #c62a2f; --inconclusive: #8f5f00; --best: #0b68cb; }
+@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --ink: #e6eaee; --dim: #9aa5b1;
+  --line: #343b43; --paper: #14181c; --soft: #1c2127; --pass: #4cc38a; --fail: #ff7b81; --inconclusive: #f1a10d;
+  --best: #58a6ff; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 68rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; break-after: avoid; }
+p { margin: .5rem 0; max-width: 48rem; overflow-wrap: anywhere; } ul { padding-left: 1.2rem; }
+li { margin: .25rem 0; overflow-wrap: anywhere; max-width: 48rem; }
+.PASS { color: var(--pass); } .FAIL { color: var(--fail); } .INCONCLUSIVE { color: var(--inconclusive); }
+.dim { color: var(--dim); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin: 1rem 0; }
+.facts div { background: var(--soft); border-radius: .5rem; padding: .7rem .9rem; }
+.facts b { display: block; font-size: 1.25rem; } .facts span { color: var(--dim); font-size: .85rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .45rem .5rem; vertical-align: bottom; font-weight: 400; }
+thead th { color: var(--dim); line-height: 1.2; border-bottom: 1px solid var(--line); }
+td.n { text-align: right; white-space: nowrap; } thead th.n { text-align: right; }
+tbody { border-bottom: 1px solid var(--line); break-inside: avoid; } tbody.best { background: var(--soft); }
+tr.of td, tr.of th { padding-bottom: .1rem; } th.name { font-weight: 600; white-space: nowrap; }
+th.name i { display: inline-block; min-width: 1.6em; color: var(--dim); font-style: normal; font-weight: 400; }
+td.why { color: var(--dim); padding: 0 .5rem .5rem 2.4em; overflow-wrap: anywhere; }
+.key { margin-top: .8rem; } .key span { display: inline-block; margin-right: 1.2em; color: var(--dim); }
+.key .best { color: var(--best); } .key .pass { color: var(--pass); } .key .fail { color: var(--fail); }
+.key .inconclusive { color: var(--inconclusive); }
+ul.bars { list-style: none; padding: 0; max-width: 48rem; }
+ul.bars li { display: grid; grid-template-columns: 1fr auto; column-gap: 1rem; font-size: .9rem; max-width: none;
+  margin: .5rem 0; break-inside: avoid; }
+ul.bars .n { color: var(--dim); font-variant-numeric: tabular-nums; text-align: right; }
+svg { display: block; overflow: visible; } svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
+svg.plot { height: 22rem; width: calc(100% - 4.75rem); margin: 2rem 1rem 3rem 3.75rem; }
+svg.lengths { height: 8rem; width: calc(100% - 1rem); max-width: 48rem; margin: 2rem .5rem 3rem; }
+svg.bar { grid-column: 1 / -1; height: .4rem; width: 100%; background: var(--soft); }
+svg .grid { stroke: var(--line); } svg .front { stroke: var(--dim); stroke-dasharray: 4 4; }
+svg line.budget { stroke: var(--fail); stroke-dasharray: 2 3; } svg text.budget { fill: var(--fail); }
+svg .bar { fill: var(--best); } svg .bound { stroke: var(--dim); stroke-width: 1.5; }
+svg circle { fill: var(--dim); stroke: var(--paper); } svg text.open, svg text.original { fill: var(--ink); }
+svg circle.pass { fill: var(--pass); } svg .bound.pass { stroke: var(--pass); } svg text.pass { fill: var(--pass); }
+svg circle.fail { fill: var(--fail); } svg .bound.fail { stroke: var(--fail); } svg text.fail { fill: var(--fail); }
+svg circle.best { fill: var(--best); } svg .bound.best { stroke: var(--best); }
+svg text.best { fill: var(--best); font-weight: 700; }
+svg circle.inconclusive { fill: var(--inconclusive); } svg .bound.inconclusive { stroke: var(--inconclusive); }
+svg text.inconclusive { fill: var(--inconclusive); }
+pre { background: var(--soft); padding: .8rem; border-radius: .5rem; font-size: .8rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+@media screen and (max-width: 44rem) {
+  thead, td.n:empty { display: none; }
+  table, tbody, tr, tr.of th, td { display: block; }
+  tbody { padding: .6rem 0; } tbody.best { margin: 0 -.5rem; padding: .6rem .5rem; }
+  tr.of { display: grid; grid-template-columns: 1fr 1fr; column-gap: 1.2rem; }
+  tr.of th.name { grid-column: 1 / -1; padding: 0 0 .2rem; font-size: 1rem; white-space: normal; }
+  td.n { display: flex; justify-content: space-between; gap: .5rem; padding: .1rem 0; }
+  td.n::before { content: attr(data-head); color: var(--dim); }
+  td.why { padding: .3rem 0 0; font-size: .85rem; } }
+@media print {
+  @page { margin: 14mm; }
+  body { max-width: none; padding: 0; font-size: 10pt; } h1 { font-size: 16pt; } h2 { font-size: 12pt; }
+  .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .3rem .3rem; }
+  svg, .facts div { break-inside: avoid; } svg.plot { height: 16rem; }
+  .facts div, tbody.best, pre { background: none; border: 1px solid var(--line); } svg.bar { background: none; } }
+"""
