@@ -44,8 +44,8 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
     if winner is not None and winner.speed is not None:
         ratio = winner.speed.ratio
         line += (
-            f" [bold]{escape(winner.ref)}[/bold] on {winner.provider}: {ratio.value:.2f} × as fast as "
-            f"{escape(report.original.name)} at {report.shape} ({ratio.low:.2f} to {ratio.high:.2f}), "
+            f" [bold]{escape(winner.ref)}[/bold] on {winner.provider} ({escape(winner.name)}): {ratio.value:.2f} × "
+            f"as fast as {escape(report.original.name)} at {report.shape} ({ratio.low:.2f} to {ratio.high:.2f}), "
             f"{size(winner.speed.bytes)}"
         )
     console.print(line)

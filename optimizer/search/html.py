@@ -19,7 +19,10 @@ def to_html(report: Mapping[str, JSON]) -> str:
     title = f"{report['verdict']}: {report['best'] or report['model']}"
     body = [
         _head(report),
-        _section("Accuracy against time", pareto(report) + _legend(report)),
+        _section(
+            f"{'Accuracy' if report['metric'] == 'accuracy' else 'Likeness'} against time",
+            pareto(report) + _legend(report),
+        ),
         _section("Every candidate", _table(report)),
         _section("What to know", _list([_shared(report), *report["notes"]])),
         _section("Not tried", _list(f"{e['name']}: {e['reason']}" for e in report["left_out"]))
@@ -52,9 +55,17 @@ def _list(items: Any) -> str:
     return "<ul>" + "".join(f"<li>{_e(item)}</li>" for item in items) + "</ul>"
 
 
+def _winner(report: Mapping[str, JSON]) -> Mapping[str, Any] | None:
+    """The candidate that the verdict is about."""
+    named = (report["best"], report["provider"])
+    return next((c for c in report["candidates"] if report["best"] and (c["ref"], c["provider"]) == named), None)
+
+
 def _head(report: Mapping[str, JSON]) -> str:
     verdict = report["verdict"]
-    name = f"{report['best']} on {report['provider']}" if report["best"] else report["model"]
+    name, called = report["model"], ""
+    if winner := _winner(report):
+        name, called = f"{report['best']} on {report['provider']}", f"{winner['name']}; "
     facts = []
     if speedup := report["speedup"]:
         facts.append(
@@ -78,8 +89,8 @@ def _head(report: Mapping[str, JSON]) -> str:
     budgets = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in report["budgets"].items())
     return (
         f'<h1><span class="verdict {_e(verdict)}">{_e(verdict)}</span> {_e(name)}</h1>\n'
-        f'<p class="dim">{_e(report["created"])}; budget: {_e(budgets)}; objective: {_e(report["objective"])}; '
-        f"judged by {_e(report['metric'])}</p>\n"
+        f'<p class="dim">{_e(called)}budget: {_e(budgets)}; objective: {_e(report["objective"])}; '
+        f"judged by {_e(report['metric'])}; {_e(report['created'][:16].replace('T', ' '))} UTC</p>\n"
         f'<div class="facts">{cells}</div>'
     )
 
@@ -94,11 +105,12 @@ def _legend(report: Mapping[str, JSON]) -> str:
 
 def _shared(report: Mapping[str, JSON]) -> str:
     """The rivals and what they do to the confidence, in one sentence."""
-    share = 1 - (1 - report["confidence"]) / max(1, report["rivals"])
-    rivals = f"{report['rivals']} rivals could" if report["rivals"] != 1 else "one rival could"
+    confidence, rivals = report["confidence"], max(1, report["rivals"])
+    share = 100 * (1 - (1 - confidence) / rivals)
+    who = "One candidate could" if rivals == 1 else f"{rivals} candidates could"
     return (
-        f"{rivals.capitalize()} win, so each bound over all rows holds with {share:.4g} confidence: no candidate that "
-        f"misses a budget wins with more than {1 - report['confidence']:.2g} probability."
+        f"{who} win after the first look, so each bound over all rows holds with {share:.6g} % confidence, and no "
+        f"candidate that misses a budget wins with more than {100 * (1 - confidence):.4g} % probability."
     )
 
 
@@ -107,8 +119,7 @@ def _table(report: Mapping[str, JSON]) -> str:
     head = "<th>candidate</th>" + "".join(f'<th class="n">{_e(column.head)}</th>' for column in columns)
     rows = [_row(report["original"], 0, columns, "")]
     for number, each in enumerate(report["candidates"], 1):
-        best = report["best"] and (each["ref"], each["provider"]) == (report["best"], report["provider"])
-        rows.append(_row(each, number, columns, "best" if best else ""))
+        rows.append(_row(each, number, columns, "best" if each is _winner(report) else ""))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
 
 
@@ -188,7 +199,7 @@ def _commands(report: Mapping[str, JSON]) -> str:
     lines: list[str] = ["# all of this", report["command"], ""]
     for each in report["candidates"]:
         if each["commands"]:
-            lines += [f"# {each['name']}, run on {each['provider']}", *each["commands"], ""]
+            lines += [f"# {each['name']}: {each['ref']}, run on {each['provider']}", *each["commands"], ""]
     if report["recipe"]:
         lines += ["# the winner again", f"ml-opt run {report['recipe']}"]
     return f"<pre>{_e(chr(10).join(_trimmed(lines)))}</pre>"

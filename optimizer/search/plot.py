@@ -137,7 +137,7 @@ def _drawn(points: Sequence[_Point], axis: _Axis) -> str:
     for one, two in itertools.pairwise(front):
         parts.append(_line(across(one.x), up(one.y), across(two.x), up(two.y), "front"))
     beside = _laid_out(points, across, up)
-    for p in points:
+    for p in sorted(points, key=lambda p: p.kind == "best"):  # drawn last, the best hides under none
         x, y = across(p.x), up(p.y)
         parts.append(_line(across(p.x_low), y, across(p.x_high), y, f"bound {p.kind}"))
         parts.append(_line(x, up(p.y_low), x, up(p.y_high), f"bound {p.kind}"))

@@ -103,11 +103,14 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
 def _original(contest: Contest, original: Entrant, rules: Rules) -> CandidateReport:
     row = next(row for row in contest.bench.rows if row.label == original.label)
     right = contest.original.right
+    provider = original.candidate.provider
+    precision = provider.precision or "fp32"
     return CandidateReport(
-        name=original.label,
+        # "source" is what one types to mean it, and says nothing to who reads a report.
+        name=f"PyTorch eager {precision}" if provider.name == "torch" else original.label,
         ref=original.artifact.ref if original.artifact else "",
-        provider=str(original.candidate.provider),
-        precision=original.candidate.provider.precision or "fp32",
+        provider=str(provider),
+        precision=precision,
         outcome=None,
         reason="what every candidate is compared with",
         accuracy=_share(right, rules),
