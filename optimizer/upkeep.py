@@ -18,7 +18,7 @@ from optimizer.layout import OWNER_LOCK, Layout
 from optimizer.ref import Ref
 from optimizer.store import Store
 
-__all__ = ["Garbage", "check", "gc", "remove"]
+__all__ = ["Garbage", "check", "clear_scratch", "gc", "remove"]
 
 #: A folder without its lock is somebody's who is just making it, until it is this old.
 _NEWBORN_S = 5.0
@@ -119,6 +119,12 @@ def gc(store: Store) -> Garbage:
     return Garbage([str(path.relative_to(layout.root)) for path in removed], size, broken)
 
 
+def clear_scratch(store: Store) -> None:
+    """Remove the unfinished work of dead processes, and nothing else."""
+    with disk_errors("cleaning up", store.root):
+        _dead_scratch(store.layout, [])
+
+
 def _dead_scratch(layout: Layout, removed: list[Path]) -> int:
     """Scratch folders whose owner is gone, and with it the lock; returns their bytes."""
     size = 0
@@ -136,8 +142,9 @@ def _dead_scratch(layout: Layout, removed: list[Path]) -> int:
 
 def _strays(layout: Layout, removed: list[Path]) -> int:
     size = 0
-    for folder in [layout.private, layout.private / "versions", *layout.folders(layout.root)]:
-        for stray in folder.glob(".*.json-*"):
+    versions = [folder for model in layout.models() for folder in layout.versions(model.name)]
+    for folder in [layout.private, layout.private / "versions", *layout.folders(layout.root), *versions]:
+        for stray in (each for kind in ("json", "toml") for each in folder.glob(f".*.{kind}-*")):
             if _older_than(stray, _STRAY_S):
                 size += stray.stat().st_size
                 stray.unlink(missing_ok=True)

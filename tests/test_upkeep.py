@@ -187,6 +187,9 @@ def test_gc_takes_only_what_is_its_own(stocked: Store) -> None:
     aged(stray)
     (stocked.root / ".ml-opt" / ".digests.json-abc").write_text("{")
     aged(stocked.root / ".ml-opt" / ".digests.json-abc")
+    for name in (".verdict.json-abc", ".best.toml-abc"):
+        (stocked.root / "toy" / "1" / name).write_text("{")
+        aged(stocked.root / "toy" / "1" / name)
     (stocked.root / "toy" / "7").mkdir()
     (stocked.root / "toy" / "7" / "version.json").write_text("{}")
     garbage = upkeep.gc(stocked)
@@ -197,6 +200,8 @@ def test_gc_takes_only_what_is_its_own(stocked: Store) -> None:
             ".ml-opt/trash/x",
             ".ml-opt/.digests.json-abc",
             "toy/.aliases.json-abc",
+            "toy/1/.verdict.json-abc",
+            "toy/1/.best.toml-abc",
             "toy/7",
         ]
     )

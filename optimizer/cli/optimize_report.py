@@ -49,6 +49,8 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
             f"{size(winner.speed.bytes)}"
         )
     console.print(line)
+    for gate in winner.gates if winner is not None else ():
+        console.print(f"  {gate.says}", style="dim")
     console.print(_numbers(report, console))
     console.print(_reasons(report))
     for note in report.notes:
@@ -95,6 +97,8 @@ def _reasons(report: OptimizeReport) -> Table:
     return made
 
 
+#: Candidates that are named for the time they took.
+_DEAREST = 3
 _DOING = {"export": "export", "make": "making", "answer": "judging", "time": "timing"}
 
 
@@ -103,8 +107,10 @@ def _where_the_time_went(report: OptimizeReport) -> str:
     total = report.seconds["total"]
     phases = ", ".join(f"{_DOING[name]} {report.seconds[name]:.0f} s" for name in _DOING if name in report.seconds)
     dearest = sorted(report.candidates, key=lambda c: -sum(c.seconds.values()))
-    each = ", ".join(f"{c.name} {sum(c.seconds.values()):.0f} s" for c in dearest if sum(c.seconds.values()) >= 0.5)
-    line = f"{total:.0f} s: {phases}" + (f"; made and judged: {escape(each)}" if each else "")
+    spent = [(c.name, sum(c.seconds.values())) for c in dearest]
+    each = ", ".join(f"{escape(name)} {seconds:.0f} s" for name, seconds in spent[:_DEAREST] if seconds >= 0.5)
+    line = f"{total:.0f} s: {phases}" + (f"; most of it for {each}" if each else "")
     if report.winner_s:
-        line += f"; {total / report.winner_s:.1f} times what the winner alone would have taken"
+        alone = f"the winner's chain alone would take {report.winner_s:.0f} s"
+        line += f"\n{alone}: the search took {total / report.winner_s:.1f} times that"
     return line

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimizer.search.columns import size
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["escape", "size", "table"]
-
-
-def size(count: float) -> str:
-    """Bytes as people read them, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -38,6 +38,7 @@ from optimizer.search.candidates import StepOf
 from optimizer.stage import get_stage, silent
 from optimizer.store import Store
 from optimizer.types import JSON
+from optimizer.upkeep import clear_scratch
 
 __all__ = ["build", "export", "main", "ranked"]
 
@@ -93,16 +94,12 @@ def export(model: str, name: str | None, store: Store, threads: int, timeout: fl
         "model": model,
         "name": name,
         "offline": os.environ.get(_OFFLINE),
-        "store": str(store.root),
     }
     with tempfile.TemporaryDirectory(prefix="ml-opt-export-") as folder:
-        process = WorkerProcess(Path(folder) / "export.log", threads, _COMMAND)
         try:
-            reply = process.ask(request, timeout)
+            reply = _asked(request, store, Path(folder) / "export.log", threads, timeout)
         except CandidateFailed as failed:
             raise BadInput(f"{model} cannot be exported: {failed.message}", failed.hint) from None
-        finally:
-            process.kill()
     if failure := reply.get("failed"):
         raise _CLASSES.get(failure["exit_code"], BadInput)(failure["error"], failure["hint"])
     return store.get(reply["ref"])
@@ -139,14 +136,19 @@ def ranked(
             "ref": artifact.ref,
             "calib": str(calib),
             "report": str(path),
-            "store": str(store.root),
         }
-        process = WorkerProcess(log, threads, _COMMAND)
-        try:
-            process.ask(request, timeout)
-        finally:
-            process.kill()
+        _asked(request, store, log, threads, timeout)
     return path, read_ranking(path)
+
+
+def _asked(request: dict[str, JSON], store: Store, log: Path, threads: int, timeout: float) -> dict[str, Any]:
+    """The answer of a process that is started for one request; whatever it leaves unfinished is cleared away."""
+    process = WorkerProcess(log, threads, _COMMAND)
+    try:
+        return process.ask({**request, "store": str(store.root)}, timeout)
+    finally:
+        process.kill()
+        clear_scratch(store)
 
 
 def _cached(artifact: Artifact, step: StepOf, store: Store) -> Artifact | None:
@@ -161,18 +163,13 @@ def _cached(artifact: Artifact, step: StepOf, store: Store) -> Artifact | None:
 
 
 def _made(artifact: Artifact, step: StepOf, store: Store, log: Path, threads: int, timeout: float) -> Artifact:
-    process = WorkerProcess(log, threads, _COMMAND)
-    try:
-        request: dict[str, JSON] = {
-            "do": "build",
-            "stage": step.stage,
-            "ref": artifact.ref,
-            "options": dict(step.options),
-            "store": str(store.root),
-        }
-        return store.get(process.ask(request, timeout)["ref"])
-    finally:
-        process.kill()
+    request: dict[str, JSON] = {
+        "do": "build",
+        "stage": step.stage,
+        "ref": artifact.ref,
+        "options": dict(step.options),
+    }
+    return store.get(_asked(request, store, log, threads, timeout)["ref"])
 
 
 def _answer(request: dict[str, Any]) -> dict[str, JSON]:

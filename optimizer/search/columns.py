@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLUMNS", "Column", "filled"]
+__all__ = ["COLUMNS", "Column", "filled", "size"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Column:
         return "" if value is None else self.form(value)
 
 
-def _mib(count: float) -> str:
-    return f"{count / 2**20:.1f} MiB"
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
 
 
 #: From what is judged to what it costs. A column that no candidate fills is not shown.
@@ -47,8 +52,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("ms", ("speed", "p50_ms"), "{:.2f}".format, stays=7),
     Column("speed-up", ("speed", "ratio", "value"), "{:.2f} ×".format, stays=9),
     Column("rows/s", ("speed", "rows_per_s"), "{:,.0f}".format, stays=3),
-    Column("size", ("speed", "bytes"), _mib, stays=5),
-    Column("memory", ("speed", "peak_rss"), _mib, stays=2),
+    Column("size", ("speed", "bytes"), size, stays=5),
+    Column("memory", ("speed", "peak_rss"), size, stays=2),
     Column("load", ("speed", "load_s"), "{:.1f} s".format),
 )
 

@@ -20,8 +20,8 @@ from optimizer.errors import BadInput, MlOptError
 from optimizer.search.accuracy import Scores
 from optimizer.search.contender import Contender, Rules
 from optimizer.search.evalset import EvalSet
-from optimizer.search.judge import Judge, misses
-from optimizer.search.verdict import Decision, Outcome, Standing, decide, outcome_of
+from optimizer.search.judge import Judge
+from optimizer.search.verdict import Decision, Outcome, Standing, decide, misses, outcome_of
 from optimizer.stage import Progress
 from optimizer.types import JSON
 

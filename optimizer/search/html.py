@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def to_html(report: Mapping[str, JSON]) -> str:
     body = [
         _head(report),
         _section(
-            f"{'Accuracy' if report['metric'] == 'accuracy' else 'Likeness'} against time",
+            f"{_judged_by(report)} against time",
             pareto(report) + _legend(report),
         ),
         _section("Every candidate", _table(report)),
@@ -47,12 +48,22 @@ def _e(value: object) -> str:
     return html.escape(str(value))
 
 
+def _prose(text: str) -> str:
+    """A sentence, with `commands` and --flags as such: a line should not end inside of one."""
+    said = re.sub(r"`([^`]*)`", r"<code>\1</code>", _e(text))
+    return re.sub(r"(?<![\w-])(--[a-z][a-z-]*)(?![^<]*</code>)", r"<code>\1</code>", said)
+
+
 def _section(title: str, body: str) -> str:
     return f"<section>\n<h2>{_e(title)}</h2>\n{body}\n</section>"
 
 
 def _list(items: Any) -> str:
-    return "<ul>" + "".join(f"<li>{_e(item)}</li>" for item in items) + "</ul>"
+    return "<ul>" + "".join(f"<li>{_prose(item)}</li>" for item in items) + "</ul>"
+
+
+def _judged_by(report: Mapping[str, JSON]) -> str:
+    return "Likeness" if report["metric"] == "fidelity" else str(report["metric"]).capitalize()
 
 
 def _winner(report: Mapping[str, JSON]) -> Mapping[str, Any] | None:
@@ -131,7 +142,7 @@ def _row(each: Mapping[str, Any], number: int, columns: Sequence[Column], kind: 
         cells += f'<td class="n" data-head="{_e(column.head)}">{_e(text)}</td>' if text else '<td class="n"></td>'
     outcome = each["outcome"]
     said = f'<b class="{_e(outcome)}">{_e(outcome)}</b> ' if outcome else ""
-    said += _e(each["reason"] + (f" ({each['hint']})" if each["hint"] else ""))
+    said += _prose(each["reason"] + (f" ({each['hint']})" if each["hint"] else ""))
     return (
         f'<tbody class="{kind}"><tr class="of">{cells}</tr>'
         f'<tr><td class="why" colspan="{1 + len(columns)}">{said}</td></tr></tbody>'
@@ -196,18 +207,14 @@ def _seconds(report: Mapping[str, JSON]) -> str:
 
 
 def _commands(report: Mapping[str, JSON]) -> str:
-    lines: list[str] = ["# all of this", report["command"], ""]
+    """Every command line, each once: a candidate begins where those above it end."""
+    parts = [["# all of this", report["command"]]]
+    said: set[str] = set()
     for each in report["candidates"]:
         if each["commands"]:
-            lines += [f"# {each['name']}: {each['ref']}, run on {each['provider']}", *each["commands"], ""]
+            new = [command for command in each["commands"] if command not in said]
+            said.update(new)
+            parts.append([f"# {each['name']}: {each['ref']}, run on {each['provider']}", *new])
     if report["recipe"]:
-        lines += ["# the winner again", f"ml-opt run {report['recipe']}"]
-    return f"<pre>{_e(chr(10).join(_trimmed(lines)))}</pre>"
-
-
-def _trimmed(lines: Sequence[str]) -> list[str]:
-    """Without empty lines at the end."""
-    kept = list(lines)
-    while kept and not kept[-1]:
-        kept.pop()
-    return kept
+        parts.append(["# the winner again", f"ml-opt run {report['recipe']}"])
+    return f"<pre>{_e(chr(10).join(chr(10).join([*part, '']) for part in parts).rstrip())}</pre>"

@@ -18,7 +18,7 @@ from optimizer.search.verdict import Gate, Outcome, agreement_gate, cosine_gate,
 from optimizer.stage import Progress
 from optimizer.types import JSON
 
-__all__ = ["Judge", "gates", "misses"]
+__all__ = ["Judge", "gates"]
 
 
 class Judge:
@@ -178,8 +178,3 @@ def gates(known: Scores, scores: Scores, rules: Rules, confidence: float) -> lis
     if rules.min_cosine is not None:
         found.append(cosine_gate(scores.cosine, rules.min_cosine, confidence))
     return found
-
-
-def misses(gate: Gate) -> bool:
-    """Whether the estimate itself, without regard to its bounds, lies beyond the budget."""
-    return gate.value > gate.limit if gate.name == "accuracy drop" else gate.value < gate.limit

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from optimizer.artifact import Artifact
-from optimizer.errors import BadInput
+from optimizer.errors import BadInput, MissingPiece
 from optimizer.files import disk_errors, write_text
 from optimizer.ref import Ref
 from optimizer.search.html import to_html
@@ -17,10 +19,11 @@ from optimizer.search.report import OptimizeReport
 from optimizer.search.verdict import Outcome
 from optimizer.store import Store
 
-__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "keep", "kept", "write_copies"]
+__all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "check_writable", "keep", "kept", "write_copies"]
 
 #: What is written into the folder of the version, and the alias that names the winner.
 VERDICT_NAME, RECIPE_NAME, BEST_ALIAS = "verdict.json", "best.toml", "best"
+_ELSEWHERE = "free some room there, or name a file in a folder of your own: --report DIR/report.html"
 
 
 def _stale(report: OptimizeReport, store: Store, name: str) -> str:
@@ -84,11 +87,36 @@ def _has_verdict(store: Store, name: str, version: int) -> bool:
     return (store.version_folder(name, version) / VERDICT_NAME).is_file()
 
 
+def check_writable(paths: Sequence[Path]) -> None:
+    """Raise now what :func:`write_copies` would raise after minutes of work."""
+    for path in paths:
+        with _writing(path), tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """With the folder of a report made; whatever the system has against writing there is said about that file.
+
+    Raises:
+        MissingPiece: no room, or no permission.
+        BadInput: nothing can be written there at all.
+    """
+    try:
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield
+    except MissingPiece as error:
+        error.hint = _ELSEWHERE  # its own is about the store
+        raise
+    except OSError as error:
+        raise BadInput(f"--report {path} cannot be written: {error.strerror}", _ELSEWHERE) from error
+
+
 def write_copies(report: OptimizeReport, paths: Sequence[Path]) -> None:
     """Write a report where it was asked for too, in the format that each name's ending says."""
     for path in paths:
-        with disk_errors("writing a report", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(path):
             if path.suffix == ".html":
                 write_text(path, to_html(report.to_json()))
             else:

@@ -78,7 +78,7 @@ def _axis(report: Mapping[str, JSON]) -> _Axis:
     budgets = report["budgets"]
     original = report["original"]["accuracy"]
     if "max_drop" in budgets and original:
-        return _Axis("accuracy", "accuracy drop", True, original["value"] - budgets["max_drop"])
+        return _Axis(str(report["metric"]), "accuracy drop", True, original["value"] - budgets["max_drop"])
     if "min_agreement" in budgets:
         return _Axis("same decision as the original", "agreement", True, budgets["min_agreement"])
     return _Axis("worst cosine to the original", "worst cosine", False, budgets["min_cosine"])
@@ -122,7 +122,7 @@ def _drawn(points: Sequence[_Point], axis: _Axis) -> str:
     def up(value: float) -> float:
         return 100 - 100 * (value - y_start) / y_range
 
-    parts = [f'<svg class="plot" role="img" aria-label="{axis.title} against time">']
+    parts = [f'<div class="plot"><svg role="img" aria-label="{html.escape(axis.title)} against time">']
     for tick in x_ticks:
         parts.append(_line(across(tick), 0, across(tick), 100, "grid"))
         parts.append(_text(across(tick), 100, f"{tick:g}", "middle", dy=18))
@@ -144,7 +144,7 @@ def _drawn(points: Sequence[_Point], axis: _Axis) -> str:
         parts.append(f'<circle class="{p.kind}" cx="{x:.2f}%" cy="{y:.2f}%" r="{_DOT}"/>')
     for p, (dx, dy) in zip(points, beside, strict=True):
         parts.append(_text(across(p.x), up(p.y), str(p.number), "middle", dx=dx, dy=dy + 4, kind=p.kind))
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, "</svg></div>"])
 
 
 def _laid_out(
@@ -157,7 +157,9 @@ def _laid_out(
         free = (
             (dx, dy)
             for dx, dy in _BESIDE
-            if -8 < y + dy < _TALL + 8 and all(abs(x + dx - a) > 13 or abs(y + dy - b) > 12 for a, b in taken)
+            if x + dx > 5
+            and -8 < y + dy < _TALL + 8
+            and all(abs(x + dx - a) > 13 or abs(y + dy - b) > 12 for a, b in taken)
         )
         dx, dy = next(free, _BESIDE[0])
         taken.append((x + dx, y + dy))
@@ -190,7 +192,7 @@ def histogram(found: Mapping[str, JSON]) -> str:
     """An SVG of how long the rows are: ``low``, ``width`` and ``counts``."""
     counts = found["counts"]
     bar = 100 / len(counts)
-    parts = ['<svg class="lengths" role="img" aria-label="lengths of the rows">']
+    parts = ['<div class="lengths"><svg role="img" aria-label="lengths of the rows">']
     for place, count in enumerate(counts):
         tall = 100 * count / max(counts)
         parts.append(
@@ -202,7 +204,7 @@ def histogram(found: Mapping[str, JSON]) -> str:
         parts.append(_text((place + 0.5) * bar, 100, str(low), "middle", dy=18))
     parts.append(_text(0, 0, f"rows; the highest bar is {max(counts):,}", "start", dy=-8))
     parts.append(_text(50, 100, "length as the model sees it", "middle", dy=38))
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, "</svg></div>"])
 
 
 def bars(lines: Sequence[tuple[str, float, str]]) -> str:

@@ -27,7 +27,7 @@ from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
-from optimizer.search.keep import keep
+from optimizer.search.keep import check_writable, keep
 from optimizer.search.kin import Kin
 from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.report import OptimizeReport, PlanReport
@@ -85,6 +85,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         )
     if options.eval is None and options.calib is None:
         raise BadInput("there are no rows to judge on", "add --eval FILE")
+    check_writable(options.report)
     began = time.monotonic()
     artifact = _exported(model, options, store, progress)
     export_s = time.monotonic() - began

@@ -40,8 +40,8 @@ ul.bars li { display: grid; grid-template-columns: 1fr auto; column-gap: 1rem; f
   margin: .5rem 0; break-inside: avoid; }
 ul.bars .n { color: var(--dim); font-variant-numeric: tabular-nums; text-align: right; }
 svg { display: block; overflow: visible; } svg text { font: 12px system-ui, sans-serif; fill: var(--dim); }
-svg.plot { height: 22rem; width: calc(100% - 4.75rem); margin: 2rem 1rem 3rem 3.75rem; }
-svg.lengths { height: 8rem; width: calc(100% - 1rem); max-width: 48rem; margin: 2rem .5rem 3rem; }
+.plot { padding: 2rem 1rem 3rem 3.75rem; } .plot svg { height: 22rem; width: 100%; }
+.lengths { padding: 2rem .5rem 3rem; max-width: 48rem; } .lengths svg { height: 8rem; width: 100%; }
 svg.bar { grid-column: 1 / -1; height: .4rem; width: 100%; background: var(--soft); }
 svg .grid { stroke: var(--line); } svg .front { stroke: var(--dim); stroke-dasharray: 4 4; }
 svg line.budget { stroke: var(--fail); stroke-dasharray: 2 3; } svg text.budget { fill: var(--fail); }
@@ -53,12 +53,13 @@ svg circle.best { fill: var(--best); } svg .bound.best { stroke: var(--best); }
 svg text.best { fill: var(--best); font-weight: 700; }
 svg circle.inconclusive { fill: var(--inconclusive); } svg .bound.inconclusive { stroke: var(--inconclusive); }
 svg text.inconclusive { fill: var(--inconclusive); }
+code { font-size: .9em; white-space: nowrap; }
 pre { background: var(--soft); padding: .8rem; border-radius: .5rem; font-size: .8rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 @media screen and (max-width: 44rem) {
   thead, td.n:empty { display: none; }
   table, tbody, tr, tr.of th, td { display: block; }
-  tbody { padding: .6rem 0; } tbody.best { margin: 0 -.5rem; padding: .6rem .5rem; }
+  .scroll { overflow: visible; } tbody { margin: 0 -.5rem; padding: .6rem .5rem; }
   tr.of { display: grid; grid-template-columns: 1fr 1fr; column-gap: 1.2rem; }
   tr.of th.name { grid-column: 1 / -1; padding: 0 0 .2rem; font-size: 1rem; white-space: normal; }
   td.n { display: flex; justify-content: space-between; gap: .5rem; padding: .1rem 0; }
@@ -68,6 +69,7 @@ pre { background: var(--soft); padding: .8rem; border-radius: .5rem; font-size: 
   @page { margin: 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; } h1 { font-size: 16pt; } h2 { font-size: 12pt; }
   .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .3rem .3rem; }
-  svg, .facts div { break-inside: avoid; } svg.plot { height: 16rem; }
-  .facts div, tbody.best, pre { background: none; border: 1px solid var(--line); } svg.bar { background: none; } }
+  svg, .plot, .lengths, .facts div { break-inside: avoid; } .plot svg { height: 16rem; }
+  .facts div, tbody.best, code { font-size: .9em; white-space: nowrap; }
+pre { background: none; border: 1px solid var(--line); } svg.bar { background: none; } }
 """

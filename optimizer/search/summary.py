@@ -16,6 +16,9 @@ from optimizer.types import JSON
 
 __all__ = ["summarized"]
 
+#: Candidates that a note about noise names.
+_NOISY_NAMED = 2
+
 
 def summarized(
     contest: Contest, original: Entrant, planned: Plan, more: Sequence[Idea], rules: Rules, store: Store
@@ -185,7 +188,10 @@ def _suspicions(contest: Contest, rules: Rules) -> list[str]:
         said.append(f"The times are suspect: {Doubt.LOAD.advice} (load {rules.busy:.1f}).")
     noisy = [f"{caution.about}: {caution.detail}" for caution in contest.bench.cautions if caution.doubt is Doubt.NOISY]
     if noisy:
-        said.append(f"The times are suspect: {Doubt.NOISY.advice} ({'; '.join(noisy)}).")
+        named = "; ".join(noisy[:_NOISY_NAMED]) + (
+            f"; and {more} more" if (more := len(noisy) - _NOISY_NAMED) > 0 else ""
+        )
+        said.append(f"The times are suspect: {Doubt.NOISY.advice} ({named}).")
     return said
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "cosine_gate",
     "decide",
     "drop_gate",
+    "misses",
     "outcome_of",
     "paired_drop",
     "same_gate",
@@ -238,6 +239,11 @@ def cosine_gate(cosines: Sequence[float], least: float, confidence: float = 0.95
     return Gate("worst cosine", worst, -1.0, worst, least, outcome, says, rows_needed)
 
 
+def misses(gate: Gate) -> bool:
+    """Whether the estimate itself, without regard to its bounds, lies beyond the budget."""
+    return gate.value > gate.limit if gate.name == "accuracy drop" else gate.value < gate.limit
+
+
 def same_gate(name: str, limit: float) -> Gate:
     """The gate of a candidate that *is* the original: nothing to estimate."""
     value = 0.0 if name == "accuracy drop" else 1.0
@@ -282,7 +288,7 @@ class Decision:
         verdict: PASS when something keeps every budget, FAIL when it is known that nothing does, else INCONCLUSIVE.
         best: the cheapest candidate that passes; empty without one.
         reasons: why each candidate won or lost.
-        rows_needed: of an inconclusive verdict: the fewest rows that would settle some candidate.
+        rows_needed: of an inconclusive verdict: about how many rows would settle it; None where no number would.
     """
 
     verdict: Outcome
@@ -307,8 +313,20 @@ def decide(standings: Sequence[Standing], compared: Callable[[float, float], str
         return Decision(Outcome.PASS, best.name, reasons)
     if not open_ones and not any(s.skipped or s.unjudged for s in standings):
         return Decision(Outcome.FAIL, "", reasons)
-    needed = [rows for s in open_ones if (rows := _rows_needed(s)) is not None]
-    return Decision(Outcome.INCONCLUSIVE, "", reasons, min(needed, default=None))
+    return Decision(Outcome.INCONCLUSIVE, "", reasons, _rows_for_verdict(open_ones))
+
+
+def _rows_for_verdict(open_ones: Sequence[Standing]) -> int | None:
+    """Rows that would settle the verdict, if shares stay as they were seen; None when no number would.
+
+    One candidate that comes to pass is enough for that, and nothing short of all of them coming to fail is.
+    """
+    hopeful = [s for s in open_ones if not any(misses(gate) for gate in s.gates)]
+    needed = [_rows_needed(s) for s in hopeful or open_ones]
+    known = [rows for rows in needed if rows is not None]
+    if hopeful:
+        return min(known, default=None)
+    return max(known) if known and len(known) == len(needed) else None
 
 
 def _rows_needed(standing: Standing) -> int | None:

@@ -7,15 +7,21 @@ import math
 import random
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import toys as toybox
+from stores import leftovers
 
 import optimizer
 from optimizer.cli.main import run
-from optimizer.errors import BadInput, MissingPiece, UnknownName
+from optimizer.errors import BadInput, MissingPiece, MlOptError, UnknownName
 from optimizer.recipe import run_recipe
 from optimizer.search.keep import _stale
 from optimizer.search.options import Optimize, seconds_of
@@ -161,11 +167,47 @@ def test_the_page_loads_nothing_and_says_everything(judged: Any, home: Path) -> 
     for candidate in judged.candidates:
         assert f">{candidate.name}</th>" in page
         assert candidate.commands[-1].split()[1] in page
-    assert page.count("<svg") == 2
-    assert page.count("<circle") == 1 + sum(bool(c.speed and c.accuracy) for c in judged.candidates)
+    assert page.count('role="img"') == 2
+    assert page.count("<circle") == 1 + sum(bool(c.speed and c.gates) for c in judged.candidates)
     assert "PASS" in page
     assert "prefers-color-scheme" in page
     assert "@media print" in page
+
+
+def test_json_alone_says_what_a_script_needs(judged: Any, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One document on stdout, every number with its bounds, every candidate with its reason, talk elsewhere."""
+    words = [
+        "optimize",
+        "tiny:fp32",
+        "--eval",
+        str(home / "eval.jsonl"),
+        "--max-drop",
+        "0.05",
+        "--precision",
+        "fp32,int8",
+    ]
+    words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--store", str(home / "models"), "--json"]
+    assert run(words) == 0
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert found["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
+    assert Store(home / "models").get(found["best"]).ref == found["best"]
+    speedup = found["speedup"]
+    assert 0 < speedup["low"] <= speedup["value"] <= speedup["high"]
+    assert found["shape"] == speedup["shape"] == found["bench"]["settings"]["shapes"][0]
+    assert found["original"]["name"] == "PyTorch eager fp32"
+    winner = next(c for c in found["candidates"] if c["ref"] == found["best"])
+    assert speedup == {**winner["speed"]["ratio"], "shape": found["shape"]}
+    assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+    assert found["accuracy"]["drop"]["low"] <= found["accuracy"]["drop"]["value"] <= found["accuracy"]["drop"]["high"]
+    assert found["agreement"]["low"] <= found["agreement"]["value"] <= found["agreement"]["high"]
+    assert found["candidates"]
+    assert all(each["reason"] for each in found["candidates"])
+    assert all(each["reason"] for each in found["left_out"])
+    assert "exporting" not in out.out
+    # What is kept is what was printed.
+    kept = optimizer.report("tiny", store=home / "models")
+    assert kept.to_json() == found
 
 
 def test_again_from_a_reference_at_the_command_line(
@@ -311,6 +353,62 @@ def test_what_contradicts_itself_is_refused(judged: Any, home: Path, tmp_path: P
         optimizer.optimize("tiny:fp32", eval=rows, max_drop=0.1, device="cuda", store=home / "models")
     with pytest.raises(UnknownName, match="report format"):
         Optimize(report=(Path("report.pdf"),))
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(BadInput, match="is a folder"):
+        Optimize(report=(tmp_path / "folder.html",))
+
+
+@pytest.mark.parametrize("report", ["/proc/none/report.html", "/proc/report.html"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    judged: Any, home: Path, report: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimizer.search.run._exported", lambda *a: pytest.fail("work was begun"))
+    with pytest.raises(MlOptError) as found:
+        optimizer.optimize(
+            "tiny:fp32", eval=home / "eval.jsonl", max_drop=0.1, report=(Path(report),), store=home / "models"
+        )
+    assert "--report DIR/report.html" in found.value.hint
+
+
+def test_twenty_rows_are_too_few(judged: Any, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3, and as many rows as it takes to pass, not those by which the worst candidate could be ruled out."""
+    rows = (home / "eval.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(rows[1:10] + rows[11:20] + rows[21:23]))
+    words = ["optimize", "tiny:fp32", "--eval", str(tmp_path / "few.jsonl"), "--max-drop", "0.001", "--threads", "1"]
+    words += [
+        "--precision",
+        "fp32,int8",
+        "--duration",
+        "0.05",
+        "--rounds",
+        "3",
+        "--store",
+        str(home / "models"),
+        "--json",
+    ]
+    assert run(words) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["best"], found["speedup"]) == ("INCONCLUSIVE", None, None)
+    assert found["rows_needed"] > 2700
+    assert any(f"about {found['rows_needed']:,} would settle it" in note for note in found["notes"])
+
+
+def test_ctrl_c_leaves_nothing_half_done(classifier: Path, home: Path, tmp_path: Path) -> None:
+    """While a process of its own exports: the code of an interruption, no child, no scratch, no verdict, no report."""
+    words = [sys.executable, "-m", "optimizer", "optimize", str(classifier), "--eval", str(home / "eval.jsonl")]
+    words += ["--max-drop", "0.1", "--store", str(tmp_path / "models"), "--report", str(tmp_path / "r.html")]
+    process = subprocess.Popen(words, env=toybox.environment(), stderr=subprocess.PIPE, text=True)
+    scratch = tmp_path / "models" / ".ml-opt" / "scratch"
+    while not list(scratch.glob("*/artifact")):
+        assert process.poll() is None, process.stderr
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the store is as it was" in err
+    assert Store(tmp_path / "models").refs() == []
+    assert leftovers(Store(tmp_path / "models")) == []
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_a_model_that_cannot_be_exported_leaves_nothing(home: Path, tmp_path: Path) -> None:

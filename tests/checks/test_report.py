@@ -182,7 +182,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\'&lt;'
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&lt;"
 
 
 def hostile(value: Any, key: str = "") -> Any:
@@ -215,14 +215,18 @@ def test_the_page_is_well_formed_and_loads_nothing(bad: bool) -> None:
 
 def test_every_part_of_the_report_is_on_the_page() -> None:
     text = to_html(SAMPLE)
-    for heading in ("Likeness against time", "Every candidate", "What to know", "What int8 costs each node", "Not tried",
-                    "The data", "The machine", "Where the time went", "Commands"):  # fmt: skip
+    for heading in (
+        "Likeness against time", "Every candidate", "What to know", "What int8 costs each node", "Not tried",
+        "The data", "The machine", "Where the time went", "Commands",
+    ):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     for candidate in SAMPLE["candidates"]:
         assert candidate["reason"].replace("'", "&#x27;") in text
         assert all(command in text for command in candidate["commands"])
     assert f"The winner's chain alone would take {SAMPLE['winner_s']:.0f} s".replace("'", "&#x27;") in text
-    assert "2 candidates could win after the first look, so each bound over all rows holds with 97.5 % confidence" in text
+    assert (
+        "2 candidates could win after the first look, so each bound over all rows holds with 97.5 % confidence" in text
+    )
     assert text.count("<circle") == 3, "the original and the two that were timed"
     assert SAMPLE["sensitivity"][0]["node"] in text
     assert text.index(SAMPLE["sensitivity"][0]["node"]) < text.index(SAMPLE["sensitivity"][1]["node"])

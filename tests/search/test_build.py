@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from benching.small import mean_of_embeddings, small_store
+from stores import leftovers
 
 from optimizer.benching.process import CandidateFailed
 from optimizer.errors import BadInput, MlOptError
@@ -42,6 +43,7 @@ def test_a_stage_that_fails_or_hangs_says_so(small_store: Store, tmp_path: Path)
     with pytest.raises(CandidateFailed, match="hung: no answer to 'build'"):
         build(source, other, small_store, tmp_path / "log", 1, 0.01)
     assert small_store.variants("small", 1) == ["fp16", "fp32", "noisy"]
+    assert leftovers(small_store) == []
 
 
 def test_a_ranking_is_made_once_and_lies_beside_the_version(small_store: Store, tmp_path: Path) -> None:
@@ -94,6 +96,19 @@ def test_an_export_that_dies_or_hangs_leaves_nothing(
     with pytest.raises(BadInput, match=message):
         export(str(source), None, store, 1, 2.0)
     assert store.refs() == []
+
+
+def test_what_a_killed_stage_had_begun_is_cleared_away(
+    broken: Callable[[str], None], tmp_path: Path, small_store: Store
+) -> None:
+    """It dies in the middle of its work, and its scratch folder goes with it."""
+    broken(
+        "import os; sys.addaudithook(lambda event, args: os.kill(os.getpid(), 9) "
+        "if event == 'open' and str(args[0]).endswith('manifest.json') and 'scratch' in str(args[0]) else None)"
+    )
+    with pytest.raises(CandidateFailed, match="SIGKILL"):
+        build(small_store.get("small:fp32"), (StepOf("cast", {"to": "bf16"}),), small_store, tmp_path / "log", 1, 120.0)
+    assert leftovers(small_store) == []
 
 
 def test_an_export_keeps_its_errors_and_is_made_once(tmp_path: Path) -> None:

@@ -36,4 +36,3 @@ def test_a_column_that_nobody_fills_is_not_shown() -> None:
     heads = [column.head for column in filled([UNTIMED, TIMED])]
     assert "same decision" not in heads
     assert heads[0] == "accuracy"
-

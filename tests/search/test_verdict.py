@@ -174,6 +174,11 @@ def truths(module: Any) -> Iterator[bool]:
     yield decide(stand("wrong", bad, 0.1)).best == ""
     open_one = decide(stand("wrong", bad, 0.1), stand("lucky", lucky, 0.1))
     yield (open_one.verdict, open_one.rows_needed) == (out.INCONCLUSIVE, lucky.rows_needed)
+    # Few rows are enough to show that one fails: they settle the verdict only where nothing else may pass.
+    unlucky, worse = drop(0.001, right=19, lost=1, won=0, rows=20), drop(0.001, right=18, lost=2, won=0, rows=20)
+    yield worse.rows_needed < unlucky.rows_needed < lucky.rows_needed
+    yield decide(stand("a", unlucky, 0.1), stand("b", lucky, 0.2)).rows_needed == lucky.rows_needed
+    yield decide(stand("a", unlucky, 0.1), stand("b", worse, 0.2)).rows_needed == unlucky.rows_needed
     yield decide(stand("dead", good, 0.1, error="died")).verdict is out.FAIL
     yield decide(stand("wrong", bad, 0.1), stand("late", good, None, skipped=True)).verdict is out.INCONCLUSIVE
     unjudged = stand("promising", good, 0.1, unjudged="slower by far")
@@ -207,6 +212,8 @@ MUTANTS = [
     ("for each in (Outcome.FAIL, Outcome.INCONCLUSIVE)", "for each in (Outcome.INCONCLUSIVE,)"),
     ("_z(confidence) * math.sqrt(supposed)", "math.sqrt(supposed)"),
     ("_highest(lost, won, rows, z))", "(lost - won) / rows)"),
+    ("for s in hopeful or open_ones]", "for s in open_ones]"),
+    ("return max(known) if", "return min(known) if"),
 ]
 
 
