@@ -170,14 +170,14 @@ def _sensitivity(nodes: Sequence[Mapping[str, Any]]) -> str:
 
 def _machine(report: Mapping[str, JSON]) -> str:
     found = report["environment"]
-    cpu = found["cpu"]
+    cpu, timing = found["cpu"], report["bench"]["settings"]
     items = [
         f"{cpu['model']}, {cpu['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB",
         f"features: {', '.join(cpu['features']) or 'none that matter here'}",
         *(f"{gpu['name']}, driver {gpu['driver']}" for gpu in found["gpus"]),
         f"{found['platform']}, Python {found['python']}",
         ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
-        f"{report['bench']['settings']['threads']} threads, {report['bench']['settings']['rounds']} interleaved rounds",
+        f"{timing['threads']} thread{'' if timing['threads'] == 1 else 's'}, {timing['rounds']} interleaved rounds",
     ]
     return _list(items)
 

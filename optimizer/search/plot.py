@@ -21,7 +21,7 @@ __all__ = ["bars", "histogram", "pareto"]
 _NARROW, _TALL = 280, 300
 _DOT = 6
 #: Where a number may stand beside its point, in pixels, the best place first.
-_BESIDE = tuple((dx, dy) for far in (12, 24, 36) for dx, dy in ((far, -far), (far, far), (-far, -far), (-far, far)))
+_BESIDE = tuple((dx, dy) for far in (11, 22, 33) for dx, dy in ((far, -far), (far, far), (-far, -far), (-far, far)))
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,11 @@ def _laid_out(
     points: Sequence[_Point], across: Callable[[float], float], up: Callable[[float], float]
 ) -> list[tuple[float, float]]:
     """For each point, where its number stands beside it: away from other numbers and from other points."""
-    taken = [(across(p.x) * _NARROW / 100, up(p.y) * _TALL / 100) for p in points]
+    dots = [(across(p.x) * _NARROW / 100, up(p.y) * _TALL / 100) for p in points]
+    numbers: list[tuple[float, float]] = []
     found: list[tuple[float, float]] = []
-    for x, y in list(taken):
+    for place, (x, y) in enumerate(dots):
+        taken = [*dots[:place], *dots[place + 1 :], *numbers]
         free = (
             (dx, dy)
             for dx, dy in _BESIDE
@@ -162,7 +164,7 @@ def _laid_out(
             and all(abs(x + dx - a) > 13 or abs(y + dy - b) > 12 for a, b in taken)
         )
         dx, dy = next(free, _BESIDE[0])
-        taken.append((x + dx, y + dy))
+        numbers.append((x + dx, y + dy))
         found.append((dx, dy))
     return found
 

@@ -84,7 +84,7 @@ def test_numbers_are_those_of_the_table_and_do_not_lie_on_each_other() -> None:
     placed = [
         (number, float(x) * 2.8 + float(dx), float(y) * 3 + float(dy))
         for x, y, dx, dy, number in re.findall(pattern, svg)
-        if abs(float(dx)) >= 12
+        if abs(float(dx)) >= 11
     ]
     assert [number for number, _, _ in placed] == ["0", "1", "2", "4", "5", "6"]
     assert "c2" not in svg
