@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,8 +89,10 @@ def test_every_help_answers_on_a_bare_machine() -> None:
 def test_the_store_is_read_and_checked_on_a_bare_machine(toy_source: Path, tmp_path: Path) -> None:
     made = toybox.run("toy", "make", toy_source, "--store", tmp_path / "models", "--json")
     assert made.returncode == 0, made.stderr
+    shutil.copy(ROOT / "tests" / "golden" / "verdict-1.json", tmp_path / "models" / "source" / "1" / "verdict.json")
     code = BLOCK + "from optimizer.cli.main import run\nsys.exit(run(sys.argv[1:]))"
     for words in (["ls"], ["ls", "--json"], ["show", "source"], ["diff", "source", "source"], ["check"], ["gc"],
+                  ["report", "source", "--report", tmp_path / "r.html"], ["report", "source", "--json"],
                   ["alias", "source@1:fp32", "prod"], ["--version"]):  # fmt: skip
         python(code, *words, ML_OPT_STORE=str(tmp_path / "models"))
 
