@@ -134,11 +134,23 @@ def _legend(report: Mapping[str, JSON]) -> str:
     )
 
 
-_HEADS = ("candidate", "", "accuracy", "agreement", "worst cosine", "ms", "speed-up", "MiB", "memory", "load s")
+_HEADS = (
+    "candidate",
+    "",
+    "accuracy",
+    "agreement",
+    "worst cosine",
+    "ms",
+    "speed-up",
+    "% of GEMM peak",
+    "MiB",
+    "memory",
+    "load s",
+)
 
 
 def _table(report: Mapping[str, JSON]) -> str:
-    head = "".join(f'<th class="{"n" if 2 <= i <= 9 else ""}">{h}</th>' for i, h in enumerate(_HEADS))
+    head = "".join(f'<th class="{"n" if 2 <= i <= 10 else ""}">{h}</th>' for i, h in enumerate(_HEADS))
     rows = [_row(report["original"], "", "")]
     for each in report["candidates"]:
         best = (each["ref"], each["provider"]) == (report["best"], report["provider"]) and each["speed"]
@@ -154,6 +166,7 @@ def _row(each: Mapping[str, Any], kind: str, outcome: str) -> str:
         f"{each['cosine']['worst']:.5f}" if each["cosine"] else "",
         f"{speed['p50_ms']:.2f}" if speed else "",
         f"{speed['ratio']['value']:.2f} ×" if speed else "",
+        f"{speed['peak_share']:.0%}" if speed.get("peak_share") else "",
         f"{speed['bytes'] / 2**20:.1f}" if speed else "",
         f"{speed['peak_rss'] / 2**20:.0f} MiB" if speed else "",
         f"{speed['load_s']:.1f}" if speed else "",
