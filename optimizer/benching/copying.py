@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import IO, Any
 
 from optimizer.benching.worker import die_with_parent, measure, peak_rss, warm_up
@@ -33,7 +34,7 @@ def copier(mebibytes: int, threads: int) -> Callable[[], None]:
     count = mebibytes * 2**20 // 2 // 8
     source, target = np.ones(count), np.zeros(count)  # both written to, so that every page is there
     ends = [count * number // threads for number in range(threads + 1)]
-    parts = [(target[a:b], source[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [(target[a:b], source[a:b]) for a, b in pairwise(ends)]
     if threads == 1:
         return lambda: np.copyto(target, source)
     pool = ThreadPoolExecutor(threads)

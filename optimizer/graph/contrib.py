@@ -13,7 +13,7 @@ __all__ = ["CONTRIB", "Ins", "Shape", "Unknown", "contrib_shapes", "matrix_produ
 Shape = tuple[int, ...]
 
 
-class Sized(Protocol):
+class _Sized(Protocol):
     """What a rule needs to know of an input."""
 
     @property
@@ -22,7 +22,7 @@ class Sized(Protocol):
     def dtype(self) -> int: ...
 
 
-Ins = Sequence[Sized | None]
+Ins = Sequence[_Sized | None]
 _Rule = Callable[["onnx_ir.Node", Ins], "list[Shape]"]
 
 
@@ -76,7 +76,7 @@ def matrix_product(left: Shape, right: Shape) -> Shape:
     return (*batch, left[-2], right[-1])
 
 
-def transposed(shape: Shape) -> Shape:
+def _transposed(shape: Shape) -> Shape:
     """With the last two dimensions exchanged."""
     return (*shape[:-2], shape[-1], shape[-2])
 
@@ -103,9 +103,9 @@ def _product(left: int, right: int) -> _Rule:
 def operands(node: onnx_ir.Node, left: Shape, right: Shape) -> tuple[Shape, Shape]:
     """The two shapes that a product multiplies, once its own ``transA`` and ``transB`` are done."""
     if node.attributes.get_int("transA", 0):
-        left = transposed(left)
+        left = _transposed(left)
     if node.attributes.get_int("transB", 0):
-        right = transposed(right)
+        right = _transposed(right)
     return left, right
 
 

@@ -95,7 +95,7 @@ def _outputs(node: onnx_ir.Node, model: onnx_ir.Model, known: Mapping[str, Known
         found = _measured(node, ins[0])
         yield str(node.outputs[0].name), found
         return
-    shapes = _inferred(node, model, ins) or contrib_shapes(node, ins)
+    shapes = ({} if lacking else _inferred(node, model, ins)) or contrib_shapes(node, ins)
     if len(shapes) < len(node.outputs) or lacking:
         shapes = {**_declared(node), **shapes}
     values = {} if lacking else _computed(node, model, ins, shapes)
@@ -145,7 +145,7 @@ def _inferred(
             schema, onnx_ir.to_proto(node), types, data, opset_imports=_imports(model), ir_version=model.ir_version
         )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
-        return {}  # it lacks an input's type, or the node contradicts it: the shape stays unknown, and is reported
+        return {}  # the node contradicts its inputs: the shape stays unknown, and is reported
     return dict(_concrete(answer))
 
 

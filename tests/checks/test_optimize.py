@@ -23,7 +23,7 @@ from optimizer.search.run import _notes
 from optimizer.search.verdict import Outcome, paired_drop
 from optimizer.store import Store
 
-QUICK = {"duration": 0.05, "rounds": 3, "threads": 1}
+QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "roofline": False}
 ROWS = 150
 
 
@@ -172,7 +172,7 @@ def test_again_from_a_reference_at_the_command_line(
     judged: Any, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["optimize", "tiny:fp32", "--eval", str(home / "eval.jsonl"), "--max-drop", "0.001", "--precision", "fp32"]
-    words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--store", str(home / "models")]
+    words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--no-roofline", "--store", str(home / "models")]
     assert run([*words, "--report", str(tmp_path / "r.json")]) == 3
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["verdict"], report["exit_code"]) == ("INCONCLUSIVE", 3)
