@@ -92,7 +92,7 @@ def judged(classifier: Path, home: Path) -> Any:
         name="tiny",
         report=(home / "out" / "report.html", home / "out" / "report.json"),
         store=home / "models",
-        **QUICK,
+        **{**QUICK, "roofline": True},
     )
 
 
@@ -145,6 +145,16 @@ def test_the_kept_verdict_is_the_whole_report(judged: Any, home: Path) -> None:
     assert kept["environment"]["cpu"]["model"]
     assert kept["bench"]["rows"][0]["cells"][0]["rounds_ns"]
     assert kept["command"].startswith("ml-opt optimize ")
+
+
+def test_the_timing_that_counts_is_under_this_machines_roofs(judged: Any, home: Path) -> None:
+    timed = {row["label"]: row["cells"][0]["position"] for row in judged.bench["rows"]}
+    assert judged.winner.speed.peak_share == timed[judged.winner.ref]["peak_share"] > 0
+    assert judged.winner.speed.gflops == timed[judged.winner.ref]["gflops"]
+    assert judged.original.speed.gflops > 0, "PyTorch's operations are those of its export"
+    assert len({position["flops"] for position in timed.values()}) == 1, "however it is written, it is the same work"
+    assert judged.quick["roofline"] is None, "the timing that only sorts needs none"
+    assert f"{judged.winner.speed.peak_share:.0%}" in (home / "out" / "report.html").read_text()
 
 
 def test_the_recipe_makes_the_winner_again(judged: Any, home: Path, tmp_path: Path) -> None:
