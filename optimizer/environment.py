@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "gpu_facts",
     "has_module",
+    "last_cache_bytes",
     "memory_bytes",
     "need_modules",
     "version_of",
@@ -135,6 +136,15 @@ def memory_bytes() -> int:
     except (OSError, ValueError):
         pass
     return total
+
+
+def last_cache_bytes() -> int:
+    """Size of the first processor's last-level cache, as Linux tells it; 0 where it does not."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) * 1024)
+    return max(sizes)
 
 
 @functools.cache

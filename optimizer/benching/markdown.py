@@ -31,12 +31,35 @@ def to_markdown(report: BenchReport) -> str:
             [_detail(row, cell) for row in report.rows for cell in row.cells],
         ),
         "",
+        *_roofline(report),
     ]
     failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.rows if row.error]
     for title, entries in (("## Failed", failed), ("## Careful", _careful(report))):
         if entries:
             lines += [title, "", *entries, ""]
     return "\n".join(lines)
+
+
+def _roofline(report: BenchReport) -> list[str]:
+    """Every call under this machine's roofs, and how high those are."""
+    placed = [(row, cell, cell.position) for row in report.rows for cell in row.cells if cell.position is not None]
+    if report.roofline is None or not placed:
+        return []
+    rows = [
+        [
+            f"`{row.label}`",
+            cell.shape.replace("x", " × "),
+            f"{at.flops / 1e9:.3g}" + (" and more" if at.is_lower_bound else ""),
+            " + ".join(f"{flops / at.flops:.0%} {name}" for name, flops in at.arithmetic.items()),
+            f"{at.least_bytes / 1e6:.3g}" if at.least_bytes is not None else "",
+            f"{at.gflops:.4g}",
+            f"{at.peak_share:.0%}" if at.peak_share is not None else "",
+            at.bound,
+        ]
+        for row, cell, at in placed
+    ]
+    head = ["candidate", "shape", "GFLOP", "in", "MB at least", "GFLOP/s", "% of GEMM peak", "bound by"]
+    return [*_table(head, rows), "", f"Measured here: {'; '.join(report.roofline.sentences())}.", ""]
 
 
 def _careful(report: BenchReport) -> list[str]:

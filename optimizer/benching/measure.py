@@ -40,6 +40,7 @@ class Plan:
         seed: of the order.
         timeout: seconds after which one request to a worker counts as hung, beside the time asked for.
         warm_limit_s: longest warm-up of one candidate at one shape.
+        roofline: whether this machine's peaks are measured as well, and operations counted.
     """
 
     shapes: tuple[Shape, ...]
@@ -50,6 +51,7 @@ class Plan:
     seed: int = 0
     timeout: float = 300.0
     warm_limit_s: float = 3.0
+    roofline: bool = False
 
 
 @dataclass(frozen=True)

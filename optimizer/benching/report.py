@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.benching.agreement import Agreement
+from optimizer.benching.position import Position
+from optimizer.benching.roofline import Roofline
 from optimizer.benching.stats import Ratio, Summary
 from optimizer.errors import BadInput
 from optimizer.files import write_report
@@ -19,8 +21,8 @@ from optimizer.types import JSON
 
 __all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row", "load_is_high"]
 
-#: Raised by one whenever a reader of the older number would misread the file.
-SCHEMA = 1
+#: Raised by one whenever a reader of the older number would misread the file. 2 added ``roofline`` and ``position``.
+SCHEMA = 2
 
 
 class Doubt(StrEnum):
@@ -32,6 +34,9 @@ class Doubt(StrEnum):
     FEW_ROUNDS = "few-rounds"
     SYNTHETIC = "synthetic-inputs"
     DIFFERENT = "different-answers"
+    ABOVE_PEAK = "above-peak"
+    NO_PEAK = "no-peak"
+    UNCOUNTED = "uncounted"
 
     @property
     def advice(self) -> str:
@@ -46,6 +51,10 @@ _ADVICE = {
     Doubt.FEW_ROUNDS: "an interval needs at least three rounds; raise --rounds",
     Doubt.SYNTHETIC: "inputs are made up, as the model brought no examples; real ones may take another time",
     Doubt.DIFFERENT: "answers differ from the baseline's; run `ml-opt verify` before trusting the speed",
+    Doubt.ABOVE_PEAK: "faster than the GEMM that was measured as this machine's peak: that measurement is doubtful, or "
+    "another library multiplies faster here",
+    Doubt.NO_PEAK: "the GEMM peak of what it computes in could not be measured, so that no share of it is known",
+    Doubt.UNCOUNTED: "operators that are not counted: GFLOP/s and the share of the peak are lower bounds",
 }
 
 
@@ -79,6 +88,7 @@ class Cell:
         rounds_ns: every sample, nanoseconds, one list a round.
         summary: what the samples say.
         speedup: against the baseline; None for the baseline itself, or when it failed.
+        position: under this machine's roofs; None when they were not asked for, or there is no graph to count.
     """
 
     shape: str
@@ -88,6 +98,7 @@ class Cell:
     rounds_ns: list[list[int]]
     summary: Summary
     speedup: Ratio | None = None
+    position: Position | None = None
 
     @property
     def rows_per_s(self) -> float:
@@ -103,6 +114,7 @@ class Cell:
             "rows_per_s": self.rows_per_s,
             "speedup": {**ratio.to_json(), "high": _finite(ratio.high)} if ratio else None,
             "first_s": self.first_s,
+            "position": self.position.to_json() if self.position else None,
             "warm_ns": self.warm_ns,
             "rounds_ns": self.rounds_ns,
         }
@@ -119,6 +131,7 @@ class Cell:
             rounds_ns=data["rounds_ns"],
             summary=Summary(**{name: data[name] for name in Summary.__dataclass_fields__}),
             speedup=Ratio(ratio["value"], ratio["low"], high) if ratio else None,
+            position=Position.from_json(data["position"]) if data.get("position") else None,
         )
 
 
@@ -187,6 +200,7 @@ class BenchReport:
         rows: one a candidate, the baseline among them.
         cautions: what to know before trusting a number.
         path: where this report was written; empty when it was not.
+        roofline: this machine's peaks and bandwidths, every sample in them; None when they were not asked for.
     """
 
     created: str
@@ -197,6 +211,7 @@ class BenchReport:
     rows: tuple[Row, ...]
     cautions: tuple[Caution, ...] = ()
     path: str = ""
+    roofline: Roofline | None = None
 
     @property
     def exit_code(self) -> int:
@@ -214,6 +229,7 @@ class BenchReport:
             **vars(self),
             "rows": [row.to_json() for row in self.rows],
             "cautions": [caution.to_json() for caution in self.cautions],
+            "roofline": self.roofline.to_json() if self.roofline else None,
         }
 
     @classmethod
@@ -236,6 +252,8 @@ class BenchReport:
             values["cautions"] = tuple(
                 Caution(Doubt(c["doubt"]), c["about"], c["detail"]) for c in values.get("cautions", ())
             )
+            if roofline := values.get("roofline"):
+                values["roofline"] = Roofline.from_json(roofline)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{where} is not a bench report: {type(error).__name__} {error}") from None

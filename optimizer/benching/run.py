@@ -13,6 +13,8 @@ from optimizer.benching.candidates import Entrant, file_bytes, with_model_of_fir
 from optimizer.benching.inputs import Examples, save
 from optimizer.benching.measure import Feeds, Lane, Plan, measure
 from optimizer.benching.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
+from optimizer.benching.roofs import find_roofs
+from optimizer.benching.shape import Shape
 from optimizer.benching.stats import Ratio, speedup, summarize
 from optimizer.data.golden import Golden
 from optimizer.environment import describe
@@ -48,6 +50,7 @@ def bench(
     artifact = next((e.artifact for e in entrants if e.artifact is not None), None)
     golden = Golden.load(artifact.path) if artifact else None
     examples: list[Examples] = []
+    fed: dict[Shape, list[Path]] = {}
     with tempfile.TemporaryDirectory(prefix="ml-opt-bench-") as name:
         scratch = Path(name)
 
@@ -59,14 +62,18 @@ def bench(
             made = Examples(named, model, golden, artifact.path if artifact else None, data, plan.seed)
             examples.append(made)
             timed = {s: save(scratch, f"shape-{s}", [made.of_shape(s)])[0] for s in plan.shapes}
+            fed.update({shape: [path] for shape, path in timed.items()})
             return Feeds(timed, save(scratch, "compared", made.to_compare(plan.shapes[0])))
 
         lanes = measure([e.candidate for e in entrants], plan, feeds_for, scratch, progress)
         base = next(lane for lane in lanes if lane.candidate.label == baseline)
         agreements = {id(lane): _agreement(lane, base, scratch) for lane in lanes}
+        roofs = find_roofs(entrants, lanes, fed, plan, scratch, progress) if plan.roofline else None
     rows = tuple(
         _row(entrant, lane, base, agreements[id(lane)], plan) for entrant, lane in zip(entrants, lanes, strict=True)
     )
+    if roofs is not None:
+        rows = roofs.over(rows)
     source = examples[0].source if examples else ""
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,7 +89,8 @@ def bench(
         environment=describe(),
         baseline=baseline,
         rows=rows,
-        cautions=tuple(_cautions(rows, lanes, plan, source, busy)),
+        cautions=(*_cautions(rows, lanes, plan, source, busy), *(roofs.cautions(rows) if roofs else ())),
+        roofline=roofs.roofline if roofs else None,
     )
 
 

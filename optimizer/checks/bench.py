@@ -51,6 +51,7 @@ class Bench(Options):
     duration: float = opt(2.0, "Seconds that a candidate is measured at a shape, at least.", ge=0.0, le=86400)
     min_samples: int = opt(64, "Calls of a candidate at a shape, at least.", ge=1, le=10_000_000)
     rounds: int = opt(8, "Interleaved rounds that the measuring is spread over.", ge=1, le=1000)
+    roofline: bool = opt(True, "Count operations, and measure this machine's GEMM peaks and bandwidth to compare with.")
     seed: int = opt(0, "Of the order, of made-up inputs and of the bootstrap.", ge=0)
     timeout: float = opt(300.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
     report: tuple[Path, ...] = opt((), "Where to write the report: FILE.json or FILE.md; repeatable.", key=False)
@@ -82,6 +83,7 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         samples=options.min_samples,
         seed=options.seed,
         timeout=options.timeout,
+        roofline=options.roofline,
     )
     report = bench(taking_part, baseline, plan, progress, options.data)
     about = next((e.artifact for e in taking_part if e.artifact), None)

@@ -75,6 +75,9 @@ def render_bench(report: BenchReport, output: Output) -> None:
                 made.add_row(label, *entries)
             console.print(made)
     console.print(f"milliseconds a call; × is times faster than {report.baseline}, median of rounds", style="dim")
+    if report.roofline is not None and report.roofline.peaks:
+        said = "; ".join(report.roofline.sentences())
+        console.print(f"% is of the GEMM peak that was measured here: {said}", style="dim", soft_wrap=True)
     for row in report.rows:
         if row.error:
             console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
@@ -129,5 +132,7 @@ def _speed_cells(row: Row, report: BenchReport) -> list[str]:
             cells.append("failed" if row.error else "–")
         else:
             times = f"  {cell.speedup.value:.2f}×" if cell.speedup is not None else "       "
-            cells.append(f"{cell.summary.p50_ms:.2f}{times}")
+            share = cell.position.peak_share if cell.position is not None else None
+            of_peak = f"  {share:4.0%}" if share is not None else "      " if report.roofline is not None else ""
+            cells.append(f"{cell.summary.p50_ms:.2f}{times}{of_peak}")
     return cells

@@ -52,6 +52,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("ms", ("speed", "p50_ms"), "{:.2f}".format, stays=7),
     Column("speed-up", ("speed", "ratio", "value"), "{:.2f} ×".format, stays=9),
     Column("rows/s", ("speed", "rows_per_s"), "{:,.0f}".format, stays=3),
+    Column("% of GEMM peak", ("speed", "peak_share"), "{:.0%}".format),
     Column("size", ("speed", "bytes"), size, stays=5),
     Column("memory", ("speed", "peak_rss"), size, stays=2),
     Column("load", ("speed", "load_s"), "{:.1f} s".format),

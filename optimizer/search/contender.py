@@ -74,6 +74,7 @@ class Rules:
             seconds=plan.seconds / _QUICK,
             samples=max(3, 3 * plan.samples // plan.rounds),
             warm_limit_s=plan.warm_limit_s / _QUICK,
+            roofline=False,
         )
 
 

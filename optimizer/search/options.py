@@ -48,6 +48,7 @@ class Optimize(Options):
     threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
     duration: float = opt(2.0, "Seconds that each candidate is timed, at least.", ge=0.01, le=86400)
     rounds: int = opt(8, "Interleaved rounds that the timing is spread over.", ge=3, le=1000)
+    roofline: bool = opt(True, "Say what share of this machine's GEMM peak each candidate reaches.")
     seed: int = opt(0, "Of the order and of the bootstrap.", ge=0)
     timeout: float = opt(600.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
 

@@ -34,6 +34,8 @@ class Speed:
         bytes: graph and weights.
         load_s: seconds that opening took.
         peak_rss: most memory its process held, bytes.
+        gflops: 10⁹ operations a second; None when its graph was not counted.
+        peak_share: of what a GEMM gets on this machine in the same arithmetic; None when that was not measured.
     """
 
     p50_ms: float
@@ -42,6 +44,8 @@ class Speed:
     bytes: int
     load_s: float
     peak_rss: int
+    gflops: float | None = None
+    peak_share: float | None = None
 
     def to_json(self) -> dict[str, JSON]:
         return {**vars(self), "ratio": dict(vars(self.ratio))}

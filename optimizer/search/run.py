@@ -244,6 +244,7 @@ def _timing(options: Optimize, shape: Shape) -> Timing:
         samples=_CALLS_A_ROUND * options.rounds,
         seed=options.seed,
         timeout=options.timeout,
+        roofline=options.roofline,
     )
 
 

@@ -141,6 +141,8 @@ def _speed(row: Row | None) -> Speed | None:
         bytes=row.bytes,
         load_s=row.load_s,
         peak_rss=row.peak_rss,
+        gflops=cell.position.gflops if cell.position else None,
+        peak_share=cell.position.peak_share if cell.position else None,
     )
 
 

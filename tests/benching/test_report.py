@@ -1,11 +1,15 @@
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from optimizer.benching.agreement import Agreement
 from optimizer.benching.markdown import to_markdown
+from optimizer.benching.position import Position
 from optimizer.benching.report import SCHEMA, BenchReport, Caution, Cell, Doubt, Row
+from optimizer.benching.roofline import Bandwidth, Peak, Roofline, Run
 from optimizer.benching.stats import Ratio, speedup, summarize
 from optimizer.environment import describe
 from optimizer.errors import BadInput
@@ -54,6 +58,36 @@ def test_the_report_is_its_json():
     assert data["rows"][1]["cells"][0]["rounds_ns"] == FAST
     assert data["rows"][1]["cells"][0]["rows_per_s"] == pytest.approx(1000)
     assert data["cautions"][0]["advice"].startswith("answers differ")
+
+
+def under_roofs():
+    at = Position(
+        9_000_000, {"fp32": 1_000_000, "int8": 8_000_000}, 30, 20, 4.5, 90.0, 0.05, 4e5, 12.0, "compute", 0.05
+    )
+    base, fast, dead = made().rows
+    base = replace(base, cells=(replace(base.cells[0], position=at),))
+    roofs = Roofline(
+        (Peak("cpu", "int8", 8, (Run(1, 400_000, [[1000]]),)),), (Bandwidth("cpu", (Run(64, 12_000, [[1000]]),)),), 1.5
+    )
+    return made(rows=(base, fast, dead), roofline=roofs)
+
+
+def test_roofs_survive_json_and_are_shown():
+    report = under_roofs()
+    assert BenchReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
+    text = to_markdown(report)
+    assert "| `base` | 2 × 16 | 0.009 | 11% fp32 + 89% int8 | 2e-05 | 4.5 | 5% | compute |" in text
+    assert "Measured here: int8 on cpu 400 GFLOP/s; copy of 64 MiB on cpu 12.0 GB/s." in text
+
+
+def test_a_report_of_the_first_schema_is_still_read():
+    """As ml-opt wrote it before there were roofs."""
+    data = json.loads((Path(__file__).parents[1] / "golden" / "bench-1.json").read_text())
+    assert data["schema"] == 1
+    report = BenchReport.from_json(data)
+    assert report.roofline is None
+    assert [cell.position for row in report.rows for cell in row.cells] == [None, None]
+    assert "% of GEMM peak" not in to_markdown(report)
 
 
 def test_an_open_interval_survives_json():

@@ -20,7 +20,7 @@ from optimizer.store import Store
 
 __all__ = ["small_store"]
 
-QUICK = {"duration": 0.08, "min_samples": 8, "rounds": 4, "threads": 1, "timeout": 30.0}
+QUICK = {"duration": 0.08, "min_samples": 8, "rounds": 4, "threads": 1, "timeout": 30.0, "roofline": False}
 
 
 def bench(store, *refs, **options):
@@ -57,6 +57,27 @@ def test_two_variants_are_measured_and_compared(small_store, tmp_path):
     assert base.load_s > 0
     assert BenchReport.read(out).rows == report.rows
     assert "small:noisy" in table.read_text()
+
+
+def test_every_cell_is_under_this_machines_roofs(small_store, tmp_path):
+    out, table = tmp_path / "r.json", tmp_path / "r.md"
+    report = bench(small_store, "small:fp32", shape=("1x4", "3x8"), roofline=True, report=(out, table))
+    assert [(peak.provider, peak.arithmetic, peak.error) for peak in report.roofline.peaks] == [("cpu", "fp32", "")]
+    small, large = (cell.position for cell in report.rows[0].cells)
+    assert (small.flops, large.flops) == (2 * 4 * 8 * 8, 2 * 24 * 8 * 8)
+    assert small.peak_share == pytest.approx(small.gflops / report.roofline.peaks[0].gflops)
+    assert small.bound in ("compute", "memory")
+    assert BenchReport.read(out).roofline == report.roofline
+    assert BenchReport.read(out).rows == report.rows
+    assert "| % of GEMM peak | bound by |" in table.read_text()
+    assert "Measured here: fp32 on cpu" in table.read_text()
+
+
+def test_what_has_no_graph_is_under_no_roof(tmp_path, fake):
+    report = bench(Store(tmp_path / "empty"), fake("planted"), shape=("2x4",), roofline=True)
+    assert report.exit_code == 0
+    assert report.roofline.peaks == ()
+    assert [cell.position for cell in report.rows[0].cells] == [None]
 
 
 def test_a_report_is_kept_with_the_version(small_store):
@@ -145,11 +166,14 @@ def test_pytorch_is_the_baseline_where_the_source_is_there(tmp_path):
     BertModel(config, add_pooling_layer=False).save_pretrained(source)
     store = Store(tmp_path / "store")
     add(store, "fp32", source)
-    report = bench(store, "small:fp32", shape=("1x4",))
+    report = bench(store, "small:fp32", shape=("1x4",), roofline=True)
     assert report.baseline == "source"
     assert [row.label for row in report.rows] == ["source", "small:fp32"]
     assert report.exit_code == 0, [row.error for row in report.rows]
     assert report.rows[0].facts["class"] == "BertModel"
+    source, small = (row.cells[0].position for row in report.rows)
+    assert source.flops == small.flops  # counted from the export, as PyTorch has no graph
+    assert source.bytes is None
     assert report.rows[1].agreement.cosine_worst < 0.99  # they are not the same model
 
 

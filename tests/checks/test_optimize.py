@@ -29,7 +29,7 @@ from optimizer.search.run import _notes
 from optimizer.search.verdict import Outcome, paired_drop
 from optimizer.store import Store
 
-QUICK = {"duration": 0.05, "rounds": 3, "threads": 1}
+QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "roofline": False}
 ROWS = 150
 
 
@@ -98,7 +98,7 @@ def judged(classifier: Path, home: Path) -> Any:
         name="tiny",
         report=(home / "out" / "report.html", home / "out" / "report.json"),
         store=home / "models",
-        **QUICK,
+        **{**QUICK, "roofline": True},
     )
 
 
@@ -153,6 +153,16 @@ def test_the_kept_verdict_is_the_whole_report(judged: Any, home: Path) -> None:
     assert kept["command"].startswith("ml-opt optimize ")
 
 
+def test_the_timing_that_counts_is_under_this_machines_roofs(judged: Any, home: Path) -> None:
+    timed = {row["label"]: row["cells"][0]["position"] for row in judged.bench["rows"]}
+    assert judged.winner.speed.peak_share == timed[judged.winner.ref]["peak_share"] > 0
+    assert judged.winner.speed.gflops == timed[judged.winner.ref]["gflops"]
+    assert judged.original.speed.gflops > 0, "PyTorch's operations are those of its export"
+    assert len({position["flops"] for position in timed.values()}) == 1, "however it is written, it is the same work"
+    assert judged.quick["roofline"] is None, "the timing that only sorts needs none"
+    assert f"{judged.winner.speed.peak_share:.0%}" in (home / "out" / "report.html").read_text()
+
+
 def test_the_recipe_makes_the_winner_again(judged: Any, home: Path, tmp_path: Path) -> None:
     cached = run_recipe(Path(judged.recipe), store=home / "models")
     assert all(step["cached"] for step in cached.steps)
@@ -205,7 +215,7 @@ def test_again_from_a_reference_at_the_command_line(
     judged: Any, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["optimize", "tiny:fp32", "--eval", str(home / "eval.jsonl"), "--max-drop", "0.001", "--precision", "fp32"]
-    words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--store", str(home / "models")]
+    words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--no-roofline", "--store", str(home / "models")]
     assert run([*words, "--report", str(tmp_path / "r.json")]) == 3
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["verdict"], report["exit_code"]) == ("INCONCLUSIVE", 3)

@@ -63,6 +63,7 @@ def words(tmp_path: Path) -> list[str]:
         "optimize", "net.onnx", "--eval", "eval.npz", "--calib", "calib.npz", "--min-cosine", "0.9",
         # The smallest is the smallest every time; the fastest of these would be decided by chance.
         "--objective", "size", "--precision", "fp32,int8", "--duration", "0.05", "--rounds", "3", "--threads", "1",
+        "--no-roofline",
     ]  # fmt: skip
 
 
