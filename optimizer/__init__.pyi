@@ -25,6 +25,8 @@ __version__: str
 def bench(
     *refs: str,
     shape: tuple[str, ...] | list[str] = ...,
+    shapes_from: Path | str | None = ...,
+    batching: str = ...,
     against: str | None = ...,
     provider: tuple[str, ...] | list[str] = ...,
     device: Device | str = ...,
@@ -76,6 +78,7 @@ def optimize(
     confidence: float = ...,
     objective: str = ...,
     shape: str | None = ...,
+    shapes_from: Path | str | None = ...,
     precision: tuple[str, ...] | list[str] = ...,
     target: tuple[str, ...] | list[str] = ...,
     device: Device | str = ...,

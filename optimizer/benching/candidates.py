@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifact import Artifact
+from optimizer.data.batching import IN_ORDER, SORTED, Batching
 from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.runtime import Candidate, Provider, get_runtime
@@ -32,6 +33,7 @@ __all__ = [
     "file_bytes",
     "parse",
     "provider_of",
+    "usually_batched",
     "with_model_of_first",
 ]
 
@@ -47,10 +49,13 @@ class Entrant:
     Attributes:
         candidate: what is opened, and how.
         artifact: where it comes from, when it comes from the store; ``source`` carries the artifact it was asked for.
+        batchings: how it gets the rows of a data file; the first is its own, by which it is judged, and the others are
+            timed beside it. Empty for the way that everyone gets them.
     """
 
     candidate: Candidate
     artifact: Artifact | None = None
+    batchings: tuple[Batching, ...] = ()
 
     @property
     def label(self) -> str:
@@ -198,6 +203,14 @@ def default_baseline(found: Sequence[Entrant], store: Store) -> Entrant:
         return first
     needs = ("torch", "transformers") if source.candidate.provider.name == "torch" else ("onnxruntime",)
     return source if all(has_module(name) for name in needs) else first
+
+
+def usually_batched(entrant: Entrant) -> Entrant:
+    """PyTorch with batches of 32 sorted by length, which is the best that its users do, and beside them in the order of
+    the data, which is what most do. Anything else as it is.
+    """
+    torch = entrant.candidate.provider.name == "torch"
+    return replace(entrant, batchings=(SORTED, IN_ORDER)) if torch else entrant
 
 
 def with_model_of_first(found: Sequence[Entrant]) -> list[Entrant]:

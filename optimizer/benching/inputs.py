@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.benching.shape import Shape
+from optimizer.benching.workload import Load, Workload
 from optimizer.data.golden import Golden, is_sequence
 from optimizer.data.synthetic import symbol_sizes, synthetic_feeds
 from optimizer.errors import BadInput
@@ -65,14 +66,18 @@ class Examples:
         limits = self.model.get("limits") or {}
         return synthetic_feeds(self.specs, shape.batch, length, self.seed, limits)
 
-    def to_compare(self, shape: Shape) -> list[Feeds]:
+    def of(self, load: Load) -> list[Feeds]:
+        """Timed inputs: one feed for a shape, one for every batch of a pass."""
+        return load.feeds() if isinstance(load, Workload) else [self.of_shape(load)]
+
+    def to_compare(self, load: Load) -> list[Feeds]:
         """Inputs on which answers are compared: rows of the data file, else the examples, else the timed ones."""
         if self.data is not None:
             return self._from_data(self.data)
         if self._has_golden:
             assert self.golden is not None
             return [{spec.name: self.golden.inputs[spec.name] for spec in self.specs}]
-        return [self.of_shape(shape)]
+        return self.of(load)[:1]
 
     @property
     def _has_golden(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimizer.benching.report import BenchReport, Cell, Row
 
-__all__ = ["to_markdown"]
+__all__ = ["shape_text", "to_markdown"]
 
 
 def to_markdown(report: BenchReport) -> str:
@@ -19,16 +19,16 @@ def to_markdown(report: BenchReport) -> str:
             [_what(row, report.baseline) for row in report.rows],
         ),
         "",
-        f"Median milliseconds a call; in brackets, times faster than `{report.baseline}` with the 95 % interval.",
+        f"{_unit(report)}; in brackets, times faster than `{report.baseline}` with the 95 % interval.",
         "",
         *_table(
-            ["candidate", *(shape.replace("x", " × ") for shape in report.shapes)],
+            ["candidate", *map(shape_text, report.shapes)],
             [_speed(row, report) for row in report.rows],
         ),
         "",
         *_table(
             ["candidate", "shape", "samples", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s"],
-            [_detail(row, cell) for row in report.rows for cell in row.cells],
+            [_detail(row, cell) for row in report.rows for cell in (*row.cells, *row.beside)],
         ),
         "",
         *_roofline(report),
@@ -110,6 +110,16 @@ def _what(row: Row, baseline: str) -> list[str]:
     ]
 
 
+def shape_text(shape: str) -> str:
+    """``8x128`` as ``8 × 128``; rows of a file as they are."""
+    return shape.replace("x", " × ") if shape[-1:].isdigit() else shape
+
+
+def _unit(report: BenchReport) -> str:
+    passes = any(cell.workload for row in report.rows for cell in row.cells)
+    return "Rows a second of a pass over the data" if passes else "Median milliseconds a call"
+
+
 def _dash(is_baseline: bool) -> str:
     return "baseline" if is_baseline else ""
 
@@ -124,7 +134,7 @@ def _speed(row: Row, report: BenchReport) -> list[str]:
             continue
         ratio = cell.speedup
         times = f" ({ratio.value:.2f} ×, {ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
-        cells.append(f"{cell.summary.p50_ms:.3g}{times}")
+        cells.append(f"{cell.figure}{times}")
     return [f"`{row.label}`", *cells]
 
 
@@ -133,7 +143,7 @@ def _detail(row: Row, cell: Cell) -> list[str]:
     percentiles = [summary.percentiles_ms.get(name) for name in ("p90", "p99", "p99.9")]
     return [
         f"`{row.label}`",
-        cell.shape.replace("x", " × "),
+        " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
         f"{summary.samples}",
         f"{summary.mean_ms:.3g}",
         f"{summary.p50_ms:.3g}",

@@ -4,7 +4,8 @@
 
 Within a round, each shape is measured by all candidates right after each other, so that what the machine does
 meanwhile falls on all of them; the order is shuffled, and every second round runs the order of the one before
-backwards (ABBA), so that a steady drift cancels.
+backwards (ABBA), so that a steady drift cancels. What is called a shape here may be a pass over rows of a data file too
+(:mod:`optimizer.benching.workload`), in batches of each candidate's own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
-from optimizer.benching.shape import Shape
+from optimizer.benching.workload import Load, Workload, name_of
 from optimizer.runtime import Candidate
 from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec
@@ -43,7 +44,7 @@ class Plan:
         roofline: whether this machine's peaks are measured as well, and operations counted.
     """
 
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Load, ...]
     threads: int
     rounds: int = 8
     seconds: float = 2.0
@@ -56,9 +57,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Feeds:
-    """Input files: one a shape to be timed, and batches whose answers are compared."""
+    """Input files: one a shape to be timed, as many as batches a pass; and batches whose answers are compared."""
 
-    timed: dict[Shape, Path]
+    timed: dict[Load, list[Path]]
     compared: list[Path]
 
 
@@ -68,6 +69,7 @@ class Lane:
 
     Attributes:
         candidate: what it is.
+        loads: what it is timed at, for each shape of the plan: that, or passes in batches of its own.
         error: why it failed; empty while it has not.
         hint: what to do about that.
         opened: the worker's answer to ``open``.
@@ -80,13 +82,14 @@ class Lane:
     """
 
     candidate: Candidate
+    loads: Sequence[Sequence[Load]] = ()
     error: str = ""
     hint: str = ""
     opened: dict[str, Any] = field(default_factory=dict)
-    first_s: dict[Shape, float] = field(default_factory=dict)
-    warm: dict[Shape, list[int]] = field(default_factory=dict)
-    unstable: list[Shape] = field(default_factory=list)
-    rounds: dict[Shape, list[list[int]]] = field(default_factory=dict)
+    first_s: dict[Load, float] = field(default_factory=dict)
+    warm: dict[Load, list[int]] = field(default_factory=dict)
+    unstable: list[Load] = field(default_factory=list)
+    rounds: dict[Load, list[list[int]]] = field(default_factory=dict)
     answers: list[Path] = field(default_factory=list)
     peak_rss: int = 0
     process: WorkerProcess | None = None
@@ -146,6 +149,7 @@ def measure(
     scratch: Path,
     progress: Progress,
     command: Sequence[str] = WORKER,
+    loads: Sequence[Sequence[Sequence[Load]]] | None = None,
 ) -> list[Lane]:
     """Measure candidates against each other.
 
@@ -156,11 +160,13 @@ def measure(
         scratch: an empty folder for logs and answers.
         progress: told of every step.
         command: what to start a worker with.
+        loads: what each candidate is timed at, for each shape of the plan [that shape alone].
 
     Returns:
         one lane a candidate, in their order; those that failed say why and have no rounds.
     """
-    lanes = [Lane(candidate) for candidate in candidates]
+    plain = [[shape] for shape in plan.shapes]
+    lanes = [Lane(candidate, loads[place] if loads else plain) for place, candidate in enumerate(candidates)]
     try:
         _open(lanes, plan, scratch, progress, command)
         if not (living := [lane for lane in lanes if lane.alive]):
@@ -200,35 +206,45 @@ def _open(lanes: list[Lane], plan: Plan, scratch: Path, progress: Progress, comm
 def _prepare(lanes: list[Lane], plan: Plan, feeds: Feeds, progress: Progress) -> None:
     """First calls and warm-up; inputs that a candidate cannot take end it here."""
     for number, lane in enumerate(lanes):
-        for shape in plan.shapes:
+        for load in (load for loads in lane.loads for load in loads):
             if not lane.alive:
                 break
-            progress(f"warming up {lane.candidate.label} at {shape}", number, len(lanes))
+            progress(f"warming up {lane.candidate.label} at {load}", number, len(lanes))
             with lane.trying() as ask:
-                reply = ask("shape", plan.timeout, shape=str(shape), feeds=str(feeds.timed[shape]))
-                lane.first_s[shape] = float(reply["first_s"])
-                reply = ask("warm", plan.timeout + plan.warm_limit_s, shape=str(shape), limit_s=plan.warm_limit_s)
-                lane.warm[shape] = list(reply["windows_ns"])
+                shape, files = name_of(load), [str(path) for path in feeds.timed[load]]
+                if isinstance(load, Workload):
+                    reply = ask("pass", plan.timeout, shape=shape, feeds=files)
+                else:
+                    reply = ask("shape", plan.timeout, shape=shape, feeds=files[0])
+                lane.first_s[load] = float(reply["first_s"])
+                reply = ask("warm", plan.timeout + plan.warm_limit_s, shape=shape, limit_s=plan.warm_limit_s)
+                lane.warm[load] = list(reply["windows_ns"])
                 if not reply["stable"]:
-                    lane.unstable.append(shape)
+                    lane.unstable.append(load)
 
 
 def _race(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
     seconds = plan.seconds / plan.rounds
-    samples = math.ceil(plan.samples / plan.rounds)
     total = plan.rounds * len(plan.shapes) * len(lanes)
     done = 0
     for number, order in enumerate(orders(len(lanes), plan.rounds, plan.seed), start=1):
-        for shape in plan.shapes:
+        for place in range(len(plan.shapes)):
             for index in order:
-                lane = lanes[index]
                 progress(f"measuring, round {number} of {plan.rounds}", done, total)
                 done += 1
-                if not lane.alive:
-                    continue
-                with lane.trying() as ask:
-                    reply = ask("time", plan.timeout + seconds, shape=str(shape), seconds=seconds, samples=samples)
-                    lane.rounds.setdefault(shape, []).append(list(reply["ns"]))
+                for load in lanes[index].loads[place]:
+                    _time(lanes[index], load, plan, seconds)
+
+
+def _time(lane: Lane, load: Load, plan: Plan, seconds: float) -> None:
+    """One turn of one candidate."""
+    if not lane.alive:
+        return
+    # A pass is many calls by itself.
+    samples = 1 if isinstance(load, Workload) else math.ceil(plan.samples / plan.rounds)
+    with lane.trying() as ask:
+        reply = ask("time", plan.timeout + seconds, shape=name_of(load), seconds=seconds, samples=samples)
+        lane.rounds.setdefault(load, []).append(list(reply["ns"]))
 
 
 def _compare(lanes: list[Lane], plan: Plan, feeds: Feeds, scratch: Path, progress: Progress) -> None:

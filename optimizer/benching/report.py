@@ -89,6 +89,9 @@ class Cell:
         summary: what the samples say.
         speedup: against the baseline; None for the baseline itself, or when it failed.
         position: under this machine's roofs; None when they were not asked for, or there is no graph to count.
+        workload: of a pass over a data file: ``rows``, ``file``, ``batching`` (``tokens:2048``), ``batches`` and
+            ``padding`` (steps computed for every step of a row); None for a shape.
+        against: of such a pass: the ratio to each way in which the baseline got the same rows.
     """
 
     shape: str
@@ -99,30 +102,41 @@ class Cell:
     summary: Summary
     speedup: Ratio | None = None
     position: Position | None = None
+    workload: dict[str, JSON] | None = None
+    against: dict[str, Ratio] = field(default_factory=dict)
 
     @property
     def rows_per_s(self) -> float:
         """Throughput of one call after another, from the mean."""
         return self.batch / self.summary.mean_ms * 1e3
 
+    @property
+    def batching(self) -> str:
+        """Of a pass over a data file: ``tokens:2048``; else empty."""
+        return str(self.workload["batching"]) if self.workload else ""
+
+    @property
+    def figure(self) -> str:
+        """What a table says: median milliseconds of a call, or rows a second of a pass."""
+        return f"{self.rows_per_s:.0f}/s" if self.workload else f"{self.summary.p50_ms:.3g}"
+
     def to_json(self) -> dict[str, JSON]:
-        ratio = self.speedup
         return {
             "shape": self.shape,
             "batch": self.batch,
             **self.summary.to_json(),
             "rows_per_s": self.rows_per_s,
-            "speedup": {**ratio.to_json(), "high": _finite(ratio.high)} if ratio else None,
+            "speedup": _written(self.speedup) if self.speedup else None,
             "first_s": self.first_s,
             "position": self.position.to_json() if self.position else None,
             "warm_ns": self.warm_ns,
             "rounds_ns": self.rounds_ns,
+            "workload": self.workload,
+            "against": {name: _written(ratio) for name, ratio in self.against.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
-        ratio = data["speedup"]
-        high = math.inf if ratio and ratio["high"] is None else ratio and ratio["high"]
         return cls(
             shape=data["shape"],
             batch=data["batch"],
@@ -130,8 +144,10 @@ class Cell:
             warm_ns=data["warm_ns"],
             rounds_ns=data["rounds_ns"],
             summary=Summary(**{name: data[name] for name in Summary.__dataclass_fields__}),
-            speedup=Ratio(ratio["value"], ratio["low"], high) if ratio else None,
             position=Position.from_json(data["position"]) if data.get("position") else None,
+            speedup=_read(data["speedup"]) if data["speedup"] else None,
+            workload=data.get("workload"),
+            against={name: _read(ratio) for name, ratio in data.get("against", {}).items()},
         )
 
 
@@ -150,6 +166,7 @@ class Row:
         facts: what the session says of itself.
         agreement: with the baseline's answers; None for the baseline itself, or where there is nothing to compare.
         cells: one a shape; empty when it failed.
+        beside: the same rows of a data file in other batches than its own.
         error: why it failed.
         hint: what to do about that.
     """
@@ -164,6 +181,7 @@ class Row:
     facts: dict[str, JSON] = field(default_factory=dict)
     agreement: Agreement | None = None
     cells: tuple[Cell, ...] = ()
+    beside: tuple[Cell, ...] = ()
     error: str = ""
     hint: str = ""
 
@@ -177,14 +195,15 @@ class Row:
             **vars(self),
             "agreement": self.agreement.to_json() if self.agreement else None,
             "cells": [cell.to_json() for cell in self.cells],
+            "beside": [cell.to_json() for cell in self.beside],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         values = dict(data)
         agreement = values.pop("agreement")
-        cells = tuple(Cell.from_json(cell) for cell in values.pop("cells"))
-        return cls(**values, agreement=Agreement(**agreement) if agreement else None, cells=cells)
+        cells, beside = (tuple(Cell.from_json(cell) for cell in values.pop(name, ())) for name in ("cells", "beside"))
+        return cls(**values, agreement=Agreement(**agreement) if agreement else None, cells=cells, beside=beside)
 
 
 @dataclass(frozen=True)
@@ -274,9 +293,13 @@ class BenchReport:
         return known
 
 
-def _finite(value: float) -> float | None:
+def _written(ratio: Ratio) -> dict[str, JSON]:
     """JSON has no infinity: an open end of an interval is null."""
-    return value if math.isfinite(value) else None
+    return {**ratio.to_json(), "high": ratio.high if math.isfinite(ratio.high) else None}
+
+
+def _read(ratio: Mapping[str, Any]) -> Ratio:
+    return Ratio(ratio["value"], ratio["low"], math.inf if ratio["high"] is None else ratio["high"])
 
 
 def load_is_high(threads: int) -> float | None:

@@ -239,7 +239,7 @@ def _peaks(keys: Sequence[Key], gpu: bool, plan: Plan, scratch: Path, progress: 
     def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
         del specs
         arrays = {n: gemm_feeds({arithmetic for _, arithmetic in keys}, n, width) for n in sizes}
-        return Feeds({Shape(n): save(scratch, f"rows-{n}", [arrays[n]])[0] for n in sizes}, [])
+        return Feeds({Shape(n): save(scratch, f"rows-{n}", [arrays[n]]) for n in sizes}, [])
 
     lanes = measure(candidates, _quick(plan, sizes), feeds_for, scratch, progress)
     return [
@@ -255,7 +255,7 @@ def _copies(plan: Plan, scratch: Path, progress: Progress) -> Bandwidth:
     (lane,) = measure(
         [nothing],
         _quick(plan, sizes),
-        lambda _: Feeds({Shape(n): scratch for n in sizes}, []),  # nothing is fed: the process makes its own buffers
+        lambda _: Feeds({Shape(n): [scratch] for n in sizes}, []),  # nothing is fed: the process makes its own buffers
         scratch,
         progress,
         _COPIER,
@@ -284,7 +284,7 @@ def _gpu_copies(provider: Provider, plan: Plan, scratch: Path, progress: Progres
     def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
         del specs
         arrays = {n: {"copy": np.ones((n, _COLUMNS), np.float32)} for n in _GPU_SETS}
-        return Feeds({Shape(n): save(scratch, f"copy-{n}", [arrays[n]])[0] for n in _GPU_SETS}, [])
+        return Feeds({Shape(n): save(scratch, f"copy-{n}", [arrays[n]]) for n in _GPU_SETS}, [])
 
     candidate = Candidate(f"copy on {provider}", path, provider)
     (lane,) = measure([candidate], _quick(plan, _GPU_SETS), feeds_for, scratch, progress)

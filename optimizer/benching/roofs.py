@@ -13,7 +13,7 @@ from optimizer.benching.measure import Lane, Plan
 from optimizer.benching.position import Counted, count, place
 from optimizer.benching.report import Caution, Doubt, Row
 from optimizer.benching.roofline import Roofline, measure_roofline
-from optimizer.benching.shape import Shape
+from optimizer.benching.workload import Load
 from optimizer.errors import MlOptError
 from optimizer.stage import Progress
 
@@ -71,7 +71,7 @@ class Roofs:
 def find_roofs(
     entrants: Sequence[Entrant],
     lanes: Sequence[Lane],
-    timed: Mapping[Shape, Sequence[Path]],
+    timed: Mapping[Load, Sequence[Path]],
     plan: Plan,
     scratch: Path,
     progress: Progress,
@@ -81,7 +81,7 @@ def find_roofs(
     Args:
         entrants: every candidate.
         lanes: their measurements, over by now: nothing else runs beside the roofs.
-        timed: the files of one timed call, by shape.
+        timed: the files of one timed call or pass, by shape.
         plan: that of the candidates.
         scratch: a folder for files.
         progress: told of every step.
@@ -89,15 +89,15 @@ def find_roofs(
     counted: dict[tuple[str, str], Counted] = {}
     failed: dict[str, str] = {}
     for entrant, lane in zip(entrants, lanes, strict=True):
-        for shape in plan.shapes if lane.alive else ():
+        for load in (loads[0] for loads in lane.loads if lane.alive):
             progress(f"counting the operations of {entrant.label}")
             try:
-                found = count(entrant, lane, timed[shape])
+                found = count(entrant, lane, timed[load])
             except MlOptError as error:  # a file that a runtime opens and onnx_ir does not: its time still counts
                 failed[entrant.label] = error.message
                 continue
             if found is not None:
-                counted[entrant.label, str(shape)] = found
+                counted[entrant.label, str(load)] = found
     keys = dict.fromkeys(key for each in counted.values() for key in each.keys.values() if key[1] in ARITHMETICS)
     if not keys:
         return Roofs(Roofline((), ()), counted, failed)

@@ -14,8 +14,8 @@ from optimizer.benching.inputs import Examples, save
 from optimizer.benching.measure import Feeds, Lane, Plan, measure
 from optimizer.benching.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
 from optimizer.benching.roofs import find_roofs
-from optimizer.benching.shape import Shape
 from optimizer.benching.stats import Ratio, speedup, summarize
+from optimizer.benching.workload import Load, Workload
 from optimizer.data.golden import Golden
 from optimizer.environment import describe
 from optimizer.errors import GateFailed
@@ -50,7 +50,7 @@ def bench(
     artifact = next((e.artifact for e in entrants if e.artifact is not None), None)
     golden = Golden.load(artifact.path) if artifact else None
     examples: list[Examples] = []
-    fed: dict[Shape, list[Path]] = {}
+    fed: dict[Load, list[Path]] = {}
     with tempfile.TemporaryDirectory(prefix="ml-opt-bench-") as name:
         scratch = Path(name)
 
@@ -61,11 +61,13 @@ def bench(
             named = tuple(described.get(spec.name, spec) for spec in specs)
             made = Examples(named, model, golden, artifact.path if artifact else None, data, plan.seed)
             examples.append(made)
-            timed = {s: save(scratch, f"shape-{s}", [made.of_shape(s)])[0] for s in plan.shapes}
-            fed.update({shape: [path] for shape, path in timed.items()})
+            every = dict.fromkeys(load for each in loads for beside in each for load in beside)
+            timed = {load: save(scratch, f"load-{number}", made.of(load)) for number, load in enumerate(every)}
+            fed.update(timed)
             return Feeds(timed, save(scratch, "compared", made.to_compare(plan.shapes[0])))
 
-        lanes = measure([e.candidate for e in entrants], plan, feeds_for, scratch, progress)
+        loads = [_loads(entrant, plan) for entrant in entrants]
+        lanes = measure([e.candidate for e in entrants], plan, feeds_for, scratch, progress, loads=loads)
         base = next(lane for lane in lanes if lane.candidate.label == baseline)
         agreements = {id(lane): _agreement(lane, base, scratch) for lane in lanes}
         roofs = find_roofs(entrants, lanes, fed, plan, scratch, progress) if plan.roofline else None
@@ -94,6 +96,16 @@ def bench(
     )
 
 
+def _loads(entrant: Entrant, plan: Plan) -> list[tuple[Load, ...]]:
+    """For each shape of the plan, what this one is timed at: a pass over data goes by its own batches."""
+    return [
+        tuple(shape.batched(batching) for batching in entrant.batchings)
+        if isinstance(shape, Workload) and entrant.batchings
+        else (shape,)
+        for shape in plan.shapes
+    ]
+
+
 def _agreement(lane: Lane, base: Lane, scratch: Path) -> Agreement | None:
     """How this lane's answers compare with the baseline's; a lane whose answers cannot be compared fails."""
     if lane is base or not lane.alive or not base.alive:
@@ -114,19 +126,33 @@ def _row(entrant: Entrant, lane: Lane, base: Lane, agreement: Agreement | None, 
         row = replace(row, load_s=float(lane.opened["load_s"]), peak_rss=lane.peak_rss, facts=lane.opened["facts"])
     if not lane.alive:
         return replace(row, error=lane.error, hint=lane.hint)
-    cells = tuple(
-        Cell(
-            shape=str(shape),
-            batch=shape.batch,
-            first_s=lane.first_s[shape],
-            warm_ns=lane.warm[shape],
-            rounds_ns=lane.rounds[shape],
-            summary=summarize(lane.rounds[shape]),
-            speedup=_ratio(base.rounds[shape], lane.rounds[shape], plan) if base.alive and lane is not base else None,
-        )
-        for shape in plan.shapes
+    cells, beside = [], []
+    for mine, theirs in zip(lane.loads, base.loads, strict=True):
+        first, *others = (_cell(load, lane, base, theirs, plan) for load in mine)
+        cells.append(first)
+        beside += others
+    return replace(row, cells=tuple(cells), beside=tuple(beside), agreement=agreement)
+
+
+def _cell(load: Load, lane: Lane, base: Lane, theirs: Sequence[Load], plan: Plan) -> Cell:
+    """One candidate at one shape; the baseline's own time there is ``theirs[0]``, the others are of the same rows."""
+    compared = base.alive and lane is not base
+    rounds = lane.rounds[load]
+    return Cell(
+        shape=str(load),
+        batch=load.batch,
+        first_s=lane.first_s[load],
+        warm_ns=lane.warm[load],
+        rounds_ns=rounds,
+        summary=summarize(rounds),
+        speedup=_ratio(base.rounds[theirs[0]], rounds, plan) if compared else None,
+        workload=load.to_json() if isinstance(load, Workload) else None,
+        against={
+            other.batching.spelled: _ratio(base.rounds[other], rounds, plan)
+            for other in theirs
+            if compared and isinstance(other, Workload)
+        },
     )
-    return replace(row, cells=cells, agreement=agreement)
 
 
 def _ratio(baseline: list[list[int]], candidate: list[list[int]], plan: Plan) -> Ratio:

@@ -6,12 +6,14 @@ the same few requests:
 
     {"do": "open", "candidate": {…}, "threads": 2}       → {"ok": true, "load_s", "inputs", "outputs", "facts"}
     {"do": "shape", "shape": "8x128", "feeds": "….npz"}  → {"ok": true, "first_s", "outputs"}
+    {"do": "pass", "shape": "512 rows", "feeds": ["….npz", …]}      → {"ok": true, "first_s"}
     {"do": "warm", "shape": "8x128", "limit_s": 3.0}     → {"ok": true, "windows_ns": […], "stable": true}
     {"do": "time", "shape": "8x128", "seconds": 0.25, "samples": 8}  → {"ok": true, "ns": […]}
     {"do": "answer", "feeds": "….npz", "out": "….npz"}   → {"ok": true}
     {"do": "close"}                                      → {"ok": true}
 
-Every answer carries ``peak_rss`` in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the
+What "pass" names is timed like a shape: one call of it feeds every file of the list, inputs and outputs copied as in
+serving. Every answer carries ``peak_rss`` in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the
 process lives on.
 """
 
@@ -51,15 +53,24 @@ _SETTLE_NS = 20_000_000
 _PR_SET_PDEATHSIG = 1
 
 
-def measure(call: Callable[[], None], seconds: float, samples: int) -> list[int]:
+def measure(
+    call: Callable[[], None], seconds: float, samples: int, settle: Callable[[], None] | None = None
+) -> list[int]:
     """Time a call until both enough seconds and enough samples are there.
 
     The clock is read twice a sample and nothing else happens between two calls but an append and two comparisons;
     garbage is collected before and not during.
 
+    Args:
+        call: what is timed.
+        seconds: at least so long.
+        samples: at least so often.
+        settle: what is called before, until caches are this candidate's again [the call itself].
+
     Returns:
         nanoseconds of each call.
     """
+    settle = settle or call
     clock = time.perf_counter_ns
     times: list[int] = []
     add = times.append
@@ -67,9 +78,9 @@ def measure(call: Callable[[], None], seconds: float, samples: int) -> list[int]
     gc.disable()
     try:
         settled = clock() + _SETTLE_NS
-        call()
+        settle()
         while clock() < settled:
-            call()
+            settle()
         end = clock() + int(seconds * 1e9)
         while True:
             start = clock()
@@ -82,8 +93,13 @@ def measure(call: Callable[[], None], seconds: float, samples: int) -> list[int]
         gc.enable()
 
 
-def warm_up(call: Callable[[], None], limit_s: float) -> tuple[list[int], bool]:
+def warm_up(call: Callable[[], None], limit_s: float, calls: int = _WINDOW_CALLS) -> tuple[list[int], bool]:
     """Call until three windows in a row have the same median within 10 %, or the limit is reached.
+
+    Args:
+        call: what is to be timed.
+        limit_s: seconds.
+        calls: fewest calls in a window.
 
     Returns:
         the windows' medians in nanoseconds, and whether they became stable.
@@ -94,7 +110,7 @@ def warm_up(call: Callable[[], None], limit_s: float) -> tuple[list[int], bool]:
     while True:
         window: list[int] = []
         opened = clock()
-        while len(window) < _WINDOW_CALLS or clock() - opened < _WINDOW_NS:
+        while len(window) < calls or clock() - opened < _WINDOW_NS:
             start = clock()
             call()
             window.append(clock() - start)
@@ -112,12 +128,15 @@ class Worker:
     def __init__(self) -> None:
         self._session: Session | None = None
         self._calls: dict[str, Callable[[], None]] = {}
+        #: Of a pass: its first call, which is enough to settle.
+        self._settling: dict[str, Callable[[], None]] = {}
 
     def answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
         """The answer to one request; an error becomes an answer too."""
         doing = {
             "open": self._open,
             "shape": self._shape,
+            "pass": self._pass,
             "warm": self._warm,
             "time": self._time,
             "answer": self._answer,
@@ -151,12 +170,33 @@ class Worker:
         self._calls[request["shape"]] = self._opened.bind(feeds)
         return {"first_s": first, "outputs": {name: list(array.shape) for name, array in outputs.items()}}
 
+    def _pass(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        batches = [self._feeds(path) for path in request["feeds"]]
+        run = self._opened.run
+
+        def call() -> None:
+            for feeds in batches:
+                run(feeds)
+
+        def settle() -> None:
+            run(batches[0])
+
+        started = time.perf_counter()
+        call()
+        first = time.perf_counter() - started
+        self._calls[request["shape"]], self._settling[request["shape"]] = call, settle
+        return {"first_s": first}
+
     def _warm(self, request: dict[str, JSON]) -> dict[str, JSON]:
-        medians, stable = warm_up(self._calls[request["shape"]], request["limit_s"])
+        # A pass is many calls by itself.
+        calls = 1 if request["shape"] in self._settling else _WINDOW_CALLS
+        medians, stable = warm_up(self._calls[request["shape"]], request["limit_s"], calls)
         return {"windows_ns": medians, "stable": stable}
 
     def _time(self, request: dict[str, JSON]) -> dict[str, JSON]:
-        return {"ns": measure(self._calls[request["shape"]], request["seconds"], request["samples"])}
+        shape = request["shape"]
+        settle = self._settling.get(shape)
+        return {"ns": measure(self._calls[shape], request["seconds"], request["samples"], settle)}
 
     def _answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
         import numpy as np
@@ -167,6 +207,7 @@ class Worker:
     def _close(self, request: dict[str, JSON]) -> dict[str, JSON]:
         del request
         self._calls.clear()
+        self._settling.clear()
         self._opened.close()
         return {}
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of
+from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
 from optimizer.benching.markdown import to_markdown
 from optimizer.benching.measure import Plan
 from optimizer.benching.report import BenchReport
 from optimizer.benching.run import bench
 from optimizer.benching.shape import Shape, default_shapes
+from optimizer.benching.workload import Load, Workload
 from optimizer.check import Check, keep
+from optimizer.data.batching import Batching
+from optimizer.data.preprocess import Preprocessor
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, UnknownName
 from optimizer.files import disk_errors
 from optimizer.options import Options, opt
 from optimizer.stage import Progress
 from optimizer.store import Store
-from optimizer.types import Device
+from optimizer.types import JSON, Device
 
 __all__ = ["CHECK", "Bench"]
 
@@ -36,6 +39,15 @@ class Bench(Options):
 
     shape: tuple[str, ...] = opt(
         (), "Rows × steps of a call, e.g. 8x128; repeatable [1x16, 1x128 and 8x128 for text, 1 and 8 rows otherwise]."
+    )
+    shapes_from: Path | None = opt(
+        None,
+        "Time passes over rows of this file, each with its own length, instead of shapes.",
+        data=True,
+        metavar="FILE",
+    )
+    batching: str = opt(
+        "tokens:2048", "How those rows are batched: tokens:N (padded, sorted by length), sorted:N or order:N."
     )
     against: str | None = opt(
         None,
@@ -59,6 +71,9 @@ class Bench(Options):
     def check(self) -> None:
         for text in self.shape:
             Shape.parse(text)
+        Batching.parse(self.batching)
+        if self.shapes_from is not None and self.shape:
+            raise BadInput("--shape and --shapes-from contradict each other", "leave one of them out")
         for path in self.report:
             if path.suffix not in _WRITERS:
                 raise UnknownName("report format", path.suffix or str(path), _WRITERS)
@@ -72,9 +87,9 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
     taking_part = entrants(refs, options.provider, store, provider_of(options.device))
     baseline, taking_part = _with_baseline(taking_part, options, store)
     model = next((e.candidate.model for e in taking_part if e.candidate.model), {})
-    shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape))) or tuple(default_shapes(model))
-    for shape in shapes:
-        shape.check(model)
+    shapes = _shapes(options, taking_part, model)
+    if options.shapes_from is not None:
+        taking_part = [usually_batched(e) if e.label == baseline else e for e in taking_part]
     plan = Plan(
         shapes=shapes,
         threads=options.threads or cpu_threads(),
@@ -94,6 +109,22 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
             path.parent.mkdir(parents=True, exist_ok=True)
             _WRITERS[path.suffix](report, path)
     return report
+
+
+def _shapes(options: Bench, taking_part: list[Entrant], model: Mapping[str, JSON]) -> tuple[Load, ...]:
+    """What is timed: shapes, or a pass over the rows of a file."""
+    if options.shapes_from is not None:
+        artifact = next((e.artifact for e in taking_part if e.artifact is not None), None)
+        if artifact is None:
+            raise BadInput(
+                "--shapes-from needs an artifact of the store, whose tokenizer reads the rows", "name a reference first"
+            )
+        preprocessor = Preprocessor.open(artifact.path, model)
+        return (Workload.open(options.shapes_from, preprocessor, Batching.parse(options.batching), model),)
+    shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape))) or tuple(default_shapes(model))
+    for shape in shapes:
+        shape.check(model)
+    return shapes
 
 
 def _with_baseline(taking_part: list[Entrant], options: Bench, store: Store) -> tuple[str, list[Entrant]]:

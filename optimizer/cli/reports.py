@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimizer.benching.markdown import shape_text
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
 
@@ -59,7 +60,7 @@ def render_bench(report: BenchReport, output: Output) -> None:
         f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, median latency of "
         f"{report.settings['rounds']} interleaved rounds, one process a candidate"
     )
-    what, speed = _what_columns(report), [shape.replace("x", " × ") for shape in report.shapes]
+    what, speed = _what_columns(report), [shape_text(shape) for shape in report.shapes]
     labels = [escape(row.label) for row in report.rows]
     about = [_what_cells(row, report) for row in report.rows]
     times = [_speed_cells(row, report) for row in report.rows]
@@ -74,10 +75,14 @@ def render_bench(report: BenchReport, output: Output) -> None:
             for label, entries in zip(labels, cells, strict=True):
                 made.add_row(label, *entries)
             console.print(made)
-    console.print(f"milliseconds a call; × is times faster than {report.baseline}, median of rounds", style="dim")
     if report.roofline is not None and report.roofline.peaks:
         said = "; ".join(report.roofline.sentences())
         console.print(f"% is of the GEMM peak that was measured here: {said}", style="dim", soft_wrap=True)
+    passes = any(cell.workload for row in report.rows for cell in row.cells)
+    unit = "rows a second" if passes else "milliseconds a call"
+    console.print(f"{unit}; × is times faster than {report.baseline}, median of rounds", style="dim")
+    for line in _batchings(report):
+        console.print(line, style="dim", soft_wrap=True)
     for row in report.rows:
         if row.error:
             console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
@@ -134,5 +139,20 @@ def _speed_cells(row: Row, report: BenchReport) -> list[str]:
             times = f"  {cell.speedup.value:.2f}×" if cell.speedup is not None else "       "
             share = cell.position.peak_share if cell.position is not None else None
             of_peak = f"  {share:4.0%}" if share is not None else "      " if report.roofline is not None else ""
-            cells.append(f"{cell.summary.p50_ms:.2f}{times}{of_peak}")
+            figure = cell.figure if cell.workload else f"{cell.summary.p50_ms:.2f}"
+            cells.append(f"{figure}{times}{of_peak}")
     return cells
+
+
+def _batchings(report: BenchReport) -> list[str]:
+    """Of passes over data: how each got its rows, and how it stands to the baseline's other ways."""
+    lines = []
+    for row in report.rows:
+        for cell in (*row.cells, *row.beside):
+            if cell.workload is None:
+                continue
+            against = ", ".join(f"{ratio.value:.2f}× its {way}" for way, ratio in cell.against.items())
+            padding = f"{cell.workload['padding']:.2f} steps computed a step"
+            line = f"{row.label}: {cell.batching}, {padding}, {cell.rows_per_s:.0f} rows/s"
+            lines.append(escape(f"{line}; {against}" if against else line))
+    return lines

@@ -117,7 +117,9 @@ def model_cost(path: Path, fed: Iterable[Mapping[str, Sequence[int]]]) -> Cost:
     model = load(path)
     if model.functions:
         InlinePass()(model)
-    return sum((graph_cost(model, shapes) for shapes in fed), Cost())
+    calls = Counter(tuple((name, tuple(shape)) for name, shape in sorted(shapes.items())) for shapes in fed)
+    costs = ((graph_cost(model, dict(shapes)), times) for shapes, times in calls.items())
+    return sum((cost for cost, times in costs for _ in range(times)), Cost())
 
 
 def graph_cost(model: onnx_ir.Model, fed: Mapping[str, Sequence[int]]) -> Cost:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.benching.candidates import Entrant, file_bytes
@@ -16,6 +16,8 @@ from optimizer.benching.process import CandidateFailed
 from optimizer.benching.report import BenchReport, Row
 from optimizer.benching.run import bench
 from optimizer.benching.stats import Ratio
+from optimizer.benching.workload import Workload
+from optimizer.data.batching import Batching, budgets
 from optimizer.errors import BadInput, MlOptError
 from optimizer.search.accuracy import Scores
 from optimizer.search.contender import Contender, Rules
@@ -197,15 +199,37 @@ class _surviving:
 
 def _quickly(original: Entrant, rivals: list[Contender], rules: Rules, progress: Progress) -> BenchReport | None:
     """Sort the rivals by the objective, from a short timing where it takes one."""
-    if len(rivals) > 1 and rules.objective != "size":
+    load = rules.plan.shapes[0]
+    batched = rules.objective == "throughput" and isinstance(load, Workload)
+    if batched or (len(rivals) > 1 and rules.objective != "size"):
+        if isinstance(load, Workload) and batched:
+            _batch(rivals, budgets(max(load.lengths)))
         report = _timed(original, rivals, rules.quick, progress)
         for contender in rivals:
             contender.quick = contender.row
+            if batched:
+                _keep_best_batching(contender)
         rivals.sort(key=lambda c: _cost(c.quick, rules.objective) or 0.0)
         return report
     if rules.objective == "size":
         rivals.sort(key=lambda c: file_bytes(c.entrant) if c.entrant else 0)
     return None
+
+
+def _batch(contenders: Sequence[Contender], batchings: tuple[Batching, ...]) -> None:
+    for contender in contenders:
+        if contender.entrant is not None and not contender.is_original:
+            contender.entrant = replace(contender.entrant, batchings=batchings)
+
+
+def _keep_best_batching(contender: Contender) -> None:
+    """From now on a candidate gets its rows as it was fastest with; the timing that counts is a new one."""
+    if contender.row is None or contender.row.error or contender.is_original:
+        return
+    assert contender.entrant is not None
+    best = max((*contender.row.cells, *contender.row.beside), key=lambda cell: cell.rows_per_s)
+    contender.quick = replace(contender.row, cells=(best,), beside=())
+    contender.entrant = replace(contender.entrant, batchings=(Batching.parse(best.batching),))
 
 
 def _all_rows(rivals: Sequence[Contender], judge: Judge, rules: Rules) -> None:

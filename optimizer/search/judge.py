@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.process import CandidateFailed
+from optimizer.benching.shape import Shape
 from optimizer.errors import BadInput
 from optimizer.search.accuracy import Answers, Scores, answer, score
 from optimizer.search.contender import Contender, Rules
@@ -68,7 +69,7 @@ class Judge:
         """About how long a timed call of the original takes, from the time that it took to answer every row."""
         shape = self._rules.plan.shapes[0]
         median = self._rows.median_length
-        longer = shape.sequence / median if shape.sequence and median else 1.0
+        longer = shape.sequence / median if isinstance(shape, Shape) and shape.sequence and median else 1.0
         return self.seconds / self.rows * shape.batch * longer
 
     def first_look(self, contender: Contender) -> None:

@@ -37,6 +37,12 @@ class Optimize(Options):
     shape: str | None = opt(
         None, "Rows × steps of a timed call, e.g. 1x128 [1 row, or 8 for throughput, of the data's median length]."
     )
+    shapes_from: Path | None = opt(
+        None,
+        "Time passes over rows of this file, each with its own length: in batches for throughput, one by one else.",
+        data=True,
+        metavar="FILE",
+    )
     precision: tuple[str, ...] = opt((), "Only these: fp32, fp16, bf16, int8; with commas, or repeated.")
     target: tuple[str, ...] = opt((), "Only these: ort, openvino; with commas, or repeated.")
     device: Device = opt(Device.AUTO, "Where it may run.")
@@ -66,6 +72,8 @@ class Optimize(Options):
         split_names(self.precision, "value of --precision", [p.value for p in Precision])
         if self.shape is not None:
             Shape.parse(self.shape)
+            if self.shapes_from is not None:
+                raise BadInput("--shape and --shapes-from contradict each other", "leave one of them out")
         if self.time_budget is not None:
             seconds_of(self.time_budget)
         if self.name is not None:

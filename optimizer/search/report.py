@@ -28,7 +28,7 @@ class Speed:
     """What was measured of one candidate at the objective's shape.
 
     Attributes:
-        p50_ms: median latency of a call.
+        p50_ms: median latency of a call, or of a pass over data.
         rows_per_s: rows in a second, one call after another.
         ratio: times faster than the original, with its interval; 1 for the original itself.
         bytes: graph and weights.
@@ -36,6 +36,8 @@ class Speed:
         peak_rss: most memory its process held, bytes.
         gflops: 10⁹ operations a second; None when its graph was not counted.
         peak_share: of what a GEMM gets on this machine in the same arithmetic; None when that was not measured.
+        batching: how a pass got its rows (``tokens:2048``); empty for a shape.
+        against: of a pass: the ratio to each way in which the original got the same rows.
     """
 
     p50_ms: float
@@ -46,9 +48,12 @@ class Speed:
     peak_rss: int
     gflops: float | None = None
     peak_share: float | None = None
+    batching: str = ""
+    against: Mapping[str, Bounded] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
-        return {**vars(self), "ratio": dict(vars(self.ratio))}
+        against = {way: dict(vars(ratio)) for way, ratio in self.against.items()}
+        return {**vars(self), "ratio": dict(vars(self.ratio)), "against": against}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from optimizer.artifact import Artifact
-from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse
+from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse, usually_batched
 from optimizer.benching.measure import Plan as Timing
 from optimizer.benching.report import load_is_high
 from optimizer.benching.shape import Shape
+from optimizer.benching.workload import Load, Workload
+from optimizer.data.batching import ONE_BY_ONE, budgets
 from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import format_of
 from optimizer.digest import digest_tree
@@ -42,6 +44,8 @@ __all__ = ["optimize"]
 
 #: Fewest timed calls in a round: a slow model should not take minutes for percentiles that nothing is decided by.
 _CALLS_A_ROUND = 3
+#: Rows of a pass one by one: enough to have every length, and few enough for many passes.
+_ROWS_ONE_BY_ONE = 64
 #: How many of the most sensitive nodes a report names.
 _WORST_NODES = 20
 
@@ -68,7 +72,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         targets=split_names(options.target, "value of --target", TARGETS),
         device=options.device,
     )
-    for path in (options.eval, options.calib):
+    for path in (options.eval, options.calib, options.shapes_from):
         if path is not None:
             format_of(path)  # say now, and not after the export, that it is not there
     if options.dry_run:
@@ -91,13 +95,14 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     export_s = time.monotonic() - began
     info: dict[str, JSON] = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
     rows, metric, data = _data(artifact, info, options, progress)
-    shape = Shape.parse(options.shape) if options.shape else _usual_shape(rows, options.objective, info)
-    shape.check(info)
+    load = _load(artifact, info, rows, options)
     base = parse(artifact.ref, store)
     original = default_baseline([base], store)
+    if options.objective == "throughput" and isinstance(load, Workload):
+        original = usually_batched(original)
     rules = Rules(
         objective=options.objective,
-        plan=_timing(options, shape),
+        plan=_timing(options, load),
         metric=metric,
         max_drop=options.max_drop,
         min_agreement=options.min_agreement,
@@ -229,19 +234,32 @@ def _digest(path: Path) -> str:
     return digest_tree(path.parent if path.is_file() else path, files)
 
 
+def _load(artifact: Artifact, info: Mapping[str, JSON], rows: EvalSet, options: Optimize) -> Load:
+    """What is timed."""
+    if options.shapes_from is not None:
+        # In batches, each candidate will get its own: see `Contest`.
+        batching = budgets(1)[-1] if options.objective == "throughput" else ONE_BY_ONE
+        count = {} if options.objective == "throughput" else {"rows": _ROWS_ONE_BY_ONE}
+        return Workload.open(options.shapes_from, Preprocessor.open(artifact.path, info), batching, info, **count)
+    shape = Shape.parse(options.shape) if options.shape else _usual_shape(rows, options.objective, info)
+    shape.check(info)
+    return shape
+
+
 def _usual_shape(rows: EvalSet, objective: str, info: Mapping[str, JSON]) -> Shape:
     """The shape of the data itself: its median length, and one row, or eight where throughput counts."""
     batch = min(8 if objective == "throughput" else 1, int(info.get("max_batch") or 8))
     return Shape(batch, rows.median_length)
 
 
-def _timing(options: Optimize, shape: Shape) -> Timing:
+def _timing(options: Optimize, load: Load) -> Timing:
     return Timing(
-        shapes=(shape,),
+        shapes=(load,),
         threads=options.threads or cpu_threads(),
         rounds=options.rounds,
         seconds=options.duration,
-        samples=_CALLS_A_ROUND * options.rounds,
+        # A pass over data is many calls by itself.
+        samples=(1 if isinstance(load, Workload) else _CALLS_A_ROUND) * options.rounds,
         seed=options.seed,
         timeout=options.timeout,
         roofline=options.roofline,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.report import Doubt, Row
+from optimizer.data.batching import Batching
 from optimizer.search.candidates import Idea, Plan
 from optimizer.search.contest import Contender, Contest, Rules, ratio_of
 from optimizer.search.rebuild import commands_of
@@ -143,6 +144,8 @@ def _speed(row: Row | None) -> Speed | None:
         peak_rss=row.peak_rss,
         gflops=cell.position.gflops if cell.position else None,
         peak_share=cell.position.peak_share if cell.position else None,
+        batching=cell.batching,
+        against={way: Bounded(r.value, r.low, r.high) for way, r in cell.against.items()},
     )
 
 
@@ -162,6 +165,7 @@ def _sentences(
             said.append("Nothing that keeps the budgets is faster than the original beyond doubt.")
         if best.name == "fp32":
             said.append("Nothing that keeps the budgets is better than the plain export: keep fp32.")
+        said += _batches(best)
         said += _tie(best, ordered, rules)
         said += _int8(best, ordered, rules)
         said += _beside(best, contest)
@@ -195,6 +199,17 @@ def _suspicions(contest: Contest, rules: Rules) -> list[str]:
         )
         said.append(f"The times are suspect: {Doubt.NOISY.advice} ({named}).")
     return said
+
+
+def _batches(best: CandidateReport) -> list[str]:
+    """How the winner got the rows of the data, and how it stands to each way in which PyTorch did."""
+    if best.speed is None or not best.speed.against:
+        return []
+    ways = " and ".join(
+        f"{ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f}) with {Batching.parse(way)}"
+        for way, ratio in best.speed.against.items()
+    )
+    return [f"{best.name} ran {Batching.parse(best.speed.batching)}; it is as fast as the original {ways}."]
 
 
 def _beside(best: CandidateReport, contest: Contest) -> list[str]:

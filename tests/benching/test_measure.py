@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benching.passes import workload_of
 
+from optimizer.benching.inputs import save
 from optimizer.benching.measure import Feeds, Plan, measure, orders
 from optimizer.benching.shape import Shape
 from optimizer.benching.stats import speedup
+from optimizer.data.batching import Batching
 from optimizer.runtime import Candidate, Provider
 
 SHAPES = (Shape(1, 4), Shape(2, 4))
@@ -28,9 +31,9 @@ def lanes(tmp_path):
             assert [spec.name for spec in specs] == ["x"]
             timed = {}
             for shape in SHAPES:
-                timed[shape] = tmp_path / f"{shape}.npz"
-                np.savez(timed[shape], x=np.ones((shape.batch, shape.sequence), np.float32))
-            return Feeds(timed, [timed[SHAPES[0]]])
+                timed[shape] = [tmp_path / f"{shape}.npz"]
+                np.savez(timed[shape][0], x=np.ones((shape.batch, shape.sequence), np.float32))
+            return Feeds(timed, timed[SHAPES[0]])
 
         told = []
         scratch = tmp_path / "scratch"
@@ -107,3 +110,28 @@ def test_inputs_that_cannot_be_made_leave_no_process(tmp_path):
 
 def _children():
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def test_each_candidate_gets_the_same_rows_in_batches_of_its_own(tmp_path):
+    """Two models that pay for each call: the one with larger batches is as much faster as it has fewer of them."""
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"latency_s": 0.004, "wait": "sleep"}))
+    candidates = [Candidate(name, path, Provider("fake")) for name in ("many", "few")]
+    made = workload_of(tmp_path, 8, Batching(rows=2))
+    loads = [[(made, made.batched(Batching(rows=1)))], [(made.batched(Batching(rows=8)),)]]
+
+    def feeds_for(specs):
+        timed = {}
+        for number, load in enumerate(load for lane in loads for beside in lane for load in beside):
+            timed[load] = save(tmp_path, f"{number}", load.feeds())
+        return Feeds(timed, timed[made][:1])
+
+    (tmp_path / "scratch").mkdir()
+    plan = Plan((made,), 1, rounds=3, seconds=0.01, samples=3, timeout=30.0, warm_limit_s=0.1)
+    many, few = measure(candidates, plan, feeds_for, tmp_path / "scratch", lambda *words, **_: None, loads=loads)
+    assert [many.error, few.error] == ["", ""]
+    medians = [
+        np.median(lane.rounds[load]) for lane, load in ((many, loads[0][0][1]), (many, made), (few, loads[1][0][0]))
+    ]
+    assert medians[0] > 1.5 * medians[1] > 1.5 * 2 * medians[2]
+    assert [len(lane.rounds) for lane in (many, few)] == [2, 1]

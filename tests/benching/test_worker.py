@@ -125,3 +125,23 @@ def test_peak_memory_grows_with_what_was_held():
     assert peak_rss() >= before
     assert peak_rss() >= 40_000_000
     del block
+
+
+def test_a_pass_feeds_every_file_once_a_call(worker, tmp_path):
+    one = worker(row_s=0.001, wait="sleep")
+    files = []
+    for rows in (2, 5):
+        np.savez(tmp_path / f"{rows}.npz", x=np.ones((rows, 3), np.float32))
+        files.append(str(tmp_path / f"{rows}.npz"))
+    reply = one.answer({"do": "pass", "shape": "7 rows", "feeds": files})
+    assert reply["ok"], reply
+    assert reply["first_s"] >= 0.007
+    before = one._session._calls
+    warm = one.answer({"do": "warm", "shape": "7 rows", "limit_s": 0.0})
+    assert len(warm["windows_ns"]) == 1
+    assert min(warm["windows_ns"]) >= 7_000_000, "a window is a whole pass"
+    assert (one._session._calls - before) % 2 == 0
+    reply = one.answer({"do": "time", "shape": "7 rows", "seconds": 0.0, "samples": 2})
+    assert len(reply["ns"]) == 2
+    assert min(reply["ns"]) >= 7_000_000
+    assert one.answer({"do": "close"})["ok"]

@@ -37,6 +37,7 @@ FORMS = (
     "report.md",
     "10m",
     "ort",
+    "sorted:8",
 )
 
 

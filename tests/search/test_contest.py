@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from benching.passes import workload_of
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Plan
 from optimizer.benching.shape import Shape
+from optimizer.data.batching import Batching
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import BadInput
 from optimizer.runtime import Candidate, Provider, SessionOptions
@@ -246,3 +249,23 @@ def test_a_yardstick_is_timed_and_cannot_win(tmp_path: Path, plant: Callable[...
     assert found.yardstick is not None
     assert found.yardstick.cells[0].speedup is not None
     assert found.yardstick.cells[0].speedup.value > 3
+
+
+def test_a_pass_over_data_is_timed_in_the_batches_that_suit_each(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    """A model that pays for each call wants the largest budget; throughput counts rows and not calls."""
+    rows = rows_of(tmp_path, 100)
+    plan = replace(PLAN, shapes=(workload_of(tmp_path, 400, Batching(rows=8)),))
+    found = contest(
+        plant("original", row_s=0.0002),
+        [plant("slow", row_s=0.00015), plant("by call", latency_s=0.004)],
+        rows, objective="throughput", plan=plan, max_drop=0.1,
+    )  # fmt: skip
+    assert found.decision.best == "by call"
+    row = next(row for row in found.bench.rows if row.label == "by call")
+    assert row.cells[0].batching == "tokens:4096", "the one budget that 400 rows of eight steps fit in at once"
+    assert found.quick is not None
+    tried = next(row for row in found.quick.rows if row.label == "by call")
+    assert [cell.batching for cell in (*tried.cells, *tried.beside)] == [f"tokens:{512 << n}" for n in range(4)]
+    assert row.beside == ()
+    original = next(row for row in found.bench.rows if row.label == "original")
+    assert [cell.batching for cell in original.cells] == ["sorted:8"]
