@@ -3,8 +3,8 @@
     python -m benchmarks.real_length [REF[+PROVIDER] …] [--batching tokens:1024] [--store models] [--rounds 8]
 
 600 sentences become 600 pooled vectors. PyTorch is transformers in eager fp32, in padded batches of 32 in the order of
-the data, and in batches of 32 sorted by length. Each way is a process of its own, stopped while the others run, and takes
-a turn in every round; medians over rounds, ratios with the interval of `ml-opt bench`. References default to what
+the data, and in batches of 32 sorted by length. Each way is a process of its own, stopped while the others run, and
+takes a turn in every round; medians over rounds, ratios with the interval of `ml-opt bench`. References default to what
 `ml-opt optimize --objective throughput` left as `minilm@best`, in the batches that its verdict names. Writes
 benchmarks/results/real_length.json.
 """
