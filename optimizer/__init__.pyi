@@ -42,6 +42,16 @@ def bench(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
+def calibration_set(
+    source: str,
+    *,
+    data: Path | str,
+    samples: int = ...,
+    seed: int = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
 def cast(
     source: str,
     *,
@@ -122,7 +132,7 @@ def quantize_static(
     source: str,
     *,
     calib: Path | str,
-    samples: int = ...,
+    samples: int | None = ...,
     method: str = ...,
     per_channel: bool = ...,
     symmetric: bool = ...,
@@ -149,17 +159,18 @@ def report(
     progress: Progress = ...,
 ) -> Report: ...
 def sensitivity(
-    *refs: str,
+    source: str,
+    *,
     calib: Path | str,
-    samples: int = ...,
+    samples: int | None = ...,
     per_channel: bool = ...,
     symmetric: bool = ...,
     batch: int = ...,
     seed: int = ...,
-    report: Path | str | None = ...,
+    variant: str | None = ...,
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
-) -> Report: ...
+) -> Result: ...
 def verify(
     *refs: str,
     against: str = ...,

@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimizer.digest import digest_file
-from optimizer.errors import Damaged
+from optimizer.errors import BadInput, Damaged
 from optimizer.manifest import MANIFEST_NAME, Manifest
 from optimizer.types import JSON, Kind
 
-__all__ = ["Artifact", "Source", "SourceModel", "variant_words"]
+__all__ = ["RANKING_NAME", "ROWS_NAMES", "Artifact", "Source", "SourceModel", "variant_words"]
+
+#: The file of a ranking of nodes.
+RANKING_NAME = "ranking.json"
+#: What the rows of a calibration set lie in, one of them: values that JSON can say, or arrays.
+ROWS_NAMES = ("rows.jsonl", "rows.npz")
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,17 @@ class Artifact:
 
     @property
     def model_file(self) -> Path:
-        """``model.onnx`` of an ONNX artifact."""
+        """``model.onnx``; raises :class:`BadInput` for an artifact that is no ONNX model."""
+        self.expect(Kind.ONNX)
         return self.path / "model.onnx"
+
+    def expect(self, kind: Kind) -> None:
+        """Raise :class:`BadInput`, naming both kinds, when this artifact is of another one."""
+        if self.kind is not kind:
+            raise BadInput(
+                f"{self.ref or self.path} is {self.kind.phrase}, and {kind.phrase} is wanted",
+                "`ml-opt ls` lists what there is, and of which kind",
+            )
 
     @property
     def model_info(self) -> dict[str, JSON]:
@@ -53,6 +67,22 @@ class Artifact:
     def open(cls, path: Path, ref: str = "") -> Artifact:
         """Open the artifact in a folder; raises :class:`Damaged` when its manifest cannot be read."""
         return cls(path, Manifest.read(path), ref)
+
+    @classmethod
+    def found_in(cls, path: Path) -> Artifact | None:
+        """The artifact in a folder that somebody named by its path; None where there is something else, or nothing.
+
+        Raises:
+            Damaged: there are an artifact's files, beside a manifest that cannot be read.
+        """
+        if not (path / MANIFEST_NAME).is_file():
+            return None
+        try:
+            return cls.open(path)
+        except Damaged:
+            if any((path / name).is_file() for name in ("model.onnx", RANKING_NAME, *ROWS_NAMES)):
+                raise
+            return None  # a folder of pictures may hold a manifest.json of somebody else's
 
     def check(self, digest: Callable[[Path], str] = digest_file) -> None:
         """Compare every file with the manifest.

@@ -17,13 +17,13 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from optimizer.errors import BadInput, UnknownName
-from optimizer.types import JSON
+from optimizer.types import JSON, Kind
 
 __all__ = ["Opt", "OptionField", "Options", "opt"]
 
@@ -47,6 +47,8 @@ class Opt:
     metavar: str = ""
     #: the value names an artifact; in a recipe it may be the id of an earlier step
     ref: bool = False
+    #: the value is a file, or else the reference of an artifact of this kind (see optimizer.located)
+    kind: Kind | None = None
 
 
 def opt(
@@ -61,6 +63,7 @@ def opt(
     short: str = "",
     metavar: str = "",
     ref: bool = False,
+    kind: Kind | None = None,
 ) -> Any:
     """Declare one parameter of an :class:`Options` class.
 
@@ -75,8 +78,10 @@ def opt(
         short: a one-letter alias of the flag, with its dash.
         metavar: how the value is named in ``--help``.
         ref: the value names an artifact; in a recipe it may be the id of an earlier step.
+        kind: the value is a file, or else the reference of an artifact of this kind; in a recipe it may be the id of
+            an earlier step.
     """
-    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref)}
+    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, kind)}
     if default is _REQUIRED:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -179,12 +184,17 @@ class Options:
         """Every value in JSON's own types, as a manifest records it."""
         return {f.name: _plain(getattr(self, f.name)) for f in type(self).fields()}
 
-    def for_key(self, digest_of: typing.Callable[[Path], str]) -> dict[str, JSON]:
-        """The values that decide the result: data options by content, those with ``key=False`` left out."""
+    def for_key(self, digest_of: typing.Callable[[Path], str], without: Collection[str] = ()) -> dict[str, JSON]:
+        """The values that decide the result: data options by content, those with ``key=False`` left out.
+
+        Args:
+            digest_of: a data file's content.
+            without: names of options that something else stands for.
+        """
         out: dict[str, JSON] = {}
         for field in type(self).fields():
             value = getattr(self, field.name)
-            if not field.opt.key:
+            if not field.opt.key or field.name in without:
                 continue
             if field.opt.data and value is not None:
                 out[field.name] = [digest_of(v) for v in value] if field.many else digest_of(value)

@@ -6,6 +6,7 @@ import datetime
 import shlex
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from optimizer.digest import canonical_json, digest_json, digest_tree
 from optimizer.environment import describe, gpu_facts, need_modules, version_of
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.files import disk_errors
+from optimizer.located import located
 from optimizer.manifest import MANIFEST_NAME, Manifest
 from optimizer.options import Options
 from optimizer.ref import Ref, check_name, safe_name
 from optimizer.source import resolve_source
-from optimizer.stage import Progress, Stage, silent
+from optimizer.stage import Content, Progress, Stage, silent
 from optimizer.store import Store, file_entries, spellings
 from optimizer.types import JSON, Kind
 
@@ -65,25 +67,51 @@ def stage_key(stage: Stage, source: Source, options: Options, store: Store) -> s
     about the model is handed down, and lies in no file), the options (data files by content), and the versions of the
     libraries it uses; for a device-bound stage the GPU and its driver too.
     """
+    _, options = located(options, store)
+    contents = {name for content in stage.contents for name in content.options}
     parts: dict[str, JSON] = {
         "stage": stage.name,
         "version": stage.version,
         "source": [source.digest, source.manifest.key] if isinstance(source, Artifact) else source.digest,
-        "options": options.for_key(lambda path: _content(path, store)),
+        "options": options.for_key(lambda path: _content(path, store), without=contents),
         "libraries": {name: version_of(name) for name in stage.needs},
     }
+    if stage.contents:
+        parts["contents"] = {
+            each.options[0]: _digest(each, stage, parts, options, source, store) for each in stage.contents
+        }
     if stage.device_bound:
         parts["device"] = list(gpu_facts())
     return digest_json(parts)
 
 
 def _content(path: Path, store: Store) -> str:
-    """Digest of a data option: a file's, or a folder's whole content."""
+    """Digest of a data option: a file's, a folder's whole content, or what an artifact's manifest says of its files."""
     if path.is_file():
         return store.digests(path)
+    if (artifact := Artifact.found_in(path)) is not None:
+        artifact.check(store.digests)
+        return artifact.digest
     if path.is_dir():
         return digest_tree(path, sorted(p for p in path.rglob("*") if p.is_file()), store.digests)
     raise BadInput(f"no such file: {path}")
+
+
+def _digest(
+    content: Content, stage: Stage, parts: Mapping[str, JSON], options: Options, source: Source, store: Store
+) -> str | None:
+    """What stands in the key for options that only say where something comes from; worked out once and remembered."""
+    if getattr(options, content.options[0]) is None:
+        return None
+    others = {field.name for field in type(options).fields()} - set(content.options)
+    asked = options.for_key(lambda path: _content(path, store), without=others)
+    known = {name: parts[name] for name in ("version", "source", "libraries")}
+
+    def answer() -> str:
+        need_modules(stage.modules, stage.name)
+        return content.digest(options, source)
+
+    return store.digests.recall(f"content of {digest_json([stage.name, asked, known])}", answer)
 
 
 def find_source(stage: Stage, spec: str | Source, options: Options, store: Store) -> Source:
@@ -103,7 +131,9 @@ def find_source(stage: Stage, spec: str | Source, options: Options, store: Store
     else:
         source = spec
     if source.kind not in stage.accepts:
-        raise BadInput(f"{stage.name} takes {' or '.join(sorted(stage.accepts))}, and this is {source.kind}")
+        name = source.ref if isinstance(source, Artifact) else source.spec
+        wanted = " or ".join(kind.phrase for kind in sorted(stage.accepts))
+        raise BadInput(f"{stage.name} takes {wanted}, and {name} is {source.kind.phrase}", "`ml-opt ls` lists kinds")
     if isinstance(source, Artifact):
         source.check(store.digests)
     return source
@@ -140,6 +170,7 @@ def apply(
     if not isinstance(options, stage.options):
         raise TypeError(f"{stage.name} takes {stage.options.__name__}, not {type(options).__name__}")
     source = find_source(stage, spec, options, store)
+    asked, options = located(options, store)
     if isinstance(source, SourceModel):
         name = check_name("model", name) if name is not None else _own_name(source)
         origin = source.to_json()
@@ -176,7 +207,7 @@ def apply(
         version = store.version_of(name, source.digest) if isinstance(source, SourceModel) else version
         if (done := cached()) is not None:
             return done
-        artifact = _make(stage, source, options, store, name, origin, variant, key, progress)
+        artifact = _make(stage, source, asked, options, store, name, origin, variant, key, progress)
     finally:
         lock.release(remove=True)
     store.digests.save()
@@ -186,6 +217,7 @@ def apply(
 def _make(
     stage: Stage,
     source: Source,
+    asked: Options,
     options: Options,
     store: Store,
     name: str,
@@ -198,9 +230,10 @@ def _make(
 
     began = time.perf_counter()
     with store.scratch() as scratch, disk_errors(f"running {stage.name}", store.root):
-        _need_room(source, scratch.path)
+        if stage.produces is Kind.ONNX:
+            _need_room(source, scratch.path)
         outcome = stage.run(source, scratch.path, options, progress)
-        if isinstance(source, Artifact):
+        if isinstance(source, Artifact) and stage.produces is Kind.ONNX:
             _hand_down(source.path, scratch.path)
         progress("reading the result back")
         facts = {**read_back(stage.produces, scratch.path), **outcome.facts}
@@ -214,11 +247,11 @@ def _make(
             stage={"name": stage.name, "version": stage.version},
             source=_lineage(source),
             model=outcome.model or (source.model_info if isinstance(source, Artifact) else {}),
-            options=options.to_json(),
+            options=asked.to_json(),
             facts=facts,
             files=file_entries(scratch.path, store.digests),
             environment=describe(),
-            command=_command(stage, source, options, name, variant),
+            command=_command(stage, source, asked, name, variant),
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             warnings=outcome.warnings,

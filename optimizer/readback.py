@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from optimizer.artifact import RANKING_NAME
+from optimizer.data.readers import read_kept
 from optimizer.graph.facts import model_facts
 from optimizer.graph.io import MODEL_NAME
 from optimizer.types import JSON, Kind
@@ -21,5 +24,10 @@ def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
     match kind:
         case Kind.ONNX:
             return model_facts(folder / MODEL_NAME)
+        case Kind.CALIBRATION:
+            rows = read_kept(folder)
+            return {"rows": len(rows), "columns": sorted({name for row in rows for name in row.values})}
+        case Kind.RANKING:
+            return {"ranking": json.loads((folder / RANKING_NAME).read_bytes())["nodes"]}
         case Kind.SOURCE:
             return {}

@@ -35,9 +35,10 @@ from optimizer import check as checks
 from optimizer import stage as stages
 from optimizer.check import Check, Report
 from optimizer.errors import BadInput, MlOptError, UnknownName
+from optimizer.located import looks_like_reference
 from optimizer.options import Options
 from optimizer.pipeline import Result, apply
-from optimizer.ref import check_name, is_name, safe_name
+from optimizer.ref import Ref, check_name, is_name, safe_name
 from optimizer.stage import Progress, Stage, silent
 from optimizer.store import Store
 from optimizer.types import JSON, Kind
@@ -156,7 +157,8 @@ def _step(table: Any, number: int, before: list[Step], model: str, name_of_model
     variant = values.pop("variant", None) if isinstance(does, Stage) else None
     if variant is not None:
         check_name("variant", _text(variant, f"{where}: variant"))
-    made = [s for s in before if isinstance(s.does, Stage)]
+    wanted = does.accepts if isinstance(does, Stage) else {Kind.ONNX}
+    made = [s for s in before if isinstance(s.does, Stage) and s.does.produces in wanted]
     if isinstance(does, Stage) and Kind.SOURCE in does.accepts:
         sources = [_source(_text(values.pop("from", model), f"{where}: from"), path.parent)]
     elif isinstance(does, Stage):
@@ -171,17 +173,27 @@ def _step(table: Any, number: int, before: list[Step], model: str, name_of_model
             values.setdefault("name", name_of_model)
     if not sources or not all(isinstance(s, str) for s in sources):
         raise BadInput(f"{where} has nothing to start from", 'add from = "STEP" (or of = ["STEP", …] to a check)')
-    options = does.options.from_mapping(_anchored(does.options, values, path.parent), f"{where} ({name})")
+    values = _anchored(does.options, values, path.parent, {s.id for s in before})
+    options = does.options.from_mapping(values, f"{where} ({name})")
     return Step(step_id, does, tuple(sources), options, variant)
 
 
-def _anchored(options: type[Options], values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make relative paths start at the recipe's folder, so that a recipe works from anywhere."""
+def _anchored(options: type[Options], values: Mapping[str, Any], folder: Path, ids: set[str]) -> dict[str, Any]:
+    """Make relative paths start at the recipe's folder, so that a recipe works from anywhere.
+
+    Where an artifact may be named instead, the id of an earlier step and a reference stay what they are.
+    """
     paths = {f.name: f for f in options.fields() if f.element is Path}
+
+    def names_artifact(value: Any) -> bool:
+        return isinstance(value, str) and (
+            value in ids or (looks_like_reference(value) and not (folder / value).exists())
+        )
+
     out = {}
     for key, value in values.items():
         field = paths.get(key.replace("-", "_"))
-        if field is None:
+        if field is None or (field.opt.kind is not None and names_artifact(value)):
             out[key] = value
         elif field.many and isinstance(value, list):
             out[key] = [str(folder / v) if isinstance(v, str) else v for v in value]
@@ -224,16 +236,17 @@ def run_recipe(
     exit_code = 0
     for number, step in enumerate(recipe.steps, 1):
         sources = tuple(_resolved(source, refs) for source in step.sources)
+        options = _with_refs(step.options, refs)
         try:
             outcome: Result | Report
             if isinstance(step.does, Stage):
                 name = recipe.name if Kind.SOURCE in step.does.accepts else None
                 outcome = apply(
-                    step.does, sources[0], step.options, store, name=name, variant=step.variant, progress=progress
+                    step.does, sources[0], options, store, name=name, variant=step.variant, progress=progress
                 )
                 refs[step.id] = outcome.artifact.ref
             else:
-                outcome = step.does.apply(sources, _with_refs(step.options, refs), store, progress)
+                outcome = step.does.apply(sources, options, store, progress)
                 exit_code = exit_code or outcome.exit_code
         except MlOptError as error:
             error.message = f"step {number} ({step.id}): {error.message}"
@@ -253,13 +266,21 @@ def _find_sources(recipe: Recipe, store: Store) -> None:
             takes_artifact = isinstance(step.does, Stage) and Kind.SOURCE not in step.does.accepts
             if takes_artifact and is_name(head) and head not in known:
                 raise UnknownName(f"step or artifact (step {number}, {step.id})", head, known)
+        for field in type(step.options).fields():
+            value = str(getattr(step.options, field.name))
+            if (
+                field.opt.kind is not None
+                and looks_like_reference(value)
+                and (name := Ref.parse(value).name) not in known
+            ):
+                raise UnknownName(f"artifact in {field.flag} (step {number}, {step.id})", name, known)
         known.add(step.id)
 
 
 def _with_refs(options: Options, refs: Mapping[str, str]) -> Options:
-    """Options that name an artifact (``against``), with step ids replaced by what those steps made."""
-    named = {f.name: getattr(options, f.name) for f in type(options).fields() if f.opt.ref}
-    found = {name: _resolved(value, refs) for name, value in named.items() if isinstance(value, str)}
+    """Options that name an artifact (``against``, ``calib``), with step ids replaced by what those steps made."""
+    named = {f.name: getattr(options, f.name) for f in type(options).fields() if f.opt.ref or f.opt.kind}
+    found = {name: _resolved(str(value), refs) for name, value in named.items() if value is not None}
     return dataclasses.replace(options, **found) if found else options  # type: ignore[type-var]
 
 

@@ -14,7 +14,7 @@ from optimizer.errors import UnknownName
 from optimizer.options import Options
 from optimizer.types import JSON, Kind
 
-__all__ = ["Outcome", "Progress", "Stage", "discover", "get_stage", "silent"]
+__all__ = ["Content", "Outcome", "Progress", "Stage", "discover", "get_stage", "silent"]
 
 
 class Progress(Protocol):
@@ -44,6 +44,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Content:
+    """Options that only say where something comes from: what comes from there stands in the key for them.
+
+    Two ways to the same content (a file with how to choose from it, an artifact that holds what was chosen) then end in
+    the same key.
+
+    Attributes:
+        options: their names; the first, where it is None, says that there is no content.
+        digest: ``digest(options, source)`` → sha256 of the content. It may read files and import heavy libraries: the
+            answer is remembered for as long as the source, those files and the stage's libraries are the same.
+    """
+
+    options: tuple[str, ...]
+    digest: Callable[[Any, Any], str]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step from an artifact to the next.
 
@@ -64,6 +81,7 @@ class Stage:
         device_bound: True when the result belongs to one GPU and driver.
         command: the words typed after ``ml-opt`` (``("quantize", "static")``).
         aliases: other words for the same command.
+        contents: options that the key knows by what comes from them.
         resolve: for stages that start from a source: turns what was typed into a :class:`Source`.
     """
 
@@ -81,6 +99,7 @@ class Stage:
     device_bound: bool = False
     command: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    contents: tuple[Content, ...] = ()
     details: str = ""
 
     @property

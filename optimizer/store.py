@@ -23,7 +23,7 @@ from optimizer.files import Lock, disk_errors, fsync_folder, fsync_tree, write_j
 from optimizer.layout import OWNER_LOCK, Layout
 from optimizer.manifest import MANIFEST_NAME
 from optimizer.ref import REPORTS, Ref, check_name
-from optimizer.types import JSON
+from optimizer.types import JSON, Kind
 
 __all__ = ["DEFAULT_STORE", "Scratch", "Store", "file_entries", "spellings"]
 
@@ -115,7 +115,7 @@ class Store:
     def get(self, ref: str | Ref) -> Artifact:
         """The artifact that a reference names.
 
-        A missing version means the newest, a missing variant the only one.
+        A missing version means the newest, a missing variant the only one, or else the only model among them.
 
         Raises:
             UnknownName: there is none (the nearest names are offered).
@@ -126,6 +126,8 @@ class Store:
         name, version, variant = self.locate(wanted)
         if not variant:
             variants = self.variants(name, version)
+            if len(variants) > 1:
+                variants = [v for v in variants if self._may_be_model(name, version, v)] or variants
             if len(variants) != 1:
                 raise BadInput(
                     f"{wanted} is ambiguous: {name}@{version} has {len(variants)} variants",
@@ -276,6 +278,13 @@ class Store:
     def reports_folder(self, name: str, version: int) -> Path:
         """Where the reports about a version are kept."""
         return self.version_folder(name, version) / REPORTS
+
+    def _may_be_model(self, name: str, version: int, variant: str) -> bool:
+        """Whether a variant is a model, or cannot be read."""
+        try:
+            return self._open(name, version, variant).kind is Kind.ONNX
+        except MlOptError:
+            return True
 
     def _open(self, name: str, version: int, variant: str) -> Artifact:
         return Artifact.open(self.layout.version(name, version) / variant, f"{name}@{version}:{variant}")

@@ -17,6 +17,18 @@ class Kind(StrEnum):
 
     SOURCE = "source"  # what people bring: a model folder, a hub id, an .onnx file
     ONNX = "onnx"  # a folder with model.onnx (and model.onnx.data)
+    CALIBRATION = "calibration-set"  # a folder with rows.jsonl or rows.npz (and the files that rows name)
+    RANKING = "ranking"  # a folder with ranking.json
+
+    @property
+    def phrase(self) -> str:
+        """What a sentence calls it."""
+        return {
+            Kind.SOURCE: "a source model",
+            Kind.ONNX: "an ONNX model",
+            Kind.CALIBRATION: "a calibration set",
+            Kind.RANKING: "a ranking of nodes",
+        }[self]
 
 
 class Precision(StrEnum):

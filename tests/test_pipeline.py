@@ -298,9 +298,9 @@ def test_a_tampered_source_or_result_is_damage(toys: Toys, toy_source: Path, sto
 
 def test_the_wrong_kind_is_refused(toys: Toys, toy_source: Path, store: Store) -> None:
     made = make(toys, toy_source, store).artifact
-    with pytest.raises(BadInput, match="toy-make takes source, and this is onnx"):
+    with pytest.raises(BadInput, match="toy-make takes a source model, and toy@1:fp32 is an ONNX model"):
         apply(toys["toy-make"], made, toys["toy-make"].options(), store)
-    with pytest.raises(BadInput, match="toy-derive takes onnx, and this is source"):
+    with pytest.raises(BadInput, match=r"toy-derive takes an ONNX model, and .*source is a source model"):
         derive(toys, resolve_source(str(toy_source)), store)
     with pytest.raises(UnknownName, match="did you mean toy"):
         derive(toys, "tooy", store)

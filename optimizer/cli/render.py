@@ -12,7 +12,7 @@ from optimizer.cli.tables import escape, size, table
 from optimizer.diff import Difference
 from optimizer.pipeline import Result
 from optimizer.store import Store
-from optimizer.types import JSON
+from optimizer.types import JSON, Kind
 
 __all__ = [
     "render_artifact",
@@ -30,13 +30,27 @@ def render_result(result: Result, output: Output) -> None:
     manifest = result.artifact.manifest
     state = "[dim]cached[/dim]" if result.cached else f"made in {result.seconds:.1f} s"
     console.print(f"[bold]{result.artifact.ref}[/bold]  {size(manifest.bytes)}  {state}", soft_wrap=True)
-    for line in _highlights(manifest.facts):
+    for line in _highlights(manifest.kind, manifest.facts):
         console.print(f"  {line}", style="dim", soft_wrap=True)
+    _render_inside(result.artifact, output)
     for warning in manifest.warnings:
         output.talk(f"  note: {warning}")
 
 
-def _highlights(facts: Mapping[str, JSON]) -> list[str]:
+def _render_inside(artifact: Artifact, output: Output) -> None:
+    """What an artifact that is no model holds, as a table."""
+    from optimizer.cli.reports import render_coverage, render_ranking
+
+    forms = {Kind.RANKING: render_ranking, Kind.CALIBRATION: render_coverage}
+    if artifact.kind in forms:
+        forms[artifact.kind](artifact, output)
+
+
+def _highlights(kind: Kind, facts: Mapping[str, JSON]) -> list[str]:
+    if kind is Kind.CALIBRATION:
+        return [_chosen(facts["calibration"])]
+    if kind is Kind.RANKING:
+        return []
     lines = []
     if fused := {k: v for k, v in facts.get("fused", {}).items() if v}:
         lines.append("fused: " + ", ".join(f"{v} {k}" for k, v in fused.items()))
@@ -57,6 +71,13 @@ def _highlights(facts: Mapping[str, JSON]) -> list[str]:
     return lines
 
 
+def _chosen(data: Mapping[str, JSON]) -> str:
+    text = f"{data['rows_used']} of {data['rows']} rows of {data['file']}, {data['duplicates']} duplicates dropped"
+    if lengths := data["lengths"]:
+        text += f"; lengths {lengths['min']} to {lengths['max']}, half of them up to {lengths['median']}"
+    return text
+
+
 def render_listing(
     store: Store, artifacts: list[Artifact], aliases: Mapping[str, Mapping[str, str]], output: Output
 ) -> None:
@@ -64,11 +85,11 @@ def render_listing(
     if not artifacts:
         print(f"the store {store.root} is empty; make something with: ml-opt export-onnx MODEL")
         return
-    made = table("artifact", "size", "made by", "created", right=("size",))
+    made = table("artifact", "kind", "size", "made by", "created", right=("size",))
     for artifact in artifacts:
         manifest = artifact.manifest
         created = manifest.created[:16].replace("T", " ")
-        made.add_row(artifact.ref, size(manifest.bytes), manifest.stage["name"], created)
+        made.add_row(artifact.ref, manifest.kind.value, size(manifest.bytes), manifest.stage["name"], created)
     console = output.console()
     console.print(made)
     for name, entries in aliases.items():
@@ -96,13 +117,16 @@ def render_artifact(artifact: Artifact, output: Output) -> None:
         "inputs": "; ".join(f"{s.name} {s.dtype}[{', '.join(map(str, s.shape))}]" for s in manifest.inputs),
         "outputs": "; ".join(f"{s.name} {s.dtype}[{', '.join(map(str, s.shape))}]" for s in manifest.outputs),
     }
-    shown = {"inputs", "outputs"}
+    shown = {"inputs", "outputs", "ranking", "coverage"}
     for name, value in manifest.facts.items():
         if name not in shown:
             rows[name] = _short(value)
     for name, text in rows.items():
+        if not text and name in shown:
+            continue  # what is no model has no inputs
         made.add_row(f"[dim]{name}[/dim]", escape(text))
     console.print(made)
+    _render_inside(artifact, output)
     files = table("file", "bytes", "sha256", right=("bytes",))
     for file, entry in manifest.files.items():
         files.add_row(file, str(entry["bytes"]), str(entry["sha256"])[:16] + "…")
@@ -161,12 +185,11 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
     from optimizer.cli.optimize_report import render_optimize, render_plan
-    from optimizer.cli.reports import render_bench, render_sensitivity, render_verify
+    from optimizer.cli.reports import render_bench, render_verify
 
     forms: dict[str, Callable[[Any, Output], None]] = {
         "verify": render_verify,
         "bench": render_bench,
-        "sensitivity": render_sensitivity,
         "optimize": render_optimize,
         "optimize-plan": render_plan,
     }

@@ -1,4 +1,4 @@
-"""Reports of checks, drawn for a terminal."""
+"""Reports of checks, and artifacts that are no models, drawn for a terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
 
 if TYPE_CHECKING:
+    from optimizer.artifact import Artifact
     from optimizer.benching.report import BenchReport, Row
-    from optimizer.checks.sensitivity import SensitivityReport
     from optimizer.evaluate.report import VerifyReport
 
-__all__ = ["render_bench", "render_sensitivity", "render_verify"]
+__all__ = ["render_bench", "render_coverage", "render_ranking", "render_verify"]
 
 _FAILURES_SHOWN = 8
 _NODES_SHOWN = 15
@@ -94,24 +94,34 @@ def render_bench(report: BenchReport, output: Output) -> None:
         console.print(f"report: {escape(report.path)}", soft_wrap=True)
 
 
-def render_sensitivity(report: SensitivityReport, output: Output) -> None:
+def render_ranking(artifact: Artifact, output: Output) -> None:
     """The nodes that lose most in int8, and how much of it is the activation's, how much the weight's."""
     console = output.console()
-    console.print(
-        f"[bold]{escape(report.ref)}[/bold]: {len(report.nodes)} nodes, each in int8 by itself, "
-        f"on {report.calibration['rows_used']} rows"
-    )
+    facts = artifact.manifest.facts
+    nodes = facts["ranking"]
+    console.print(f"{len(nodes)} nodes, each in int8 by itself, on {facts['calibration']['rows_used']} rows")
     right = ("noise", "activation", "weight", "size")
     made = table("node", "type", *right, right=right)
-    for node in report.nodes[:_NODES_SHOWN]:
-        parts = (f"{part:.2e}" for part in (node.noise, node.activation, node.weight))
-        made.add_row(escape(node.node), node.op_type, *parts, size(node.bytes))
+    for node in nodes[:_NODES_SHOWN]:
+        parts = (f"{node[part]:.2e}" for part in ("noise", "activation", "weight"))
+        made.add_row(escape(node["node"]), node["op_type"], *parts, size(node["bytes"]))
     console.print(made)
-    if len(report.nodes) > _NODES_SHOWN:
-        console.print(f"… and {len(report.nodes) - _NODES_SHOWN} more (--json has them all)", style="dim")
+    if len(nodes) > _NODES_SHOWN:
+        console.print(f"… and {len(nodes) - _NODES_SHOWN} more (--json has them all)", style="dim")
     console.print("noise is the power of the error over the power of the node's answer", style="dim")
-    if report.path:
-        console.print(f"report: {escape(report.path)}", soft_wrap=True)
+
+
+def render_coverage(artifact: Artifact, output: Output) -> None:
+    """How much of the data a calibration set covers, by length and by label."""
+    facts = artifact.manifest.facts
+    coverage = facts["coverage"]
+    strata = {f"length {each['from']} to {each['to']}": each for each in coverage["strata"] or ()}
+    labels = {f"label {name}": each for name, each in (coverage["labels"] or {}).items()}
+    made = table("rows", "in the data", "chosen", right=("in the data", "chosen"))
+    for name, each in {**strata, **labels}.items():
+        made.add_row(escape(name), str(each["offered"]), str(each["used"]))
+    if strata or labels:
+        output.console().print(made)
 
 
 def _what_columns(report: BenchReport) -> list[str]:

@@ -56,6 +56,13 @@ class AudioEncoder:
         """What decides the inputs of a row: its samples."""
         return (self._samples(row).tobytes(),)
 
+    def values(self, row: Row) -> dict[str, Any]:
+        """``audio``: the file's bytes, or its samples at the model's sampling rate."""
+        value = self._columns.get(row, "audio")
+        if isinstance(value, Mapping) and "array" in value:
+            value = value["array"]
+        return {"audio": file_bytes(row, value, "sound") if isinstance(value, str | Path | Mapping) else value}
+
     def lengths(self, rows: Sequence[Row]) -> list[int]:
         """Samples of each row."""
         return [len(self._samples(row)) for row in rows]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.data.columns import Columns, label_of
 from optimizer.data.preprocess import Batch, Preprocessor
-from optimizer.data.readers import Row, format_of, read_rows
-from optimizer.digest import digest_file, digest_tree
+from optimizer.data.readers import Row, format_of, kept_set, read_rows
+from optimizer.digest import digest_file, digest_json, digest_tree
 from optimizer.types import JSON
 
-__all__ = ["CalibrationSet", "describe", "sample"]
+__all__ = ["CalibrationSet", "coverage", "describe", "digest_data", "digest_of", "distinct", "sample"]
 
 #: The rows of a label are cut into this many groups of equal size by their length.
 _LENGTH_STRATA = 8
@@ -50,9 +50,7 @@ def sample(
     """
     if n < 1:
         raise ValueError("a sample needs at least one row")
-    first: dict[str, int] = {}
-    for place, row in enumerate(rows):
-        first.setdefault(content(row), place)
+    first = distinct(rows, content)
     rank = {place: hashlib.sha256(f"{seed} {digest}".encode()).digest() for digest, place in first.items()}
     by_label: dict[str, list[int]] = defaultdict(list)
     for place in rank:
@@ -68,6 +66,14 @@ def sample(
     return sorted(chosen)
 
 
+def distinct(rows: Iterable[Row], content: Callable[[Row], str]) -> dict[str, int]:
+    """Where each content comes first among some rows."""
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        first.setdefault(content(row), place)
+    return first
+
+
 def _shares(sizes: Sequence[int], n: int) -> list[int]:
     """``n`` shared out in proportion to ``sizes`` by largest remainder (Hamilton's method)."""
     total = sum(sizes)
@@ -76,6 +82,49 @@ def _shares(sizes: Sequence[int], n: int) -> list[int]:
     for i in remainders[: n - sum(shares)]:
         shares[i] += 1
     return shares
+
+
+def coverage(
+    offered: Collection[int],
+    used: Collection[int],
+    *,
+    lengths: Sequence[int] | None = None,
+    labels: Sequence[JSON] | None = None,
+) -> dict[str, JSON]:
+    """How much of what was offered the chosen rows cover.
+
+    Args:
+        offered: places of the rows that could be chosen.
+        used: places of those that were.
+        lengths: length of the row at each place; None where rows have none.
+        labels: label of the row at each place; None where there are none.
+
+    Returns:
+        ``strata`` (``from`` and ``to``, lengths, both included, of about an eighth of the rows each; ``offered`` and
+        ``used``, how many; None without lengths), ``labels`` (label → ``offered``, ``used``; None without labels) and
+        ``missed``: the strata and labels that are offered and have no chosen row, in words.
+    """
+    strata: list[dict[str, JSON]] | None = None
+    missed: list[str] = []
+    if lengths is not None:
+        ordered = sorted(lengths[place] for place in offered)
+        starts = sorted({ordered[len(ordered) * i // _LENGTH_STRATA] for i in range(_LENGTH_STRATA)})
+        strata = []
+        for low, high in zip(starts, [*(start - 1 for start in starts[1:]), ordered[-1]], strict=True):
+            count = [sum(low <= lengths[place] <= high for place in places) for places in (offered, used)]
+            strata.append({"from": low, "to": high, "offered": count[0], "used": count[1]})
+        missed += [f"lengths {each['from']} to {each['to']}" for each in strata if not each["used"]]
+    by_label: dict[str, JSON] | None = None
+    if labels is not None:
+        counts = [Counter(str(labels[place]) for place in places) for places in (offered, used)]
+        by_label = {name: {"offered": counts[0][name], "used": counts[1][name]} for name in sorted(counts[0])}
+        missed += [f"the label {name}" for name in by_label if not counts[1][name]]
+    return {"strata": strata, "labels": by_label, "missed": missed}
+
+
+def digest_of(rows: Iterable[Row], content: Callable[[Row], str]) -> str:
+    """sha256 of rows in their order, by what the model is given of them: files that say the same have the same."""
+    return digest_json([content(row) for row in rows])
 
 
 def describe(
@@ -89,7 +138,7 @@ def describe(
     """What a manifest says of the data that a stage used.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; of a calibration set its content is meant, and not when and by whom it was made.
         rows: every row of it.
         used: the rows that were used.
         lengths: lengths of the used rows.
@@ -99,19 +148,24 @@ def describe(
         ``file``, ``format``, ``sha256`` (of a folder: of its names and contents), ``rows``, ``rows_used``, ``lengths``
         (``min``, ``median``, ``p95``, ``max``, or None) and ``labels`` (count by label, or None).
     """
-    if path.is_dir():
-        digest = digest_tree(path, sorted(file for file in path.rglob("*") if file.is_file()))
-    else:
-        digest = digest_file(path)
     return {
         "file": path.name,
         "format": format_of(path),
-        "sha256": digest,
+        "sha256": digest_data(path),
         "rows": len(rows),
         "rows_used": len(used),
         "lengths": _summary(lengths) if lengths else None,
         "labels": dict(sorted(Counter(map(str, labels)).items())) if labels else None,
     }
+
+
+def digest_data(path: Path) -> str:
+    """sha256 of a data file's bytes, or of a folder's names and contents (without a calibration set's manifest)."""
+    if (kept := kept_set(path)) is not None:
+        return kept.digest
+    if path.is_dir():
+        return digest_tree(path, sorted(file for file in path.rglob("*") if file.is_file()))
+    return digest_file(path)
 
 
 def _summary(lengths: Sequence[int]) -> dict[str, JSON]:
@@ -130,11 +184,17 @@ class CalibrationSet:
 
     Attributes:
         rows: the rows that were chosen, in the order of the file.
-        summary: see :func:`describe`.
+        summary: see :func:`describe`; also ``duplicates`` (rows that say what an earlier one says, which are left out),
+            ``rows_sha256`` (:func:`digest_of` the chosen rows) and, of a calibration set, ``set`` (its ``key``, and the
+            ``file``, ``sha256`` and ``rows`` that it was chosen from).
+        covers: see :func:`coverage`.
+        asked: how many rows were asked for.
     """
 
     rows: tuple[Row, ...]
     summary: dict[str, JSON]
+    covers: dict[str, JSON]
+    asked: int
     _preprocessor: Preprocessor
 
     @classmethod
@@ -143,7 +203,8 @@ class CalibrationSet:
         path: Path,
         preprocessor: Preprocessor,
         *,
-        samples: int,
+        samples: int | None = None,
+        usual: int = 200,
         seed: int = 0,
         columns: Columns | None = None,
     ) -> CalibrationSet:
@@ -153,6 +214,7 @@ class CalibrationSet:
             path: the data file or folder; see :func:`read_rows`.
             preprocessor: of the model that is to be calibrated.
             samples: how many rows; all there are when there are fewer (``summary["rows_used"]`` says how many).
+            usual: how many when ``samples`` is None; of a calibration set it is then all, as they were chosen already.
             seed: see :func:`sample`.
             columns: which column is the label, where its name is unusual.
 
@@ -164,8 +226,16 @@ class CalibrationSet:
         lengths = preprocessor.lengths(rows)
         found = [label_of(row, columns) for row in rows]
         labels = found if all(isinstance(label, str | int) for label in found) else None
-        places = sample(rows, samples, content=preprocessor.content, lengths=lengths, labels=labels, seed=seed)
+        kept = kept_set(path)
+        asked = samples or (usual if kept is None else len(rows))
+        known = {row.number: digest for row, digest in zip(rows, map(preprocessor.content, rows), strict=True)}
+
+        def content(row: Row) -> str:
+            return known[row.number]
+
+        places = sample(rows, asked, content=content, lengths=lengths, labels=labels, seed=seed)
         used = tuple(rows[place] for place in places)
+        offered = distinct(rows, content).values()
         summary = describe(
             path,
             rows,
@@ -173,7 +243,13 @@ class CalibrationSet:
             lengths=[lengths[place] for place in places] if lengths else None,
             labels=[labels[place] for place in places] if labels else None,
         )
-        return cls(used, summary, preprocessor)
+        summary["duplicates"] = len(rows) - len(offered)
+        summary["rows_sha256"] = digest_of(used, content)
+        if kept is not None:
+            origin = kept.manifest.facts.get("calibration", {})
+            summary["set"] = {"key": kept.manifest.key, **{k: origin.get(k) for k in ("file", "sha256", "rows")}}
+        covers = coverage(offered, places, lengths=lengths, labels=labels)
+        return cls(used, summary, covers, asked, preprocessor)
 
     def split(self, every: int) -> tuple[CalibrationSet, CalibrationSet]:
         """Two sets of other rows: every ``every``-th one to judge on (second), the rest to fit to (first)."""

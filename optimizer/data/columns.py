@@ -46,6 +46,8 @@ class Columns:
 
     def find(self, row: Row, role: str) -> str | None:
         """The row's column for a role, or None; a column that was chosen by hand must be there."""
+        if row.by_role:
+            return role if role in row.values else None
         for name in self.candidates(role):
             if name in row.values:
                 return name

@@ -87,6 +87,11 @@ class ImageEncoder:
         array = np.ascontiguousarray(value)
         return (repr(array.shape).encode(), array.tobytes())
 
+    def values(self, row: Row) -> dict[str, Any]:
+        """``image``: the file's bytes, or the array."""
+        value = self._columns.get(row, "image")
+        return {"image": file_bytes(row, value, "image") if isinstance(value, str | Path | Mapping) else value}
+
     def lengths(self, rows: Sequence[Row]) -> None:
         """None: images have no length."""
 

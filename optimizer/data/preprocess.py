@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from optimizer.data.columns import Columns
+from optimizer.data.columns import Columns, label_of
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput, Damaged
 from optimizer.types import JSON, TensorSpec
@@ -27,6 +27,8 @@ class _Encoder(Protocol):
     inputs: tuple[str, ...]
 
     def content(self, row: Row) -> tuple[Any, ...]: ...
+
+    def values(self, row: Row) -> dict[str, Any]: ...
 
     def lengths(self, rows: Sequence[Row]) -> list[int] | None: ...
 
@@ -162,6 +164,18 @@ class Preprocessor:
             data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "big") + data)
         return digest.hexdigest()
+
+    def values(self, row: Row) -> dict[str, Any]:
+        """What the model is given of a row and its label, by role: all that is needed to feed the row anywhere.
+
+        Files are bytes, arrays numpy's (or lists, where the row had lists); a row without a label has no ``label``.
+        """
+        if self._is_tensors(row):
+            found = {spec.name: self._columns.get(row, spec.name) for spec in self._specs}
+        else:
+            found = {role: value for encoder in self._encoders for role, value in encoder.values(row).items()}
+        label = label_of(row, self._columns)
+        return found if label is None else {**found, "label": label}
 
     def check(self, rows: Sequence[Row]) -> None:
         """Raise :class:`BadInput` naming the first row that cannot be fed, and how many cannot."""

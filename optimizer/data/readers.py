@@ -1,4 +1,5 @@
-"""Rows from files: jsonl, json, csv, txt, parquet, npz, a folder of images, a saved Hugging Face dataset.
+"""Rows from files: jsonl, json, csv, txt, parquet, npz, a folder of images, a saved Hugging Face dataset, a
+calibration set.
 
 Every reader answers with the same :class:`Row`, which knows where it stood, so that whoever finds fault with a row
 later can still name it. A file with a bad row is refused as a whole: leaving rows out quietly would change what a
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimizer.artifact import ROWS_NAMES, Artifact
 from optimizer.data import binary
 from optimizer.errors import BadInput
+from optimizer.types import Kind
 
-__all__ = ["FORMATS", "Row", "format_of", "read_rows"]
+__all__ = ["FORMATS", "Row", "format_of", "kept_set", "read_kept", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Row:
         source: the file, or the folder, that it came from.
         number: its place there: the line in jsonl, csv (its header is line 1) and txt files; else counted from 1.
         values: column → value.
+        by_role: columns are called what they are to the model (``text``, ``label``, an input's name), as those of a
+            calibration set are: no other names have to be looked for.
     """
 
     source: Path
     number: int
     values: Mapping[str, Any]
+    by_role: bool = False
 
     @property
     def base(self) -> Path:
@@ -54,16 +60,42 @@ def read_rows(path: Path, *, limit: int | None = None) -> list[Row]:
 
     Args:
         path: the file; its suffix says the format (see :data:`FORMATS`). A folder is a saved Hugging Face dataset
-            when it holds ``state.json``, else a folder of images whose sub-folders are the labels.
+            when it holds ``state.json``, a calibration set when it holds a manifest and rows, else a folder of images
+            whose sub-folders are the labels.
         limit: stop after that many rows.
 
     Raises:
         BadInput: no such file, an unknown format, no rows, or rows that cannot be read (the first one is named).
+        Damaged: a calibration set is not what its manifest says.
         MissingPiece: the format needs a package that is not installed.
     """
+    if (kept := kept_set(path)) is not None:
+        kept.check()
+    return _rows(path, format_of(path), limit)
+
+
+def read_kept(folder: Path) -> list[Row]:
+    """The rows of a calibration set; one that has no manifest yet can be read too."""
+    return _rows(folder, _KEPT_FORMAT)
+
+
+def kept_set(path: Path) -> Artifact | None:
+    """The calibration set in a folder; None where there is something else, or nothing.
+
+    Raises:
+        BadInput: the folder is an artifact of another kind, which holds no rows.
+        Damaged: there are rows beside a manifest that cannot be read.
+    """
+    found = Artifact.found_in(path)
+    if found is not None:
+        found.expect(Kind.CALIBRATION)
+    return found
+
+
+def _rows(path: Path, name: str, limit: int | None = None) -> list[Row]:
     rows: list[Row] = []
     bad: list[tuple[Row, str]] = []
-    name = format_of(path)
+    by_role = name == _KEPT_FORMAT
     try:
         for number, values in _READERS[name](path):
             if limit is not None and len(rows) >= limit:
@@ -71,7 +103,7 @@ def read_rows(path: Path, *, limit: int | None = None) -> list[Row]:
             if isinstance(values, _BadRow):
                 bad.append((Row(path, number, {}), str(values)))
             else:
-                rows.append(Row(path, number, values))
+                rows.append(Row(path, number, values, by_role))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
     _refuse_bad(bad, len(rows) + len(bad))
@@ -98,7 +130,7 @@ def format_of(path: Path) -> str:
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "dataset"
-        return "images"
+        return _KEPT_FORMAT if kept_set(path) is not None else "images"
     if not path.exists():
         raise BadInput(f"no such file: {path}")
     suffix = path.suffix.lower().removeprefix(".")
@@ -219,6 +251,13 @@ def _header(path: Path, fields: list[str]) -> list[str]:
     return fields
 
 
+def _kept(path: Path) -> _Found:
+    plain, arrays = (path / name for name in ROWS_NAMES)
+    return _jsonl(plain) if plain.is_file() else binary.npz(arrays)
+
+
+#: What a manifest calls the format of a calibration set.
+_KEPT_FORMAT = "calibration-set"
 _READERS: dict[str, Callable[[Path], _Found]] = {
     "jsonl": _jsonl,
     "json": _json,
@@ -228,8 +267,9 @@ _READERS: dict[str, Callable[[Path], _Found]] = {
     "npz": binary.npz,
     "images": binary.images,
     "dataset": binary.dataset,
+    _KEPT_FORMAT: _kept,
 }
-_FOLDERS = ("images", "dataset")
+_FOLDERS = ("images", "dataset", _KEPT_FORMAT)
 
 #: Every format by the name that a manifest records.
 FORMATS = tuple(_READERS)

@@ -83,6 +83,11 @@ class TextEncoder:
             return self._text(row, "text"), self._text(row, "text_pair")
         return (self._text(row, "text"),)
 
+    def values(self, row: Row) -> dict[str, str]:
+        """The same by role: ``text`` (and ``text_pair``), or ``question`` and ``context``."""
+        names = ("question", "context") if self._asks else ("text", "text_pair")
+        return {name: str(text) for name, text in zip(names, self.content(row), strict=False)}
+
     def _text(self, row: Row, role: str) -> str:
         value = self._columns.get(row, role)
         if not isinstance(value, str):

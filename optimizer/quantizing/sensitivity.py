@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.artifact import RANKING_NAME
 from optimizer.errors import BadInput, UnknownName
 from optimizer.quantizing.choose import WEIGHTS, Choice
 from optimizer.quantizing.prepare import load_proto, quiet_options
@@ -160,19 +161,22 @@ def worst(ranking: Sequence[NodeNoise], count: int, choice: Choice) -> list[Node
 
 
 def read_ranking(path: Path) -> list[NodeNoise]:
-    """A ranking that ``ml-opt sensitivity --report FILE`` wrote, worst first.
+    """A ranking that ``ml-opt sensitivity`` made, worst first.
+
+    Args:
+        path: the artifact's folder, or its ``ranking.json``.
 
     Raises:
         BadInput: the file is none.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads((path / RANKING_NAME if path.is_dir() else path).read_bytes())
         assert document["report"] == "sensitivity"
         found = [NodeNoise(**{name: each[name] for name in NodeNoise.__annotations__}) for each in document["nodes"]]
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         raise BadInput(
             f"{path} is no ranking of nodes",
-            f"make one: ml-opt sensitivity REF --calib FILE --report {path.name}",
+            "make one: ml-opt sensitivity REF --calib FILE",
         ) from None
     return sorted(found, key=lambda each: (-each.noise, each.node))
 

@@ -2,11 +2,10 @@
 
 A quantizer that crashes, hangs or eats all memory is then one candidate's reason and not the end of the search, and
 what it held is given back; an export that does is the end of it, with a clear reason. The process speaks the lines of
-:mod:`optimizer.benching.worker`, with one request out of three:
+:mod:`optimizer.benching.worker`, with one request out of two:
 
     {"do": "build", "stage": "cast", "ref": "m@1:fp32", "options": {…}, "store": "models"}  → {"ok": true, "ref": "…"}
     {"do": "export", "model": "path", "name": null, "offline": null, "store": "models"}     → {"ok": true, "ref": "…"}
-    {"do": "rank", "ref": "m@1:fp32", "calib": "FILE", "report": "FILE.json", "store": "models"}  → {"ok": true}
 
 An error comes back as {"ok": false, "error": "…", "hint": "…"}; of an export as {"ok": true, "failed": {…}}, which
 keeps its exit code.
@@ -27,15 +26,13 @@ from typing import Any, NoReturn
 from optimizer.artifact import Artifact
 from optimizer.benching.process import CandidateFailed, WorkerProcess
 from optimizer.benching.worker import die_with_parent
-from optimizer.check import get_check
-from optimizer.digest import digest_json
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
 from optimizer.options import Options
 from optimizer.pipeline import apply, find_source, stage_key
 from optimizer.quantizing.sensitivity import NodeNoise, read_ranking
 from optimizer.ref import Ref
 from optimizer.search.candidates import StepOf
-from optimizer.stage import get_stage, silent
+from optimizer.stage import get_stage
 from optimizer.store import Store
 from optimizer.types import JSON
 from optimizer.upkeep import clear_scratch
@@ -63,7 +60,7 @@ def build(
 
     Raises:
         CandidateFailed: a stage failed, died or did not end in time.
-        MlOptError: options that the stage does not take.
+        MlOptError: options that the stage does not take, or data that cannot be read.
     """
     for step in steps:
         artifact = _cached(artifact, step, store) or _made(artifact, step, store, log, threads, timeout)
@@ -116,29 +113,23 @@ def _not_here(source: object, out: Path, options: Options, progress: object) -> 
 
 def ranked(
     artifact: Artifact, calib: Path, store: Store, log: Path, threads: int, timeout: float
-) -> tuple[Path, Sequence[NodeNoise]]:
-    """The ranking of an artifact's nodes by what int8 costs them, and where it lies; made once for the same data.
+) -> tuple[str, Sequence[NodeNoise]]:
+    """The ranking of an artifact's nodes by what int8 costs them, and its reference; made once for the same data.
 
-    It lies beside the version, under a name of its own for this artifact and this data: a recipe can point at it.
+    Args:
+        artifact: whose nodes they are.
+        calib: a file, or the reference of a calibration set.
+        store: where the ranking is kept.
+        log: see :func:`build`.
+        threads: see :func:`build`.
+        timeout: see :func:`build`.
 
     Raises:
         CandidateFailed: it cannot be made.
+        MlOptError: see :func:`build`.
     """
-    check = get_check("sensitivity")
-    options = check.options.from_mapping({"calib": str(calib)}, check.name)
-    content = options.for_key(lambda path: store.digests(path) if path.is_file() else str(path))
-    key = digest_json({"artifact": artifact.manifest.key, "options": content})
-    ref = Ref.parse(artifact.ref)
-    path = store.reports_folder(ref.name, int(ref.at)) / f"ranking-{key[:16]}.json"
-    if not path.is_file():
-        request: dict[str, JSON] = {
-            "do": "rank",
-            "ref": artifact.ref,
-            "calib": str(calib),
-            "report": str(path),
-        }
-        _asked(request, store, log, threads, timeout)
-    return path, read_ranking(path)
+    ranking = build(artifact, (StepOf("sensitivity", {"calib": str(calib)}),), store, log, threads, timeout)
+    return ranking.ref, read_ranking(ranking.path)
 
 
 def _asked(request: dict[str, JSON], store: Store, log: Path, threads: int, timeout: float) -> dict[str, Any]:
@@ -199,15 +190,7 @@ def _export(request: dict[str, Any], store: Store) -> dict[str, JSON]:
     return {"ref": apply(stage, request["model"], stage.options(), store, name=request["name"]).artifact.ref}
 
 
-def _rank(request: dict[str, Any], store: Store) -> dict[str, JSON]:
-    check = get_check("sensitivity")
-    settings = {"calib": request["calib"], "report": request["report"]}
-    options = check.options.from_mapping(settings, check.name)
-    check.apply((request["ref"],), options, store, silent)
-    return {}
-
-
-_DOES = {"build": _build, "export": _export, "rank": _rank}
+_DOES = {"build": _build, "export": _export}
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from optimizer.benching.process import CandidateFailed
 from optimizer.errors import MlOptError
@@ -30,7 +29,7 @@ class Kin:
     Args:
         ideas: the family's plain members.
         contend: makes a contender of an idea.
-        ranked: makes the ranking of nodes, or finds it, and says where it lies.
+        ranked: makes the ranking of nodes, or finds it, and says what it is called in the store.
 
     Attributes:
         made: the ideas that were tried, by name.
@@ -42,7 +41,7 @@ class Kin:
         self,
         ideas: Sequence[Idea],
         contend: Callable[[Idea], Contender],
-        ranked: Callable[[], tuple[Path, Sequence[NodeNoise]]],
+        ranked: Callable[[], tuple[str, Sequence[NodeNoise]]],
     ) -> None:
         self._ideas = {idea.name: idea for idea in ideas}
         self._contend, self._ranked = contend, ranked
@@ -81,7 +80,7 @@ class Kin:
             yield _with(
                 start,
                 f"{start.name}-mixed-{count}",
-                {"exclude_worst": count, "sensitivity": str(where)},
+                {"exclude_worst": count, "sensitivity": where},
                 f"the {count} nodes that lose most in int8 stay in float",
             )
             count *= 2

@@ -11,7 +11,7 @@ from optimizer.errors import BadInput, UnknownName
 from optimizer.options import Options, opt
 from optimizer.ref import check_name
 from optimizer.search.candidates import TARGETS, split_names
-from optimizer.types import Device, Precision
+from optimizer.types import Device, Kind, Precision
 
 __all__ = ["REPORT_FORMATS", "Optimize", "check_formats", "seconds_of"]
 
@@ -25,7 +25,13 @@ class Optimize(Options):
     """Options of optimize."""
 
     eval: Path | None = opt(None, "Rows to judge on, with labels for --max-drop.", data=True, metavar="FILE")
-    calib: Path | None = opt(None, "Other rows, for static quantization.", data=True, metavar="FILE")
+    calib: Path | None = opt(
+        None,
+        "Other rows, for static quantization: a file, or a calibration set.",
+        data=True,
+        metavar="FILE|REF",
+        kind=Kind.CALIBRATION,
+    )
     max_drop: float | None = opt(None, "Most accuracy that may be lost: 0.01 is one point.", ge=0, le=1)
     min_agreement: float | None = opt(None, "Smallest share of decisions that must be the original's.", ge=0, le=1)
     min_cosine: float | None = opt(None, "Smallest cosine to the original's answer, of any row.", ge=-1, le=1)

@@ -18,11 +18,12 @@ from optimizer.benching.report import load_is_high
 from optimizer.benching.shape import Shape
 from optimizer.benching.workload import Load, Workload
 from optimizer.data.batching import ONE_BY_ONE, budgets
+from optimizer.data.calibration import digest_data
 from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import format_of
-from optimizer.digest import digest_tree
 from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
+from optimizer.located import located
 from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import is_name
 from optimizer.search.build import build, export, ranked
@@ -38,7 +39,7 @@ from optimizer.source import resolve_source
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.task import Metric, get_task
-from optimizer.types import JSON, Device, Precision
+from optimizer.types import JSON, Device, Kind, Precision
 
 __all__ = ["optimize"]
 
@@ -64,6 +65,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     """
     started = time.monotonic()
     busy = load_is_high(options.threads or cpu_threads())
+    options, paths = located(options, store)
     machine = Machine.here()
     planned = plan(
         machine,
@@ -72,9 +74,8 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         targets=split_names(options.target, "value of --target", TARGETS),
         device=options.device,
     )
-    for path in (options.eval, options.calib, options.shapes_from):
-        if path is not None:
-            format_of(path)  # say now, and not after the export, that it is not there
+    for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
+        format_of(path)  # say now, and not after the export, that it is not there
     if options.dry_run:
         if not _is_reference(model, store):
             resolve_source(model)
@@ -94,7 +95,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     artifact = _exported(model, options, store, progress)
     export_s = time.monotonic() - began
     info: dict[str, JSON] = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
-    rows, metric, data = _data(artifact, info, options, progress)
+    rows, metric, data = _data(artifact, info, options, paths.calib, progress)
     load = _load(artifact, info, rows, options)
     base = parse(artifact.ref, store)
     original = default_baseline([base], store)
@@ -156,7 +157,7 @@ def _kin(
         return {}
     calib = options.calib
 
-    def ranking() -> tuple[Path, Sequence[NodeNoise]]:
+    def ranking() -> tuple[str, Sequence[NodeNoise]]:
         return ranked(artifact, calib, store, logs / "ranking.log", rules.plan.threads, _patience(rules))
 
     families = dict.fromkeys(idea.family for idea in ideas if idea.family)
@@ -193,6 +194,7 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
     if options.name is not None:
         raise BadInput(f"{model} is in the store under its own name; --name is for models that are not")
     artifact = store.get(model)
+    artifact.expect(Kind.ONNX)
     artifact.check(store.digests)
     check_source(artifact, store)
     facts = artifact.manifest.facts
@@ -206,9 +208,17 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
 
 
 def _data(
-    artifact: Artifact, info: Mapping[str, JSON], options: Optimize, progress: Progress
+    artifact: Artifact, info: Mapping[str, JSON], options: Optimize, calib: Path | None, progress: Progress
 ) -> tuple[EvalSet, Metric | None, dict[str, JSON]]:
-    """The rows that are judged on, the metric that judges them, and what a report says of both files."""
+    """The rows that are judged on, the metric that judges them, and what a report says of both files.
+
+    Args:
+        artifact: the export.
+        info: its ``model``.
+        options: what is asked.
+        calib: where the calibration data lies.
+        progress: told that data is read.
+    """
     progress("reading the data")
     task = get_task(str(info.get("task") or "generic"))
     metric = task.metric if options.max_drop is not None or options.metric == "accuracy" else None
@@ -218,20 +228,15 @@ def _data(
             "judge by fidelity to the original: --min-cosine 0.999 or --min-agreement 0.98",
         )
     preprocessor = Preprocessor.open(artifact.path, info)
-    path = options.eval or options.calib
+    path = options.eval or calib
     assert path is not None
     rows = EvalSet.open(path, preprocessor, metric, info)
     data: dict[str, JSON] = {"eval": rows.summary, "calib": None}
-    if options.calib is not None and options.eval is not None:
+    if options.calib is not None and calib is not None and options.eval is not None:
         if not options.allow_overlap:
-            refuse_overlap(options.calib, rows.rows, preprocessor)
-        data["calib"] = {"file": options.calib.name, "sha256": _digest(options.calib)}
+            refuse_overlap(calib, rows.rows, preprocessor)
+        data["calib"] = {"file": options.calib.name, "sha256": digest_data(calib)}
     return rows, metric, data
-
-
-def _digest(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return digest_tree(path.parent if path.is_file() else path, files)
 
 
 def _load(artifact: Artifact, info: Mapping[str, JSON], rows: EvalSet, options: Optimize) -> Load:

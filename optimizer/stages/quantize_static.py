@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact, Source
+from optimizer.digest import digest_json
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 from optimizer.quantizing.promise import (
@@ -20,7 +21,8 @@ from optimizer.quantizing.promise import (
     refuse_quantized,
     refuse_unquantizable,
 )
-from optimizer.stage import Outcome, Progress, Stage
+from optimizer.quantizing.rows import calibration_rows, few_rows, rows_content
+from optimizer.stage import Content, Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
 
 if TYPE_CHECKING:
@@ -34,17 +36,25 @@ __all__ = ["STAGE", "QuantizeStatic"]
 #: nothing that was ever measured here.
 _DEFAULT_OPS = ("MatMul", "Gemm", "Gather", "Conv")
 _EVERY = ("all",)
+#: Rows of a file that ranges are calibrated on.
+_ROWS = 200
 
 
 class QuantizeStatic(Options):
     """Options of quantize-static."""
 
     calib: Path = opt(
-        help="Data like the model will see: jsonl, csv, parquet, npz, txt, or a folder of images.",
+        help="Data like the model will see: jsonl, csv, parquet, npz, txt, a folder of images, or a calibration set.",
         data=True,
-        metavar="FILE",
+        metavar="FILE|REF",
+        kind=Kind.CALIBRATION,
     )
-    samples: int = opt(200, "Rows to calibrate on, chosen by length and label.", ge=1, le=100000)
+    samples: int | None = opt(
+        None,
+        f"Rows to calibrate on, chosen by length and label [{_ROWS}, or all of a calibration set].",
+        ge=1,
+        le=100000,
+    )
     method: str = opt("minmax", "How a range is made of what was seen.", choices=("minmax", "entropy", "percentile"))
     per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
     symmetric: bool = opt(False, "Signed activations around zero, the only int8 that TensorRT takes.")
@@ -63,7 +73,11 @@ class QuantizeStatic(Options):
     )
     exclude_worst: int = opt(0, "Leave this many of the most sensitive nodes in float.", ge=0, metavar="N")
     sensitivity: Path | None = opt(
-        None, "A ranking for --exclude-worst, from `ml-opt sensitivity` [ranked anew].", data=True, metavar="FILE"
+        None,
+        "A ranking for --exclude-worst, from `ml-opt sensitivity` [ranked anew].",
+        data=True,
+        metavar="FILE|REF",
+        kind=Kind.RANKING,
     )
     exclude_store: str = opt(
         "float",
@@ -92,8 +106,6 @@ class QuantizeStatic(Options):
 
 
 def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress) -> Outcome:
-    from optimizer.data.calibration import CalibrationSet
-    from optimizer.data.preprocess import Preprocessor
     from optimizer.graph.io import MODEL_NAME, save
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.choose import choose_nodes
@@ -106,15 +118,8 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
         refuse_unquantizable(source, taken=0)
     progress("reading the calibration data")
     model_info = {"inputs": source.manifest.facts["inputs"], **source.model_info}
-    data = CalibrationSet.open(
-        options.calib, Preprocessor.open(source.path, model_info), samples=options.samples, seed=options.seed
-    )
-    warnings = []
-    used = int(data.summary["rows_used"])
-    if used < options.samples:
-        warnings.append(
-            f"calibrated on {used} rows, all that {options.calib.name} has; {options.samples} were asked for"
-        )
+    data = calibration_rows(source, options, _ROWS)
+    warnings = few_rows(data, options.calib.name)
     facts: dict[str, JSON] = {"calibration": data.summary}
     batch = min(options.batch, int(model_info.get("max_batch") or options.batch))
     with tempfile.TemporaryDirectory(dir=out) as folder, quiet_libraries():
@@ -233,6 +238,14 @@ def _worst(
     return worst(ranking, options.exclude_worst, choice)
 
 
+def _ranking(options: QuantizeStatic, source: Source) -> str:
+    """What stands in the key for the ranking: the nodes in their order, which is all that decides what is left out."""
+    from optimizer.quantizing.sensitivity import read_ranking
+
+    assert options.sensitivity is not None
+    return digest_json([each.node for each in read_ranking(options.sensitivity)])
+
+
 def _op_types(options: QuantizeStatic, present: set[str]) -> tuple[str, ...]:
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
@@ -286,4 +299,5 @@ STAGE = Stage(
     needs=("onnxruntime", "onnxruntime-gpu", "onnx", "tokenizers"),
     modules=("onnxruntime", "onnx", "onnx_ir"),
     command=("quantize", "static"),
+    contents=(rows_content(_ROWS), Content(("sensitivity",), _ranking)),
 )

@@ -296,6 +296,27 @@ def test_leaked_calibration_rows_are_caught(judged: Any, home: Path, tmp_path: P
     assert "--allow-overlap" in error.hint
 
 
+def test_a_calibration_set_is_taken_and_its_leaks_are_caught(judged: Any, home: Path, tmp_path: Path) -> None:
+    store = Store(home / "models")
+    rows = (home / "eval.jsonl").read_text().splitlines()
+    leaky = write(tmp_path / "leaky.jsonl", [{"text": json.loads(rows[5])["text"]}, {"text": "new"}])
+    leaked = optimizer.calibration_set("tiny:fp32", data=leaky, samples=2, variant="leaky", store=store).artifact
+    error = failing(home, eval=home / "eval.jsonl", calib=leaked.ref)
+    assert "1 rows of the calibration data are in the evaluation data too" in error.message
+    made = optimizer.calibration_set("tiny:fp32", data=home / "calib.jsonl", store=store).artifact
+    report = optimizer.optimize(
+        "tiny:fp32", eval=home / "eval.jsonl", calib="tiny:calib-200", min_cosine=-1.0, precision=("int8",),
+        objective="size", store=store, **QUICK,
+    )  # fmt: skip
+    assert report.data["calib"] == {"file": made.ref, "sha256": made.digest}
+    assert f"--calib {made.ref}" in report.command
+    # The same 40 rows as the file's, so that what was made of them is what is judged again.
+    before = {c.name: c.ref for c in judged.candidates}
+    static = {c.name: c.ref for c in report.candidates if c.name.startswith("int8-static")}
+    assert static == {name: before[name] for name in static}
+    assert len(static) == 3
+
+
 def test_insisting_on_overlap_and_fidelity_are_both_said_aloud(judged: Any, home: Path) -> None:
     rows = home / "eval.jsonl"
     report = optimizer.optimize(

@@ -43,11 +43,18 @@ def stocked(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
     root = tmp_path_factory.mktemp("stocked") / "models"
     fp32 = optimizer.export_onnx(str(bert), name="tiny", store=root).artifact
+    rows = root.parent / "rows.txt"
+    rows.write_text("\n".join(f"good {letter} bad" for letter in "abcdefghijkl"))
     lines = [
         ["export-onnx", str(bert), "--name", "tiny"],
         ["quantize", "dynamic", "tiny:fp32"],
         ["export-onnx", str(fp32.model_file), "--name", "brought"],
+        # Which rows these options choose is remembered: nothing is tokenized to know it again.
+        ["quantize", "static", "tiny:fp32", "--calib", str(rows), "--samples", "8"],
+        ["quantize", "static", "tiny:fp32", "--calib", "tiny:calib-8"],
     ]
+    optimizer.calibration_set(fp32.ref, data=rows, samples=8, store=root)
+    optimizer.quantize_static(fp32.ref, calib=rows, samples=8, store=root)
     optimizer.quantize_dynamic(fp32.ref, store=root)
     optimizer.export_onnx(str(fp32.model_file), name="brought", store=root)
     time.sleep(0.1)  # the digests of files that were just written are not trusted yet
@@ -58,7 +65,7 @@ def stocked(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return root, lines
 
 
-@pytest.mark.parametrize("line", range(3), ids=["export", "quantize", "import"])
+@pytest.mark.parametrize("line", range(5), ids=["export", "quantize", "import", "static", "static-set"])
 def test_a_cached_step(stocked: tuple[Path, list[list[str]]], line: int) -> None:
     root, lines = stocked
     words = [*lines[line], "--store", str(root), "--json"]

@@ -125,7 +125,8 @@ def test_three_doors_are_equal(
     name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     does = DECLARATIONS[name]
-    (tmp_path / "rows.jsonl").write_text('{"text": "good"}\n')
+    # One line that is a row of data, and a ranking of no nodes.
+    (tmp_path / "rows.jsonl").write_text('{"text": "good", "report": "sensitivity", "nodes": []}\n')
     (field,) = [f for f in does.options.fields() if f.name == option]
     values = accepted(does.options, field, tmp_path)
     assert values is not None, f"no value for {name}'s {field.flag} was accepted: teach FORMS one"
@@ -183,7 +184,8 @@ def test_three_doors_are_equal(
 
         source = SourceModel("toy", tmp_path, "digest", "folder")
         if Kind.SOURCE not in does.accepts:
-            manifest = Manifest(Kind.ONNX, "k", {"name": "s", "version": 1}, {}, {}, {}, {}, {}, {}, "", 0.0, "")
+            facts = {"inputs": []}
+            manifest = Manifest(Kind.ONNX, "k", {"name": "s", "version": 1}, {}, {}, {}, facts, {}, {}, "", 0.0, "")
             source = Artifact(tmp_path, manifest, "toy@1:fp32")  # type: ignore[assignment]
         keys = {pipeline.stage_key(does, source, options, Store(tmp_path / "models")) for _, _, options in seen}
         assert len(keys) == 1

@@ -11,14 +11,24 @@ import pytest
 from benching.small import mean_of_embeddings, small_store
 from stores import leftovers
 
+import optimizer
 from optimizer.benching.process import CandidateFailed
 from optimizer.errors import BadInput, MlOptError
+from optimizer.recipe import run_recipe
 from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import StepOf
-from optimizer.search.rebuild import commands_of, lineage
+from optimizer.search.rebuild import commands_of, lineage, recipe_of
 from optimizer.store import Store
+from optimizer.types import Kind
+from optimizer.upkeep import remove
 
 __all__ = ["small_store"]
+
+
+def write(path: Path, rows: list[dict[str, list[int]]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
 
 CAST = (StepOf("cast", {"to": "fp16"}),)
 
@@ -35,9 +45,12 @@ def test_a_chain_is_made_once(small_store: Store, tmp_path: Path) -> None:
 
 def test_a_stage_that_fails_or_hangs_says_so(small_store: Store, tmp_path: Path) -> None:
     source = small_store.get("small:fp32")
-    steps = (*CAST, StepOf("quantize-static", {"calib": str(tmp_path / "none.jsonl")}))
-    (tmp_path / "none.jsonl").write_text("{}\n")
+    far = write(tmp_path / "far.jsonl", [{"input_ids": [10**6], "attention_mask": [1]}])
+    steps = (*CAST, StepOf("quantize-static", {"calib": str(far)}))
     with pytest.raises(CandidateFailed):
+        build(source, steps, small_store, tmp_path / "log", 1, 120.0)
+    steps = (*CAST, StepOf("quantize-static", {"calib": str(write(tmp_path / "none.jsonl", [{}]))}))
+    with pytest.raises(BadInput, match=r"none\.jsonl, row 1"):
         build(source, steps, small_store, tmp_path / "log", 1, 120.0)
     other = (StepOf("cast", {"to": "bf16"}),)
     with pytest.raises(CandidateFailed, match="hung: no answer to 'build'"):
@@ -46,24 +59,37 @@ def test_a_stage_that_fails_or_hangs_says_so(small_store: Store, tmp_path: Path)
     assert leftovers(small_store) == []
 
 
-def test_a_ranking_is_made_once_and_lies_beside_the_version(small_store: Store, tmp_path: Path) -> None:
-    source = small_store.get("small:fp32")
-    calib = tmp_path / "calib.jsonl"
+def test_a_ranking_is_made_once_and_made_again_from_the_model_alone(tmp_path: Path) -> None:
+    mean_of_embeddings(tmp_path / "small.onnx")
+    store = Store(tmp_path / "models")
+    source = optimizer.export_onnx(str(tmp_path / "small.onnx"), store=store).artifact
     rows = [{"input_ids": [3 + i, 4, 5], "attention_mask": [1, 1, 1]} for i in range(8)]
-    calib.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path, ranking = ranked(source, calib, small_store, tmp_path / "log", 1, 120.0)
-    assert path.parent == small_store.reports_folder("small", 1)
+    calib = write(tmp_path / "calib.jsonl", rows)
+    ref, ranking = ranked(source, calib, store, tmp_path / "log", 1, 120.0)
+    assert store.get(ref).kind is Kind.RANKING
     assert {node.op_type for node in ranking} == {"MatMul", "Gather"}
-    before = path.read_bytes()
     # A second time no process has the time to start.
-    assert ranked(source, calib, small_store, tmp_path / "log", 1, 0.001) == (path, ranking)
-    assert path.read_bytes() == before
-    # A recipe that points at the ranking makes the same artifact, as its content is part of the key.
-    step = (StepOf("quantize-static", {"calib": str(calib), "exclude_worst": 1, "sensitivity": str(path)}),)
-    made = build(source, step, small_store, tmp_path / "log", 1, 120.0)
+    assert ranked(source, calib, store, tmp_path / "log", 1, 0.001) == (ref, ranking)
+    with pytest.raises(CandidateFailed, match="hung"):
+        ranked(store.get(source.ref), write(tmp_path / "other.jsonl", rows[1:]), store, tmp_path / "log", 1, 0.001)
+    # What uses both a ranking and rows that are artifacts has both in its recipe.
+    kept = optimizer.calibration_set(source.ref, data=calib, samples=8, store=store).artifact
+    step = (StepOf("quantize-static", {"calib": kept.ref, "exclude_worst": 1, "sensitivity": ref}),)
+    made = build(source, step, store, tmp_path / "log", 1, 120.0)
     assert made.manifest.facts["left_out"][0]["node"] == ranking[0].node
-    with pytest.raises(CandidateFailed):
-        ranked(source, tmp_path / "none.jsonl", small_store, tmp_path / "log", 1, 120.0)
+    assert [a.ref for a in lineage(made, store)] == [source.ref, kept.ref, ref, made.ref]
+    (tmp_path / "best.toml").write_text(recipe_of(made, store, "Makes it again."))
+    # Somewhere else, where another model of that name was first: nothing can be found under its old reference.
+    elsewhere = Store(tmp_path / "elsewhere")
+    mean_of_embeddings(tmp_path / "other.onnx", noise=0.1)
+    optimizer.export_onnx(str(tmp_path / "other.onnx"), name="small", store=elsewhere)
+    run_recipe(tmp_path / "best.toml", store=elsewhere)
+    assert elsewhere.variants("small", 2) == store.variants("small", 1)
+    again = elsewhere.get(made.ref.replace("@1", "@2")).manifest
+    assert (again.key, again.files["model.onnx"]) == (made.manifest.key, made.manifest.files["model.onnx"])
+    # Without the ranking the artifact still stands.
+    remove(store, ref)
+    assert [a.ref for a in lineage(made, store)] == [source.ref, kept.ref, made.ref]
 
 
 @pytest.fixture

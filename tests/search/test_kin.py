@@ -53,9 +53,9 @@ class Planted:
 
         return Contender(idea.name, make, idea.family)
 
-    def ranked(self) -> tuple[Path, list[NodeNoise]]:
+    def ranked(self) -> tuple[str, list[NodeNoise]]:
         self.rankings += 1
-        return Path("ranking.json"), RANKING
+        return "m@1:ranking", RANKING
 
     def hold(self, kin: Kin) -> Contest:
         rules = Rules("latency", PLAN, max_drop=None, min_agreement=0.9)
@@ -84,7 +84,7 @@ def test_the_smallest_number_that_keeps_the_budget_is_the_last_that_is_tried(
     assert (found.decision.verdict, found.decision.best) == (Outcome.PASS, "smooth-mixed-8")
     assert [c.seen for c in found.contenders] == [64, 64, 64, 64, 64, 200], "what is cut has not seen all rows"
     steps = kin.made["smooth-mixed-8"].steps
-    assert steps == (StepOf(STATIC, {"calib": "c", "smooth": True, "exclude_worst": 8, "sensitivity": "ranking.json"}),)
+    assert steps == (StepOf(STATIC, {"calib": "c", "smooth": True, "exclude_worst": 8, "sensitivity": "m@1:ranking"}),)
 
 
 def test_nothing_is_tried_that_nothing_asks_for(planted: Callable[[int], Planted]) -> None:
@@ -105,7 +105,7 @@ def test_when_half_of_the_nodes_are_float_it_ends(planted: Callable[[int], Plant
 def test_a_ranking_that_fails_is_said(planted: Callable[[int], Planted]) -> None:
     plant = planted(5)
 
-    def fails() -> tuple[Path, list[NodeNoise]]:
+    def fails() -> tuple[str, list[NodeNoise]]:
         raise CandidateFailed("no room")
 
     kin = Kin(PLAIN, plant.contend, fails)

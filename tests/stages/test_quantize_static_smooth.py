@@ -81,9 +81,9 @@ def test_the_worst_node_is_left_in_float(stocked: tuple[Store, Path], store_as: 
 
 def test_a_saved_ranking_decides(stocked: tuple[Store, Path], tmp_path: Path) -> None:
     store, rows = stocked
-    file = tmp_path / "ranking.json"
-    optimizer.sensitivity("outlier:fp32", calib=rows, report=file, store=store)
-    document = json.loads(file.read_text())
+    file = tmp_path / "mine.json"
+    ranking = optimizer.sensitivity("outlier:fp32", calib=rows, store=store).artifact
+    document = json.loads((ranking.path / "ranking.json").read_text())
     document["nodes"][1]["noise"] = 9.0  # the other one, against the truth
     file.write_text(json.dumps(document))
     facts, _, _ = made(stocked, exclude_worst=1, sensitivity=file)
