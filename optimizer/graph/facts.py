@@ -63,6 +63,8 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
                 quantized["qlinear"] += 1
             elif node.op_type == "MatMulNBits":
                 quantized["weight_only"] += 1
+            elif node.op_type == "GatherBlockQuantized":
+                quantized["stored"] += 1
             elif _is_between_qdq(node):
                 quantized["qdq"] += 1
             elif _has_quantized_weight(node):
