@@ -88,7 +88,7 @@ def is_table(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 
 @contextlib.contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Importing the quantizer calls ``logging.basicConfig``, and every library's log would go to stderr from then on."""
+    """Importing the quantizer calls ``logging.basicConfig``, and all libraries' logs would go to stderr from then on."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:

@@ -120,9 +120,9 @@ def _variant(options: QuantizeWeights, source: Source) -> str:
 STAGE = Stage(
     name="quantize-weights",
     help="Store weights in 4 or 8 bits, by blocks with a scale each (MatMulNBits). Needs no data.",
-    details="In 8 bits far more exact than other int8, as activations are rounded by blocks too; in 4 bits an eighth of "
-    "the products' weights, and less exact. Faster than fp32 where reading weights is what takes time: short rows, one "
-    "at a time. Runs on ONNX Runtime alone. Refused when nothing was quantized or nothing shrank.",
+    details="In 8 bits far more exact than other int8, as activations are rounded by blocks too; in 4 bits an eighth "
+    "of the products' weights, and less exact. Faster than fp32 where reading weights is what takes time: short rows, "
+    "one at a time. Refused when nothing was quantized or nothing shrank.",
     options=QuantizeWeights,
     accepts=frozenset({Kind.ONNX}),
     produces=Kind.ONNX,
