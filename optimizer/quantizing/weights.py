@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["blocks_in", "check_blocks", "is_table", "quantize_blocks"]
+__all__ = ["blocks_in", "check_blocks", "quantize_blocks", "without_odd_tables"]
 
 PRODUCT, TABLE = "MatMulNBits", "GatherBlockQuantized"
 
@@ -54,41 +54,67 @@ def quantize_blocks(
 
     opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     _, left = told_to_dynamic(model, choice)
+    if tables:
+        _refuse_two_uses(model, choice)
     whole = ONNXModel(model)
     whole.replace_gemm_with_matmul()
-    quantizer = MatMulNBitsQuantizer(
-        whole.model,
-        bits=bits,
-        block_size=block_size,
-        is_symmetric=symmetric,
-        accuracy_level=accuracy_level or None,
-        nodes_to_exclude=left,
-        op_types_to_quantize=("MatMul", "Gather") if tables else ("MatMul",),
-    )
-    quantizer.process()
-    made: onnx.ModelProto = quantizer.model.model
+    made: onnx.ModelProto = whole.model
+    for op_type, width in (("MatMul", bits), ("Gather", 4)) if tables else (("MatMul", bits),):
+        quantizer = MatMulNBitsQuantizer(
+            made,
+            bits=width,
+            block_size=block_size,
+            is_symmetric=symmetric,
+            accuracy_level=accuracy_level or None,
+            nodes_to_exclude=left,
+            op_types_to_quantize=(op_type,),
+        )
+        quantizer.process()
+        made = quantizer.model.model
     for each in made.opset_import:
         # The quantizer declares opset 21 for tables in 4 bits, which only com.microsoft reads: other operators would
         # then be held to rules that the graph was not written by.
         if each.domain in ("", "ai.onnx"):
             each.version = opset
-    for graph in graphs_of(made.graph):
-        _each_once(graph)
     return made
 
 
-def is_table(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """Whether a Gather looks up rows of a float32 matrix: the only tables that are stored in fewer bits."""
+def without_odd_tables(model: onnx.ModelProto, choice: Choice) -> Choice:
+    """Leave out every Gather that does not look up rows of a float32 matrix of the main graph."""
     import onnx
 
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    found = next((tensor for tensor in model.graph.initializer if tensor.name == node.input[0]), None)
-    return found is not None and axis == 0 and len(found.dims) == 2 and found.data_type == onnx.TensorProto.FLOAT
+    matrices = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    odd = {}
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            plain = graph is model.graph and axis == 0 and node.input[:1] and node.input[0] in matrices
+            if node.op_type == "Gather" and not plain:
+                odd[node.name] = node.op_type
+    return choice.without({name: odd[name] for name in choice.chosen if name in odd})
+
+
+def _refuse_two_uses(model: onnx.ModelProto, choice: Choice) -> None:
+    """The quantizer names blocks after the weight: those of a product and those of a table would take the same name."""
+    chosen = set(choice.chosen)
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node if node.name in chosen]
+    products = {node.input[1]: node for node in nodes if node.op_type != "Gather"}
+    for node in nodes:
+        if node.op_type == "Gather" and node.input[0] in products:
+            raise BadInput(
+                f"{node.name} and {products[node.input[0]].name} read one weight, as a table and as a product, "
+                "which need different blocks",
+                "store the table in another way: --tables int8",
+            )
 
 
 @contextlib.contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Importing the quantizer calls ``logging.basicConfig``, and all libraries' logs would go to stderr from then on."""
+    """Importing the quantizer calls ``logging.basicConfig``, and all logs would go to stderr from then on."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -96,21 +122,6 @@ def _root_logger_kept() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _each_once(graph: onnx.GraphProto) -> None:
-    """Drop copies of a weight: the quantizer writes one for every product that reads it, all of one name."""
-    kept: dict[str, onnx.TensorProto] = {}
-    for tensor in graph.initializer:
-        if kept.setdefault(tensor.name, tensor) != tensor:
-            raise BadInput(
-                f"the weight behind {tensor.name} is a product's and a table's, which need different blocks",
-                "leave the table as it is: --tables float",
-            )
-    if len(kept) < len(graph.initializer):
-        once = list(kept.values())
-        del graph.initializer[:]
-        graph.initializer.extend(once)
 
 
 def blocks_in(model: onnx_ir.Model) -> dict[str, JSON]:

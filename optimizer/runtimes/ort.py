@@ -124,6 +124,10 @@ PROVIDERS: dict[str, _Row] = {
 }
 
 
+#: Providers whose plugin library this process has registered.
+_REGISTERED: set[str] = set()
+
+
 class OrtSession:
     """An ONNX file opened by ONNX Runtime with exactly the provider that was asked for."""
 
@@ -279,9 +283,10 @@ def _devices(onnxruntime: Any, name: str, row: _Row, precision: str) -> list[Any
             f"the provider {name} needs the package {row.plugin}, which is not installed",
             f'run: pip install "ml-opt[{row.extra}]"',
         ) from None
-    if not any(d.ep_name == plugin.get_ep_name() for d in onnxruntime.get_ep_devices()):
+    if name not in _REGISTERED:  # a library is registered once a process, whether it finds devices or not
         with ort_errors(Path(plugin.get_library_path()), name):
             onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        _REGISTERED.add(name)
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
     if name == "openvino":
         devices = [d for d in devices if d.ep_metadata.get("ov_device") == "CPU"][:1]

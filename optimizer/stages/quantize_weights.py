@@ -55,7 +55,7 @@ def _run(source: Source, out: Path, options: QuantizeWeights, progress: Progress
     from optimizer.quantizing.choose import choose_nodes
     from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare, save_proto
     from optimizer.quantizing.rounding import store_int8
-    from optimizer.quantizing.weights import blocks_in, is_table, quantize_blocks
+    from optimizer.quantizing.weights import blocks_in, quantize_blocks, without_odd_tables
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
@@ -65,9 +65,8 @@ def _run(source: Source, out: Path, options: QuantizeWeights, progress: Progress
         progress("preparing the graph")
         model = load_proto(prepare(source.model_file, Path(work)))
         choice = choose_nodes(model, op_types, include=options.include, exclude=options.exclude, dynamic=True)
-        gathers = {node.name: node for node in model.graph.node if node.op_type == "Gather"}
-        tables = {name for name in choice.chosen if name in gathers and is_table(model, gathers[name])}
-        choice = choice.without({name: "Gather" for name in choice.chosen if name in gathers and name not in tables})
+        choice = without_odd_tables(model, choice)
+        tables = {node.name for node in model.graph.node if node.op_type == "Gather"} & set(choice.chosen)
         progress(f"quantizing {len(choice.chosen)} nodes")
         target = Path(work) / MODEL_NAME
         made = quantize_blocks(
