@@ -35,15 +35,15 @@ def cosines(ref, store, sentences):
 
 def test_eight_bits_are_nearly_exact(int8, minilm_store, sentences):
     report, found = cosines(int8.ref, minilm_store, sentences)
-    # Measured: worst .9985, mean .9993 of 24 sentences; dynamic int8 of the same weights has .97.
-    assert min(found) > 0.997
+    # Measured: worst .9978, mean .9994 of 600 sentences; dynamic int8 of the same weights has .97.
+    assert min(found) > 0.995
     assert (report.precision, report.exit_code) == ("int8", 0)
     assert graphs.model_bytes(int8) < 0.30 * graphs.model_bytes(minilm_store.get("minilm:fp32"))
 
 
 def test_four_bits_are_a_fifth_of_the_size(int4, minilm_store, sentences):
     report, found = cosines(int4.ref, minilm_store, sentences)
-    # Measured: worst .91, mean .96 of 24 sentences.
+    # Measured: worst .89, mean .97 of 600 sentences.
     assert 0.88 < min(found) < 0.99, "better than that were no 4 bits"
     assert (report.precision, report.exit_code) == ("int4", 0)
     assert graphs.model_bytes(int4) < 0.23 * graphs.model_bytes(minilm_store.get("minilm:fp32"))
