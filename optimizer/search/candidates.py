@@ -250,7 +250,7 @@ def _no_use(idea: Idea, machine: Machine, asked: _Asked) -> str:
     if idea.precision is Precision.INT8 and not (machine.int8 or on_gpu or insisted or small):
         return "this processor has no VNNI: int8 is no faster than float; --precision int8 tries it all the same"
     if idea.precision is Precision.INT4 and not (insisted or small):
-        return "4 bits lose more than int8 and are no faster here; --precision int4 or --objective size tries it"
+        return "4 bits lose more than int8 and are no faster than it; --precision int4 or --objective size tries it"
     if any(step.stage == STATIC for step in idea.steps) and asked.calib is None:
         return "static quantization needs calibration data: --calib FILE"
     return ""
