@@ -14,8 +14,8 @@ the same few requests:
     {"do": "close"}                                      → {"ok": true}
 
 What "pass" names is timed like a shape: one call of it feeds every file of the list, inputs and outputs copied as in
-serving. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries ``peak_rss`` in
-bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the process lives on.
+serving. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries ``peak_rss``
+in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the process lives on.
 """
 
 from __future__ import annotations
