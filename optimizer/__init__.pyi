@@ -152,6 +152,20 @@ def quantize_static(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def quantize_weights(
+    source: str,
+    *,
+    bits: int = ...,
+    block_size: int = ...,
+    symmetric: bool = ...,
+    accuracy_level: int = ...,
+    tables: str = ...,
+    include: tuple[str, ...] | list[str] = ...,
+    exclude: tuple[str, ...] | list[str] = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
 def report(
     *refs: str,
     report: tuple[Path | str, ...] | list[Path | str] = ...,

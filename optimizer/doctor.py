@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from dataclasses import asdict
 
 from optimizer import runtime as runtimes
 from optimizer.environment import describe, gpu_facts, has_module, version_of
@@ -20,16 +18,6 @@ _EXTRAS = {
     "data": ("tokenizers", "read texts, images and tables for calibration and verification"),
 }
 
-#: Providers are tried in a process of their own: a broken driver may end it, and must not end this one.
-_PROBE = """
-import json, sys
-from dataclasses import asdict
-from optimizer.runtime import Provider, get_runtime
-name = sys.argv[1]
-found = get_runtime(Provider(name)).available(name)
-sys.stdout.write("\\n@@" + json.dumps(asdict(found)) + "\\n")
-"""
-
 
 def examine() -> dict[str, JSON]:
     """Everything ``ml-opt doctor`` prints.
@@ -38,7 +26,7 @@ def examine() -> dict[str, JSON]:
         ``environment``, ``providers`` (name, ok, reason, hint, facts), ``extras`` (name, ok, for, hint), ``tensorrt``
         (flavour → version or None), ``advice`` (sentences about what this machine is good at).
     """
-    providers = [_probe(name) for runtime in runtimes.discover().values() for name in runtime.providers]
+    providers = [asdict(runtimes.probe(name)) for runtime in runtimes.discover().values() for name in runtime.providers]
     extras = []
     for name, (module, purpose) in _EXTRAS.items():
         ok = has_module(module)
@@ -56,19 +44,6 @@ def examine() -> dict[str, JSON]:
         },
         "advice": _advice(environment["cpu"]["features"]),
     }
-
-
-def _probe(name: str) -> dict[str, JSON]:
-    failed = {"name": name, "ok": False, "hint": "", "facts": {}}
-    try:
-        done = subprocess.run([sys.executable, "-c", _PROBE, name], capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        return {**failed, "reason": "it did not answer within 120 s"}
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("@@"):
-            return dict(json.loads(line[2:]))
-    tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {**failed, "reason": f"trying it ended the process (code {done.returncode}): {tail}"}
 
 
 def _advice(features: list[str]) -> list[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Availability", "Candidate", "Provider", "Runtime", "Session", "SessionOptions", "discover", "get_runtime"]
+__all__ = [
+    "Availability",
+    "Candidate",
+    "Provider",
+    "Runtime",
+    "Session",
+    "SessionOptions",
+    "discover",
+    "get_runtime",
+    "probe",
+]
 
 Arrays = "dict[str, NDArray[np.generic]]"
 
@@ -47,12 +60,14 @@ class SessionOptions:
         provider: back end and precision; what is asked and not got is an error.
         threads: intra-op threads; 0 means one a physical core that this process may use.
         tf32: allow TF32 in fp32 matrix products on NVIDIA GPUs.
+        watch: record the first run, for :meth:`Session.runs`.
         extra: provider options handed to the vendor as they are.
     """
 
     provider: Provider = Provider("cpu")
     threads: int = 0
     tf32: bool = True
+    watch: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -87,6 +102,14 @@ class Session(Protocol):
     def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:
         """A call that runs the same feeds again with every copy already made: what a benchmark times."""
 
+    def runs(self) -> dict[str, JSON] | None:
+        """What has really computed: products by number format, as in ``{"int8": 36, "float32": 12, "fell_back": []}``.
+
+        ``int8-weights`` and ``int4-weights`` count products whose weights are stored so; ``fell_back`` names those that
+        the file wants in int8 and that were computed in float. None where nobody can say: the runtime does not tell,
+        or the session was not opened to be watched (:attr:`SessionOptions.watch`). To be asked after a run.
+        """
+
     def close(self) -> None:
         """Give back memory and threads."""
 
@@ -108,6 +131,33 @@ class Runtime:
     providers: Mapping[str, tuple[str, ...]]
     open: Callable[..., Session]
     available: Callable[[str], Availability]
+
+
+#: Providers are tried in a process of their own: a broken driver may end it, and must not end this one.
+_PROBE = """
+import json, sys
+from dataclasses import asdict
+from optimizer.runtime import Provider, get_runtime
+name = sys.argv[1]
+found = get_runtime(Provider(name)).available(name)
+sys.stdout.write("\\n@@" + json.dumps(asdict(found)) + "\\n")
+"""
+_PROBE_S = 120
+
+
+@functools.cache
+def probe(provider: str) -> Availability:
+    """Whether a provider can run on this machine, found out by trying it in another process; once a process."""
+    words = [sys.executable, "-c", _PROBE, provider]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_PROBE_S)
+    except subprocess.TimeoutExpired:
+        return Availability(provider, False, f"it did not answer within {_PROBE_S} s")
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("@@"):
+            return Availability(**json.loads(line[2:]))
+    tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return Availability(provider, False, f"trying it ended the process (code {done.returncode}): {tail}")
 
 
 @functools.cache
@@ -155,7 +205,7 @@ class Candidate:
     model: Mapping[str, JSON] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, threads: int = 0, tf32: bool = True) -> Session:
+    def open(self, threads: int = 0, tf32: bool = True, watch: bool = False) -> Session:
         """Open it with the runtime of its provider."""
-        options = SessionOptions(self.provider, threads, tf32)
+        options = SessionOptions(self.provider, threads, tf32, watch)
         return get_runtime(self.provider).open(self.path, options, model=dict(self.model))

@@ -10,11 +10,12 @@ the same few requests:
     {"do": "warm", "shape": "8x128", "limit_s": 3.0}     → {"ok": true, "windows_ns": […], "stable": true}
     {"do": "time", "shape": "8x128", "seconds": 0.25, "samples": 8}  → {"ok": true, "ns": […]}
     {"do": "answer", "feeds": "….npz", "out": "….npz"}   → {"ok": true}
+    {"do": "runs"}                                       → {"ok": true, "runs": {"int8": 36, …} or null}
     {"do": "close"}                                      → {"ok": true}
 
 What "pass" names is timed like a shape: one call of it feeds every file of the list, inputs and outputs copied as in
-serving. Every answer carries ``peak_rss`` in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the
-process lives on.
+serving. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries ``peak_rss``
+in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the process lives on.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Worker:
             "warm": self._warm,
             "time": self._time,
             "answer": self._answer,
+            "runs": self._runs,
             "close": self._close,
         }
         try:
@@ -154,7 +156,7 @@ class Worker:
     def _open(self, request: dict[str, JSON]) -> dict[str, JSON]:
         candidate = candidate_from_json(request["candidate"])
         started = time.perf_counter()
-        self._session = candidate.open(request["threads"])
+        self._session = candidate.open(request["threads"], watch=bool(request.get("watch")))
         return {
             "load_s": time.perf_counter() - started,
             "inputs": [spec.to_json() for spec in self._session.inputs],
@@ -203,6 +205,10 @@ class Worker:
 
         np.savez(request["out"], **self._opened.run(self._feeds(request["feeds"])))  # type: ignore[arg-type]
         return {}
+
+    def _runs(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        del request
+        return {"runs": self._opened.runs()}
 
     def _close(self, request: dict[str, JSON]) -> dict[str, JSON]:
         del request

@@ -158,6 +158,8 @@ def _golden_session(golden: Golden | None, artifact: Artifact) -> Any:
 def precision_of(artifact: Artifact, candidate: Candidate) -> Precision:
     """The coarsest number format on the way to an answer: the provider's, or the one most weights are stored in."""
     facts = artifact.manifest.facts
+    if 4 in facts.get("blocks", {}).get("bits", ()):
+        return Precision.INT4
     if facts.get("quantized", {}).get("total"):
         return Precision.INT8
     weights = facts.get("weights", {})

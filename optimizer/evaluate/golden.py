@@ -28,6 +28,9 @@ class GoldenSession:
         """Nothing to run."""
         return lambda: None
 
+    def runs(self) -> None:
+        """Nothing runs."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

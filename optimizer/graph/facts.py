@@ -13,7 +13,7 @@ from optimizer.types import JSON, TensorSpec
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["ATTENTION_OPS", "WEIGHTED_OPS", "fed_inputs", "graph_facts", "model_facts", "tensor_specs"]
+__all__ = ["ATTENTION_OPS", "WEIGHTED_OPS", "fed_inputs", "graph_facts", "model_facts", "quantized_as", "tensor_specs"]
 
 #: Nodes that compute a whole attention (ONNX Runtime's contrib operators, and the standard one of opset 23).
 ATTENTION_OPS = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "PackedMultiHeadAttention")
@@ -57,16 +57,8 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
         for node in graph:
             ops[f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type] += 1
             attention += node.op_type in ATTENTION_OPS
-            if node.op_type in _DYNAMIC_OPS:
-                quantized["dynamic"] += 1
-            elif node.op_type in _QLINEAR_OPS:
-                quantized["qlinear"] += 1
-            elif node.op_type == "MatMulNBits":
-                quantized["weight_only"] += 1
-            elif _is_between_qdq(node):
-                quantized["qdq"] += 1
-            elif _has_quantized_weight(node):
-                quantized["stored"] += 1
+            if how := quantized_as(node):
+                quantized[how] += 1
     return {
         "opset": dict(model.opset_imports),
         "ir_version": model.ir_version,
@@ -78,6 +70,19 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
         "attention": attention,
         "quantized": {**dict(sorted(quantized.items())), "total": sum(quantized.values())},
     }
+
+
+def quantized_as(node: onnx_ir.Node) -> str:
+    """How a node is quantized: ``dynamic``, ``qlinear``, ``weight_only``, ``qdq``, ``stored``; empty when it is not."""
+    if node.op_type in _DYNAMIC_OPS:
+        return "dynamic"
+    if node.op_type in _QLINEAR_OPS:
+        return "qlinear"
+    if node.op_type == "MatMulNBits":
+        return "weight_only"
+    if _is_between_qdq(node):
+        return "qdq"
+    return "stored" if node.op_type == "GatherBlockQuantized" or _has_quantized_weight(node) else ""
 
 
 def _producer_op(value: onnx_ir.Value | None) -> str:

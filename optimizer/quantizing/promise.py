@@ -22,6 +22,7 @@ __all__ = [
     "modifiers",
     "refuse_quantized",
     "refuse_unquantizable",
+    "saturation",
     "weights_in",
 ]
 
@@ -30,6 +31,8 @@ _MOST_OF_SIZE = 0.95
 #: From this share of the weights on, the reader hears what stayed in float.
 _WORTH_SAYING = 0.1
 _ATTENTION = "com.microsoft.Attention"
+#: Their float inputs are scales, and no weights.
+_WITH_SCALES = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "GatherBlockQuantized")
 
 
 def weights_in(facts: Mapping[str, JSON]) -> int:
@@ -118,25 +121,24 @@ def float_weights(model: onnx_ir.Model) -> dict[str, int]:
             if tensor is None or tensor.dtype.name not in ("FLOAT", "FLOAT16") or tensor.size <= 1:
                 continue
             user = next((use.node for use in value.uses()), None)
-            if user is not None and user.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            if user is not None and user.op_type not in _WITH_SCALES:
                 found[user.op_type] += tensor.nbytes
     return dict(found.most_common())
 
 
-def cautions(source: Artifact, model: onnx_ir.Model, weighted: int, reduce_range: bool) -> list[str]:
+def cautions(source: Artifact, model: onnx_ir.Model, weighted: int) -> list[str]:
     """What a reader should know of a quantized graph.
 
     Args:
         source: what was quantized.
         model: the result.
         weighted: how many nodes with weights were chosen.
-        reduce_range: whether weights have 7 bits.
     """
     from optimizer.graph.facts import graph_facts
 
     total = int(graph_facts(model)["quantized"]["total"])
     passed_over = [f"{weighted - total} of the {weighted} chosen nodes stay in float"] if total < weighted else []
-    return [*_saturation(reduce_range), *passed_over, *_left_in_float(float_weights(model), source)]
+    return [*passed_over, *_left_in_float(float_weights(model), source)]
 
 
 def _left_in_float(left: Mapping[str, int], source: Artifact) -> list[str]:
@@ -148,8 +150,12 @@ def _left_in_float(left: Mapping[str, int], source: Artifact) -> list[str]:
     return [f"{share:.0%} of the weights stay in float: {most}"]
 
 
-def _saturation(reduce_range: bool) -> list[str]:
-    """Warn where int8 products saturate: AVX2 and AVX-512 without VNNI add pairs of products in 16 bits."""
+def saturation(reduce_range: bool) -> list[str]:
+    """Warn where int8 products saturate: AVX2 and AVX-512 without VNNI add pairs of products in 16 bits.
+
+    Args:
+        reduce_range: whether weights have 7 bits, so that no sum can.
+    """
     features = cpu_facts()["features"]
     if cpu_facts()["machine"] != "x86_64" or reduce_range:
         return []

@@ -54,6 +54,7 @@ class FakeModel:
         die_after: calls after which the process kills itself (SIGKILL).
         hang_after: calls after which a call never ends.
         chatter: printed by every call, on stdout, as some libraries do.
+        runs: what :meth:`FakeSession.runs` answers.
     """
 
     inputs: list[dict[str, JSON]] = field(default_factory=lambda: list(_INPUTS))
@@ -73,6 +74,7 @@ class FakeModel:
     die_after: int | None = None
     hang_after: int | None = None
     chatter: str = ""
+    runs: dict[str, JSON] | None = None
 
     @classmethod
     def read(cls, path: Path) -> FakeModel:
@@ -117,6 +119,9 @@ class FakeSession:
         check_feeds(self.inputs, feeds, {})
         rows = _rows(feeds)
         return lambda: self._spend(rows)
+
+    def runs(self) -> dict[str, JSON] | None:
+        return self._model.runs
 
     def close(self) -> None:
         """Nothing is held."""

@@ -24,6 +24,7 @@ from optimizer.errors import BadInput, GateFailed, MissingPiece, MlOptError, mis
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
 from optimizer.runtimes._ort_errors import ort_errors
+from optimizer.runtimes._ort_kernels import Watch
 from optimizer.types import JSON, TensorSpec
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _openvino(options: SessionOptions, precision: str, threads: int) -> dict[str
         "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISION[precision],
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
+        **({"PERF_COUNT": "YES"} if options.watch else {}),
         **options.extra,
     }
     return {"load_config": json.dumps({"CPU": config})}
@@ -122,11 +124,18 @@ PROVIDERS: dict[str, _Row] = {
 }
 
 
+#: Providers whose plugin library this process has registered.
+_REGISTERED: set[str] = set()
+
+
 class OrtSession:
     """An ONNX file opened by ONNX Runtime with exactly the provider that was asked for."""
 
-    def __init__(self, session: Any, path: Path, row: _Row, limits: Limits, facts: dict[str, JSON]) -> None:
+    def __init__(
+        self, session: Any, path: Path, row: _Row, limits: Limits, facts: dict[str, JSON], watch: Watch | None
+    ) -> None:
         self._session = session
+        self._watch = watch
         self._path = path
         self._row = row
         self._limits = limits
@@ -170,9 +179,15 @@ class OrtSession:
 
         return call
 
+    def runs(self) -> dict[str, JSON] | None:
+        """Products by what they were computed in, read from ONNX Runtime's profile (:mod:`._ort_kernels`)."""
+        return self._watch.read(self._session, self._path, self.facts["provider"]) if self._watch else None
+
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees its arena and threads with it."""
         self._session = None
+        if self._watch:
+            self._watch.close()
 
 
 def _specs(what: str, args: list[Any], path: Path) -> tuple[TensorSpec, ...]:
@@ -215,6 +230,7 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, limits: Li
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    watch = Watch(settings) if options.watch else None
     given = row.settings(options, precision, threads)
     with ort_errors(path, options.provider.name):
         if devices:
@@ -236,6 +252,7 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, limits: Li
             "load_seconds": time.perf_counter() - started,
             "onnxruntime": onnxruntime.__version__,
         },
+        watch,
     )
 
 
@@ -266,9 +283,10 @@ def _devices(onnxruntime: Any, name: str, row: _Row, precision: str) -> list[Any
             f"the provider {name} needs the package {row.plugin}, which is not installed",
             f'run: pip install "ml-opt[{row.extra}]"',
         ) from None
-    if not any(d.ep_name == plugin.get_ep_name() for d in onnxruntime.get_ep_devices()):
+    if name not in _REGISTERED:  # a library is registered once a process, whether it finds devices or not
         with ort_errors(Path(plugin.get_library_path()), name):
             onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        _REGISTERED.add(name)
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
     if name == "openvino":
         devices = [d for d in devices if d.ep_metadata.get("ov_device") == "CPU"][:1]
@@ -279,9 +297,10 @@ def _devices(onnxruntime: Any, name: str, row: _Row, precision: str) -> list[Any
                 "use openvino (fp32), or a machine with AMX or AVX512-BF16",
             )
     if not devices:
-        raise MissingPiece(
-            f"the provider {name} finds no device on this machine", "`ml-opt doctor` lists what there is"
+        hint = (
+            "its plugin runs on Intel hardware alone" if name == "openvino" else "`ml-opt doctor` lists what there is"
         )
+        raise MissingPiece(f"the provider {name} finds no device on this machine", hint)
     return devices
 
 

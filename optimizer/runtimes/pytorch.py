@@ -68,6 +68,9 @@ class TorchSession:
 
         return call
 
+    def runs(self) -> None:
+        """PyTorch does not say what its products were computed in."""
+
     def close(self) -> None:
         """Drop the weights."""
         self._module = None

@@ -38,10 +38,13 @@ class Answers:
     Attributes:
         files: one ``.npz`` a batch.
         seconds: that it took, opening included.
+        runs: what its first batch was computed in (:meth:`~optimizer.runtime.Session.runs`); None where it was not
+            asked for, or nobody can say.
     """
 
     files: tuple[Path, ...]
     seconds: float
+    runs: Mapping[str, JSON] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,14 @@ class Scores:
 
 
 def answer(
-    candidate: Candidate, batches: Batches, scratch: Path, *, threads: int, timeout: float, progress: Progress
+    candidate: Candidate,
+    batches: Batches,
+    scratch: Path,
+    *,
+    threads: int,
+    timeout: float,
+    progress: Progress,
+    watch: bool = False,
 ) -> Answers:
     """Let a candidate answer every batch.
 
@@ -71,6 +81,7 @@ def answer(
         threads: of its libraries.
         timeout: seconds for opening it, and for each batch.
         progress: told of every batch.
+        watch: also find out what it computes in.
 
     Raises:
         CandidateFailed: it said why, died or hung.
@@ -78,17 +89,21 @@ def answer(
     started = time.monotonic()
     scratch.mkdir()
     process = WorkerProcess(scratch / "log", threads)
-    files = []
+    files: list[Path] = []
+    runs = None
+    opening = {"do": "open", "candidate": candidate_to_json(candidate), "threads": threads, "watch": watch}
     try:
-        process.ask({"do": "open", "candidate": candidate_to_json(candidate), "threads": threads}, timeout)
+        process.ask(opening, timeout)
         for number, feeds in enumerate(batches.feeds):
             progress(f"{candidate.label}: answering", number, len(batches.feeds))
             out = scratch / f"{number}.npz"
             process.ask({"do": "answer", "feeds": str(feeds), "out": str(out)}, timeout)
             files.append(out)
+            if watch and len(files) == 1:
+                runs = process.ask({"do": "runs"}, timeout)["runs"]
     finally:
         process.kill()
-    return Answers(tuple(files), time.monotonic() - started)
+    return Answers(tuple(files), time.monotonic() - started, runs)
 
 
 def score(

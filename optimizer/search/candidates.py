@@ -1,4 +1,4 @@
-"""What is worth trying on a machine, and why the rest is not. Nothing is opened or run to know it."""
+"""What is worth trying on a machine, and why the rest is not. Nothing is made or run to know it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optimizer.environment import cpu_facts, gpu_facts, has_module, version_of
 from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.runtime import Provider
+from optimizer.search.machine import GPU_PROVIDERS, Machine
 from optimizer.types import JSON, Device, Precision
 
-__all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Machine", "Plan", "StepOf", "plan", "split_names"]
+__all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "split_names"]
 
 #: What ``--target`` may name, and the providers behind each.
-TARGETS: Mapping[str, tuple[str, ...]] = {"ort": ("cpu", "cuda"), "openvino": ("openvino",)}
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "ort": ("cpu", "cuda"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "rtx"),
+}
+
+#: What a session says of products in a precision (:meth:`optimizer.runtime.Session.runs`); others are not asked about.
+_SAID: Mapping[Precision, str] = {Precision.INT8: "int8", Precision.INT4: "int4", Precision.BF16: "bfloat16"}
 
 #: The stage that needs calibration, and whose candidates have milder kin (:mod:`optimizer.search.kin`).
 STATIC = "quantize-static"
@@ -53,6 +60,11 @@ class Idea:
         return f"{STATIC}+{self.provider}" if static else ""
 
     @property
+    def asked(self) -> str:
+        """What some of its products must be seen to run in; empty where that is not looked at."""
+        return _SAID.get(self.precision, "")
+
+    @property
     def target(self) -> str:
         return next(name for name, providers in TARGETS.items() if self.provider.name in providers)
 
@@ -78,43 +90,6 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What decides which candidates make sense.
-
-    Attributes:
-        features: of the processor, as /proc/cpuinfo names them.
-        gpu: there is an NVIDIA GPU, and an ONNX Runtime that knows it.
-        openvino: the OpenVINO provider is installed.
-        fusing: the package is installed that fuses operators.
-    """
-
-    features: frozenset[str]
-    gpu: bool = False
-    openvino: bool = False
-    fusing: bool = True
-
-    @classmethod
-    def here(cls) -> Machine:
-        """The machine that this runs on."""
-        return cls(
-            features=frozenset(cpu_facts()["features"]),
-            gpu=bool(gpu_facts()) and version_of("onnxruntime-gpu") is not None,
-            openvino=has_module("onnxruntime_ep_openvino"),
-            fusing=has_module("onnxscript"),
-        )
-
-    @property
-    def int8(self) -> bool:
-        """It multiplies int8 faster than float."""
-        return bool(self.features & {"avx512_vnni", "avx_vnni", "amx_int8"})
-
-    @property
-    def bf16(self) -> bool:
-        """It multiplies bf16 faster than float."""
-        return bool(self.features & {"amx_bf16", "avx512_bf16"})
-
-
-@dataclass(frozen=True)
 class Plan:
     """What will be tried, in order, and what will not."""
 
@@ -124,41 +99,78 @@ class Plan:
 
 _CPU = Provider("cpu")
 _OPENVINO_BF16 = Provider("openvino", "bf16")
+_WEIGHTS = "quantize-weights"
 
 
-def _ideas(calib: Path | None) -> Iterable[Idea]:
+def _ideas(calib: Path | None, machine: Machine) -> Iterable[Idea]:
     """Every candidate there is, the likeliest winners right behind fp32, which anything must beat."""
-    static = {"calib": str(calib) if calib else ""}
-    fp16 = StepOf("cast", {"to": "fp16"})
     yield Idea("fp32", Precision.FP32, _CPU, (), "exact; what is kept when nothing else is better")
-    yield Idea("fp16-cuda", Precision.FP16, Provider("cuda"), (fp16,), "half the traffic, and tensor cores")
-    yield Idea("bf16-openvino", Precision.BF16, _OPENVINO_BF16, (), "bf16 matrix units, and no calibration")
-    yield Idea("bf16-openvino-fp16-file", Precision.BF16, _OPENVINO_BF16, (fp16,), "the same from half the file")
-    yield Idea(
-        "int8-dynamic", Precision.INT8, _CPU, (StepOf("quantize-dynamic"),), "a quarter of the weights, no calibration"
-    )
-    yield Idea(
-        "int8-static",
-        Precision.INT8,
-        _CPU,
-        (StepOf(STATIC, static),),
-        "no ranges to find while it runs",
-    )
-    yield Idea(
-        "int8-static-percentile",
-        Precision.INT8,
-        _CPU,
-        (StepOf(STATIC, {**static, "method": "percentile"}),),
-        "the same with outliers clipped",
-    )
-    yield Idea(
-        "int8-static-smooth",
-        Precision.INT8,
-        _CPU,
-        (StepOf(STATIC, {**static, "smooth": True}),),
-        "outliers moved from activations into weights",
-    )
+    yield from _on_gpu(calib)
+    yield from _on_openvino(calib, machine)
+    yield from _on_processor(calib)
     yield Idea("fp32-fused", Precision.FP32, _CPU, (StepOf("ort-optimize"),), "exact, with fewer and larger operators")
+
+
+def _static(calib: Path | None, **options: JSON) -> tuple[StepOf, ...]:
+    return (StepOf(STATIC, {"calib": str(calib) if calib else "", **options}),)
+
+
+def _on_gpu(calib: Path | None) -> Iterable[Idea]:
+    """int8 of ONNX Runtime's CUDA provider is not among them: it is slower than its fp16."""
+    fp16 = (StepOf("cast", {"to": "fp16"}),)
+    symmetric = _static(calib, symmetric=True)
+    for name in ("tensorrt", "rtx"):
+        provider = Provider(name)
+        yield Idea(f"fp16-{name}", Precision.FP16, provider, fp16, "tensor cores, and kernels chosen for this very GPU")
+        why = "int8 tensor cores; symmetric, as TensorRT takes no other"
+        yield Idea(f"int8-static-{name}", Precision.INT8, provider, symmetric, why)
+    yield Idea("fp16-cuda", Precision.FP16, Provider("cuda"), fp16, "half the traffic, and tensor cores")
+
+
+def _on_openvino(calib: Path | None, machine: Machine) -> Iterable[Idea]:
+    """Static int8 in its usual form: unsigned activations with zero points, signed weights with a scale a channel.
+
+    OpenVINO runs every product of it in int8; of dynamic int8 (MatMulInteger) none, so that it is not among them.
+    """
+    fp16 = (StepOf("cast", {"to": "fp16"}),)
+    yield Idea("bf16-openvino", Precision.BF16, _OPENVINO_BF16, (), "bf16 matrix units, and no calibration")
+    yield Idea("bf16-openvino-fp16-file", Precision.BF16, _OPENVINO_BF16, fp16, "the same from half the file")
+    rest = "bf16" if machine.bf16 else "fp32"
+    provider = _OPENVINO_BF16 if machine.bf16 else Provider("openvino")
+    why = f"int8 products, and {rest} between them"
+    yield Idea("int8-static-openvino", Precision.INT8, provider, _static(calib), why)
+    smooth = _static(calib, smooth=True)
+    why = "the same, outliers moved from activations into weights"
+    yield Idea("int8-static-smooth-openvino", Precision.INT8, provider, smooth, why)
+
+
+def _on_processor(calib: Path | None) -> Iterable[Idea]:
+    int8, int4 = Precision.INT8, Precision.INT4
+    dynamic = (StepOf("quantize-dynamic"),)
+    yield Idea("int8-dynamic", int8, _CPU, dynamic, "a quarter of the weights, no calibration")
+    yield Idea("int8-static", int8, _CPU, _static(calib), "no ranges to find while it runs")
+    clipped = _static(calib, method="percentile")
+    yield Idea("int8-static-percentile", int8, _CPU, clipped, "the same with outliers clipped")
+    smooth = _static(calib, smooth=True)
+    yield Idea("int8-static-smooth", int8, _CPU, smooth, "outliers moved from activations into weights")
+    blocks = (StepOf(_WEIGHTS, {"bits": 8}),)
+    why = "the most exact int8, as every block has its scale; faster than fp32 on short rows"
+    yield Idea("int8-weights", int8, _CPU, blocks, why)
+    blocks = (StepOf(_WEIGHTS, {"bits": 4}),)
+    yield Idea("int4-weights", int4, _CPU, blocks, "an eighth of the products' weights, no calibration")
+    blocks = (StepOf(_WEIGHTS, {"bits": 4, "tables": "int4"}),)
+    yield Idea("int4-weights-int4-tables", int4, _CPU, blocks, "an eighth of the lookup tables too")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked of a plan; see :func:`plan`."""
+
+    calib: Path | None
+    precisions: tuple[str, ...]
+    targets: tuple[str, ...]
+    device: Device
+    objective: str
 
 
 def plan(
@@ -168,15 +180,17 @@ def plan(
     precisions: tuple[str, ...] = (),
     targets: tuple[str, ...] = (),
     device: Device = Device.AUTO,
+    objective: str = "latency",
 ) -> Plan:
     """List what is worth trying.
 
     Args:
         machine: what it would run on.
         calib: calibration data; static quantization is left out without.
-        precisions: only these. int8 that is asked for is tried even where nothing speaks for it.
+        precisions: only these. int8 that is asked for is tried even where nothing speaks for it, and so is int4.
         targets: only these, of :data:`TARGETS`.
         device: only there.
+        objective: what the best has most of: ``latency``, ``throughput`` or ``size``.
 
     Raises:
         BadInput: what was asked leaves nothing to try.
@@ -187,10 +201,11 @@ def plan(
             "--device cuda needs an NVIDIA GPU and onnxruntime-gpu, and this machine lacks one of them",
             "`ml-opt doctor` says which; or leave --device out",
         )
+    asked = _Asked(calib, precisions, targets, device, objective)
     ideas: list[Idea] = []
     left: list[LeftOut] = []
-    for idea in _ideas(calib):
-        reason = _against(idea, machine, calib, precisions, targets, device)
+    for idea in _ideas(calib, machine):
+        reason = _not_asked(idea, asked) or _not_here(idea, machine) or _no_use(idea, machine, asked)
         if reason:
             left.append(LeftOut(idea.name, reason))
         else:
@@ -204,34 +219,40 @@ def plan(
     return Plan(tuple(ideas), tuple(left))
 
 
-def _against(
-    idea: Idea,
-    machine: Machine,
-    calib: Path | None,
-    precisions: tuple[str, ...],
-    targets: tuple[str, ...],
-    device: Device,
-) -> str:
-    """Why an idea is not worth trying; empty when it is."""
-    if precisions and idea.precision not in precisions:
-        return f"--precision {','.join(precisions)} was asked for"
-    if targets and idea.target not in targets:
-        return f"--target {','.join(targets)} was asked for"
-    on_gpu = idea.provider.name == "cuda"
-    if device is not Device.AUTO and on_gpu != (device is Device.CUDA):
-        return f"--device {device} was asked for"
-    if on_gpu and not machine.gpu:
-        return "no NVIDIA GPU with onnxruntime-gpu here"
-    if idea.provider.name == "openvino" and not machine.openvino:
-        return 'the OpenVINO provider is not installed: pip install "ml-opt[openvino]"'
-    if idea.precision is Precision.BF16 and not machine.bf16:
+def _not_asked(idea: Idea, asked: _Asked) -> str:
+    """Why an idea is none of what was asked for; empty when it is."""
+    if asked.precisions and idea.precision not in asked.precisions:
+        return f"--precision {','.join(asked.precisions)} was asked for"
+    if asked.targets and idea.target not in asked.targets:
+        return f"--target {','.join(asked.targets)} was asked for"
+    on_gpu = idea.provider.name in GPU_PROVIDERS
+    if asked.device is not Device.AUTO and on_gpu != (asked.device is Device.CUDA):
+        return f"--device {asked.device} was asked for"
+    return ""
+
+
+def _not_here(idea: Idea, machine: Machine) -> str:
+    """What this machine lacks for an idea."""
+    if idea.provider.name not in machine.providers:
+        return machine.why_not(idea.provider.name)
+    if idea.provider.precision == "bf16" and not machine.bf16:
         return "this processor has no bf16 arithmetic (neither AMX nor AVX512-BF16)"
-    if idea.precision is Precision.INT8 and not machine.int8 and Precision.INT8 not in precisions:
-        return "this processor has no VNNI: int8 is no faster than float; --precision int8 tries it all the same"
-    if any(step.stage == STATIC for step in idea.steps) and calib is None:
-        return "static quantization needs calibration data: --calib FILE"
     if any(step.stage == "ort-optimize" for step in idea.steps) and not machine.fusing:
         return 'fusing needs onnxscript: pip install "ml-opt[build]"'
+    return ""
+
+
+def _no_use(idea: Idea, machine: Machine, asked: _Asked) -> str:
+    """Why an idea that could be tried is not worth its time."""
+    insisted = idea.precision in asked.precisions
+    small = asked.objective == "size"
+    on_gpu = idea.provider.name in GPU_PROVIDERS
+    if idea.precision is Precision.INT8 and not (machine.int8 or on_gpu or insisted or small):
+        return "this processor has no VNNI: int8 is no faster than float; --precision int8 tries it all the same"
+    if idea.precision is Precision.INT4 and not (insisted or small):
+        return "4 bits lose more than int8 and are no faster than it; --precision int4 or --objective size tries it"
+    if any(step.stage == STATIC for step in idea.steps) and asked.calib is None:
+        return "static quantization needs calibration data: --calib FILE"
     return ""
 
 

@@ -42,6 +42,13 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+def _ran(runs: Mapping[str, Any]) -> str:
+    """What products ran in: ``37 int8, 12 float32``, and how many of them were to run in int8."""
+    back = len(runs.get("fell_back", ()))
+    counts = [f"{count} {name}" for name, count in runs.items() if name != "fell_back"]
+    return ", ".join(counts) + (f" ({back} fell back)" if back else "")
+
+
 #: From what is judged to what it costs. A column that no candidate fills is not shown.
 COLUMNS: tuple[Column, ...] = (
     Column("accuracy", ("accuracy", "value"), "{:.2%}".format, stays=8),
@@ -56,6 +63,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("size", ("speed", "bytes"), size, stays=5),
     Column("memory", ("speed", "peak_rss"), size, stays=2),
     Column("load", ("speed", "load_s"), "{:.1f} s".format),
+    Column("products ran in", ("runs",), _ran),
 )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Plan
 from optimizer.benching.report import Row
+from optimizer.errors import GateFailed
 from optimizer.search.accuracy import Answers, Scores
 from optimizer.search.verdict import Gate
 from optimizer.task import Metric
@@ -86,9 +87,11 @@ class Contender:
         name: unique among them.
         make: builds it; may raise :class:`CandidateFailed` or :class:`MlOptError`.
         family: those that differ only in how they were calibrated; empty for one that stands alone.
+        asked: the precision that products are to run in, where that can be told from what ran; else empty.
         entrant: what was built.
         is_original: what was built is the very thing that everything is compared with.
         parts: its answers, look by look.
+        runs: what its products ran in at its first look; None where nobody can say.
         seen: rows that it answered.
         places: which rows those were, ascending; empty for all of them.
         scores: of those rows, one by one, in that order.
@@ -106,9 +109,11 @@ class Contender:
     name: str
     make: Callable[[], Entrant]
     family: str = ""
+    asked: str = ""
     entrant: Entrant | None = None
     is_original: bool = False
     parts: list[Answers] = field(default_factory=list)
+    runs: Mapping[str, JSON] | None = None
     seen: int = 0
     places: tuple[int, ...] = ()
     scores: Scores | None = None
@@ -121,6 +126,23 @@ class Contender:
     hint: str = ""
     skipped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def check_runs(self) -> None:
+        """Hold what ran to what was asked: quantizers, files and providers may all say int8 while kernels multiply in
+        float.
+
+        Raises:
+            GateFailed: not one product ran in the precision that was asked for.
+        """
+        if not self.asked or self.runs is None:
+            return
+        ran = {name: count for name, count in self.runs.items() if name != "fell_back"}
+        if ran and not any(name.partition("-")[0] == self.asked for name in ran):
+            said = ", ".join(f"{count} in {name}" for name, count in ran.items())
+            raise GateFailed(
+                f"asked for {self.asked} and got none: of its {sum(ran.values())} products {said}",
+                "its provider has no kernel for this form: try another provider",
+            )
 
     @property
     def standing(self) -> bool:

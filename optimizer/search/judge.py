@@ -77,13 +77,14 @@ class Judge:
 
         Raises:
             CandidateFailed: it died, hung, or said why it cannot.
-            MlOptError: its answers cannot be compared.
+            MlOptError: its answers cannot be compared, or none of its products ran in the precision that was asked for.
         """
         assert contender.entrant is not None
         if contender.entrant.label == self.original.label:
             contender.scores, contender.seen = self.known, self.rows
             contender.gates = tuple(same_gate(name, limit) for name, limit in _gate_names(self._rules))
             contender.is_original = True
+            contender.runs = self.first.runs
             return
         self._look(contender)
 
@@ -111,6 +112,9 @@ class Judge:
         finally:
             contender.seconds["answer"] = contender.seconds.get("answer", 0.0) + time.monotonic() - began
         contender.parts.append(made)
+        if look == 0:
+            contender.runs = made.runs
+            contender.check_runs()
         together = Answers(tuple(file for part in contender.parts for file in part.files), 0.0)
         contender.scores = self._score(together, look)
         places = sorted(place for places in self.looks.upto(look).places for place in places)
@@ -139,6 +143,7 @@ class Judge:
             threads=self._rules.plan.threads,
             timeout=self._rules.plan.timeout,
             progress=self._progress,
+            watch=True,
         )
 
     def _answer_part(self, entrant: Entrant, name: str, look: int) -> Answers:
@@ -149,6 +154,7 @@ class Judge:
             threads=self._rules.plan.threads,
             timeout=self._rules.plan.timeout,
             progress=self._progress,
+            watch=look == 0,
         )
 
     def _folder(self, name: str) -> Path:

@@ -49,8 +49,8 @@ class Optimize(Options):
         data=True,
         metavar="FILE",
     )
-    precision: tuple[str, ...] = opt((), "Only these: fp32, fp16, bf16, int8; with commas, or repeated.")
-    target: tuple[str, ...] = opt((), "Only these: ort, openvino; with commas, or repeated.")
+    precision: tuple[str, ...] = opt((), "Only these: fp32, fp16, bf16, int8, int4; with commas, or repeated.")
+    target: tuple[str, ...] = opt((), "Only these: ort, openvino, tensorrt; with commas, or repeated.")
     device: Device = opt(Device.AUTO, "Where it may run.")
     time_budget: str | None = opt(None, "Stop trying candidates after this long: 90s, 10m, 1h.", metavar="TIME")
     allow_overlap: bool = opt(False, "Take calibration rows that are in the evaluation data too.")
@@ -73,8 +73,12 @@ class Optimize(Options):
             )
         if self.metric == "accuracy" and self.eval is None:
             raise BadInput("--metric accuracy needs labelled rows", "add --eval FILE --max-drop 0.01")
-        if self.device is Device.CUDA and "openvino" in split_names(self.target, "value of --target", TARGETS):
-            raise BadInput("--target openvino runs on processors, and --device cuda was asked for", "leave one out")
+        targets = split_names(self.target, "value of --target", TARGETS)
+        for device, target, where in ((Device.CUDA, "openvino", "processors"), (Device.CPU, "tensorrt", "GPUs")):
+            if self.device is device and targets == (target,):
+                raise BadInput(
+                    f"--target {target} runs on {where}, and --device {device} was asked for", "leave one out"
+                )
         split_names(self.precision, "value of --precision", [p.value for p in Precision])
         if self.shape is not None:
             Shape.parse(self.shape)

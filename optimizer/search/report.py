@@ -78,6 +78,8 @@ class CandidateReport:
         rows: ``cosine``, ``top1`` and ``right`` of every row that it answered, in the data's order; ``places`` says
             which rows those are when they are not all.
         seen: how many rows it answered; less than all of them for one that was cut early or could not win.
+        runs: products by what they were really computed in, read from the loaded session, and ``fell_back``, the names
+            of those that were to run in int8 and did not; None where the provider does not say.
     """
 
     name: str
@@ -96,6 +98,7 @@ class CandidateReport:
     commands: tuple[str, ...] = ()
     rows: Mapping[str, JSON] = field(default_factory=dict)
     seen: int = 0
+    runs: Mapping[str, JSON] | None = None
 
     def to_json(self) -> dict[str, JSON]:
         return {
@@ -109,6 +112,7 @@ class CandidateReport:
             "seconds": dict(self.seconds),
             "commands": list(self.commands),
             "rows": dict(self.rows),
+            "runs": None if self.runs is None else dict(self.runs),
         }
 
 

@@ -27,11 +27,12 @@ from optimizer.located import located
 from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import is_name
 from optimizer.search.build import build, export, ranked
-from optimizer.search.candidates import TARGETS, Idea, Machine, plan, split_names
+from optimizer.search.candidates import TARGETS, Idea, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
 from optimizer.search.keep import check_writable, keep
 from optimizer.search.kin import Kin
+from optimizer.search.machine import Machine
 from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
@@ -73,6 +74,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         precisions=split_names(options.precision, "value of --precision", [p.value for p in Precision]),
         targets=split_names(options.target, "value of --target", TARGETS),
         device=options.device,
+        objective=options.objective,
     )
     for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
         format_of(path)  # say now, and not after the export, that it is not there
@@ -117,7 +119,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
 
         def contend(idea: Idea) -> Contender:
             make = functools.partial(_make, idea, artifact, store, rules, Path(logs))
-            return Contender(idea.name, make, idea.family)
+            return Contender(idea.name, make, idea.family, idea.asked)
 
         kin = _kin(planned.ideas, contend, artifact, options, store, rules, Path(logs))
         beside = _yardstick(artifact, options, machine, store)
@@ -168,7 +170,11 @@ def _yardstick(artifact: Artifact, options: Optimize, machine: Machine, store: S
     """bf16 where only int8 was asked for: whoever insists on int8 shall know when bf16 would have been faster."""
     if set(split_names(options.precision, "value of --precision", Precision)) != {Precision.INT8}:
         return None
-    if not (machine.bf16 and machine.openvino) or options.device is Device.CUDA or options.objective == "size":
+    if (
+        not (machine.bf16 and "openvino" in machine.providers)
+        or options.device is Device.CUDA
+        or options.objective == "size"
+    ):
         return None
     return parse(f"{artifact.ref}+openvino:bf16", store)
 

@@ -101,6 +101,7 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
         commands=commands_of(artifact, store) if artifact else (),
         rows=rows,
         seen=contender.seen,
+        runs=contender.runs,
     )
 
 

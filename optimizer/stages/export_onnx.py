@@ -43,8 +43,11 @@ class ExportOnnx(Options):
     max_batch: int | None = opt(None, "Most rows a batch will have; recorded for engines and servers.", ge=1)
 
     def check(self) -> None:
-        if self.dtype is Precision.INT8:
-            raise BadInput("--dtype int8 is a quantization", "export in fp32, then run: ml-opt quantize dynamic REF")
+        if self.dtype in (Precision.INT8, Precision.INT4):
+            how = "dynamic" if self.dtype is Precision.INT8 else "weights"
+            raise BadInput(
+                f"--dtype {self.dtype} is a quantization", f"export in fp32, then run: ml-opt quantize {how} REF"
+            )
 
 
 def _run(source: Source, out: Path, options: ExportOnnx, progress: Progress) -> Outcome:

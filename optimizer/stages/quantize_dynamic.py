@@ -15,6 +15,7 @@ from optimizer.quantizing.promise import (
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
+    saturation,
 )
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
@@ -80,7 +81,7 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
             "left_in_float": len(choice.excluded),
             "float_weights": float_weights(quantized),
         }
-        warnings = cautions(source, quantized, choice.weighted, options.reduce_range)
+        warnings = [*saturation(options.reduce_range), *cautions(source, quantized, choice.weighted)]
         save(quantized, out)
     check_opens(out / MODEL_NAME)
     return Outcome(facts, warnings=warnings)

@@ -20,6 +20,7 @@ from optimizer.quantizing.promise import (
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
+    saturation,
 )
 from optimizer.quantizing.rows import calibration_rows, few_rows, rows_content
 from optimizer.stage import Content, Outcome, Progress, Stage
@@ -172,7 +173,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
             "left_in_float": len(choice.excluded),
             "float_weights": float_weights(quantized),
         }
-        warnings += cautions(source, quantized, choice.weighted, options.reduce_range)
+        warnings += [*saturation(options.reduce_range), *cautions(source, quantized, choice.weighted)]
         save(quantized, out)
     check_opens(out / MODEL_NAME)
     return Outcome(facts, warnings=warnings)

@@ -7,21 +7,16 @@ import json
 import pytest
 
 from optimizer.cli.main import run
+from optimizer.runtime import Availability
 
 
 def test_doctor(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from optimizer import doctor
 
     monkeypatch.setattr(
-        doctor,
-        "_probe",
-        lambda name: {
-            "name": name,
-            "ok": name == "cpu",
-            "reason": "no [brackets] here",
-            "hint": 'pip install "x[y]"',
-            "facts": {},
-        },
+        doctor.runtimes,
+        "probe",
+        lambda name: Availability(name, name == "cpu", "no [brackets] here", 'pip install "x[y]"'),
     )
     monkeypatch.setenv("COLUMNS", "160")
     assert run(["doctor", "--json"]) == 0

@@ -110,7 +110,7 @@ def test_what_is_missing_is_named_with_its_pip_line_on_a_bare_machine(toy_source
 def test_doctor_answers_on_a_bare_machine() -> None:
     code = BLOCK + (
         "from optimizer import doctor\n"
-        "doctor._probe = lambda name: {'name': name, 'ok': False, 'reason': 'x', 'hint': '', 'facts': {}}\n"
+        "doctor.runtimes.probe = lambda name: doctor.runtimes.Availability(name, False, 'x')\n"
         "assert not any(e['ok'] for e in doctor.examine()['extras'])\nprint('examined')"
     )
     assert python(code) == "examined\n"

@@ -47,4 +47,4 @@ def test_packed_attention_names_the_parent(tmp_path):
 )
 def test_processors_without_vnni_are_warned_of(monkeypatch, features, reduce, warned):
     monkeypatch.setattr(promise, "cpu_facts", lambda: {"features": features, "machine": "x86_64"})
-    assert bool(promise._saturation(reduce)) is warned
+    assert bool(promise.saturation(reduce)) is warned

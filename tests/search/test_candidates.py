@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import BadInput, MissingPiece, UnknownName
-from optimizer.search.candidates import TARGETS, Machine, Plan, plan, split_names
+from optimizer.runtime import Availability
+from optimizer.search import machine
+from optimizer.search.candidates import TARGETS, Plan, plan, split_names
+from optimizer.search.machine import Machine
 from optimizer.stage import get_stage
 from optimizer.types import Device
 
-PLAIN = Machine(frozenset({"avx2"}), openvino=True)
-VNNI = Machine(frozenset({"avx2", "avx512_vnni"}), openvino=True)
-AMX = Machine(frozenset({"avx512_vnni", "amx_bf16", "amx_int8"}), openvino=True)
-GPU = Machine(frozenset({"avx512_vnni"}), gpu=True)
+INTEL = frozenset({"cpu", "openvino"})
+PLAIN = Machine(frozenset({"avx2"}), INTEL)
+VNNI = Machine(frozenset({"avx2", "avx512_vnni"}), INTEL)
+AMX = Machine(frozenset({"avx512_vnni", "amx_bf16", "amx_int8"}), INTEL)
+AMD = Machine(frozenset({"avx512_vnni", "avx512_bf16"}), reasons={"openvino": "it finds no device", "cuda": "no GPU"})
+GPU = Machine(frozenset({"avx512_vnni"}), frozenset({"cpu", "cuda", "tensorrt", "rtx"}))
 CALIB = Path("calib.jsonl")
 
 
@@ -29,26 +34,65 @@ def reason(found: Plan, name: str) -> str:
 def test_each_machine_gets_what_it_is_good_at() -> None:
     assert names(plan(PLAIN, calib=CALIB)) == ["fp32", "fp32-fused"]
     assert "no VNNI" in reason(plan(PLAIN, calib=CALIB), "int8-dynamic")
+    assert "no VNNI" in reason(plan(PLAIN, calib=CALIB), "int8-static-openvino")
     assert "no bf16 arithmetic" in reason(plan(VNNI), "bf16-openvino")
     assert names(plan(VNNI, calib=CALIB)) == [
-        "fp32", "int8-dynamic", "int8-static", "int8-static-percentile", "int8-static-smooth", "fp32-fused",
+        "fp32", "int8-static-openvino", "int8-static-smooth-openvino", "int8-dynamic", "int8-static",
+        "int8-static-percentile", "int8-static-smooth", "int8-weights", "fp32-fused",
     ]  # fmt: skip
-    assert names(plan(AMX))[:3] == ["fp32", "bf16-openvino", "bf16-openvino-fp16-file"]
-    assert "--calib" in reason(plan(AMX), "int8-static")
-    assert "fp16-cuda" in names(plan(GPU))
-    assert "no NVIDIA GPU" in reason(plan(AMX), "fp16-cuda")
-    assert "ml-opt[openvino]" in reason(plan(Machine(AMX.features)), "bf16-openvino")
+    assert names(plan(AMX, calib=CALIB))[:4] == [
+        "fp32", "bf16-openvino", "bf16-openvino-fp16-file", "int8-static-openvino",
+    ]  # fmt: skip
+    for name in ("int8-static", "int8-static-openvino", "int8-static-smooth-openvino"):
+        assert "--calib" in reason(plan(AMX), name)
     assert "onnxscript" in reason(plan(Machine(AMX.features, fusing=False)), "fp32-fused")
+
+
+def test_what_a_provider_lacks_is_said_in_its_own_words() -> None:
+    assert reason(plan(AMD, calib=CALIB), "bf16-openvino") == "it finds no device"
+    assert reason(plan(AMD, calib=CALIB), "int8-static-openvino") == "it finds no device"
+    assert reason(plan(AMD, calib=CALIB), "fp16-cuda") == "no GPU"
+    assert "`ml-opt doctor` says why" in reason(plan(AMD), "fp16-tensorrt")
+    assert not any("openvino" in name for name in names(plan(AMD, calib=CALIB)))
+
+
+def test_a_gpu_gets_tensorrt_first() -> None:
+    found = plan(GPU, calib=CALIB)
+    assert names(found)[:6] == [
+        "fp32", "fp16-tensorrt", "int8-static-tensorrt", "fp16-rtx", "int8-static-rtx", "fp16-cuda",
+    ]  # fmt: skip
+    by_name = {idea.name: idea for idea in found.ideas}
+    assert by_name["int8-static-tensorrt"].steps[0].options["symmetric"] is True, "TensorRT takes no other"
+    assert by_name["int8-static-tensorrt"].family != by_name["int8-static"].family
+    assert "int8-static-tensorrt" not in names(plan(GPU)), "no calibration data"
+    # VNNI is about processors.
+    assert "int8-static-tensorrt" in names(plan(Machine(PLAIN.features, GPU.providers), calib=CALIB))
+
+
+def test_what_int8_leaves_between_its_products_follows_the_processor() -> None:
+    def provider(machine: Machine) -> str:
+        ideas = plan(machine, calib=CALIB).ideas
+        return next(str(idea.provider) for idea in ideas if idea.name == "int8-static-openvino")
+
+    assert (provider(VNNI), provider(AMX)) == ("openvino", "openvino:bf16")
+
+
+def test_four_bits_are_for_those_who_ask() -> None:
+    assert "--precision int4 or --objective size" in reason(plan(AMX), "int4-weights")
+    assert names(plan(AMX, precisions=("int4",))) == ["int4-weights", "int4-weights-int4-tables"]
+    small = names(plan(PLAIN, objective="size"))
+    assert {"int4-weights", "int4-weights-int4-tables", "int8-weights", "int8-dynamic"} <= set(small)
 
 
 def test_every_idea_is_tried_or_has_a_reason() -> None:
     found = plan(AMX, calib=CALIB)
     together = [*names(found), *(each.name for each in found.left_out)]
-    assert len(together) == len(set(together)) == 9
+    assert len(together) == len(set(together)) == 18
+    assert all(each.reason for each in found.left_out)
 
 
 def test_every_chain_is_one_that_the_stages_take() -> None:
-    ideas = [*plan(AMX, calib=CALIB).ideas, *plan(GPU).ideas]
+    ideas = [*plan(AMX, calib=CALIB, objective="size").ideas, *plan(GPU, calib=CALIB).ideas]
     for idea in ideas:
         for step in idea.steps:
             get_stage(step.stage).options.from_mapping(step.options)
@@ -57,8 +101,12 @@ def test_every_chain_is_one_that_the_stages_take() -> None:
 def test_what_is_asked_for_filters() -> None:
     assert names(plan(AMX, calib=CALIB, precisions=("bf16",))) == ["bf16-openvino", "bf16-openvino-fp16-file"]
     assert names(plan(AMX, targets=("openvino",))) == ["bf16-openvino", "bf16-openvino-fp16-file"]
-    assert names(plan(PLAIN, precisions=("int8",))) == ["int8-dynamic"]
-    assert names(plan(GPU, device=Device.CUDA)) == ["fp16-cuda"]
+    assert names(plan(AMX, calib=CALIB, targets=("openvino",), precisions=("int8",))) == [
+        "int8-static-openvino", "int8-static-smooth-openvino",
+    ]  # fmt: skip
+    assert names(plan(PLAIN, precisions=("int8",))) == ["int8-dynamic", "int8-weights"]
+    assert names(plan(GPU, targets=("tensorrt",))) == ["fp16-tensorrt", "fp16-rtx"]
+    assert names(plan(GPU, device=Device.CUDA)) == ["fp16-tensorrt", "fp16-rtx", "fp16-cuda"]
     assert "fp16-cuda" not in names(plan(GPU, device=Device.CPU))
 
 
@@ -66,7 +114,7 @@ def test_nothing_left_is_an_error_that_says_why() -> None:
     with pytest.raises(BadInput, match="no bf16 arithmetic"):
         plan(VNNI, precisions=("bf16",))
     with pytest.raises(BadInput, match="no candidate is all that was asked for"):
-        plan(AMX, precisions=("int8",), targets=("openvino",))
+        plan(AMX, precisions=("int4",), targets=("openvino",))
     with pytest.raises(MissingPiece, match="NVIDIA GPU"):
         plan(AMX, device=Device.CUDA)
 
@@ -77,6 +125,30 @@ def test_names_may_be_separated_by_commas_or_repeated() -> None:
         split_names(("openvin",), "value of --target", TARGETS)
 
 
-def test_this_machine_is_looked_at_without_opening_anything() -> None:
+def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def probed(name: str) -> Availability:
+        tried.append(name)
+        return Availability(name, False, "it finds no device", "look elsewhere")
+
+    monkeypatch.setattr(machine, "probe", probed)
+    monkeypatch.setattr(machine, "has_module", lambda name: name != "onnxruntime_ep_nv_tensorrt_rtx")
+    monkeypatch.setattr(machine, "gpu_facts", lambda: ())
+    found = Machine.here()
+    assert tried == ["openvino"], "what cannot work is not tried"
+    assert found.providers == {"cpu"}
+    assert found.why_not("openvino") == "it finds no device (look elsewhere)"
+    assert found.why_not("tensorrt") == "no NVIDIA GPU here"
+    monkeypatch.setattr(machine, "gpu_facts", lambda: ({"name": "x"},))
+    assert "onnxruntime-gpu is not installed" in Machine.here().why_not("cuda")
+    assert "ml-opt[rtx]" in Machine.here().why_not("rtx")
+    monkeypatch.setattr(machine, "version_of", lambda name: "1.32")
+    monkeypatch.setattr(machine, "probe", lambda name: Availability(name, name != "openvino", "it finds no device"))
+    assert Machine.here().providers == {"cpu", "cuda", "tensorrt"}
+    assert Machine.here().gpu
+
+
+def test_this_machine_has_a_plan() -> None:
     assert Machine.here().features
     assert names(plan(Machine.here()))[0] == "fp32"

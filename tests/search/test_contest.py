@@ -269,3 +269,41 @@ def test_a_pass_over_data_is_timed_in_the_batches_that_suit_each(tmp_path: Path,
     assert row.beside == ()
     original = next(row for row in found.bench.rows if row.label == "original")
     assert [cell.batching for cell in original.cells] == ["sorted:8"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [
+        ({"float32": 3, "bfloat16": 1, "fell_back": ["a", "b"]}, "asked for int8 and got none: of its 4 products 3 in"),
+        ({"int8": 1, "float32": 3, "fell_back": []}, ""),
+        ({"int8-weights": 4, "fell_back": []}, ""),
+        ({"int4-weights": 4, "fell_back": []}, "asked for int8 and got none"),
+        ({"fell_back": []}, ""),
+        (None, ""),
+    ],
+)
+def test_what_ran_is_held_to_what_was_asked(
+    tmp_path: Path, plant: Callable[..., Entrant], runs: dict[str, Any] | None, reason: str
+) -> None:
+    rows = rows_of(tmp_path, 100)
+    entrant = plant("int8", latency_s=0.001, runs=runs)
+    contenders = [Contender("int8", lambda: entrant, asked="int8")]
+    rules = Rules("latency", PLAN, min_agreement=0.9)
+    found = hold(plant("original", latency_s=0.005), contenders, rows, MODEL, rules, silent)
+    assert found.contenders[0].error.startswith(reason)
+    assert bool(found.contenders[0].error) is bool(reason)
+    assert found.contenders[0].runs == runs
+    assert found.decision.verdict is (Outcome.FAIL if reason else Outcome.PASS)
+
+
+def test_who_asked_for_nothing_is_held_to_nothing(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    fp32 = plant("fp32", latency_s=0.001, runs={"float32": 4, "fell_back": []})
+    found = hold(
+        plant("original", latency_s=0.005),
+        [Contender("fp32", lambda: fp32)],
+        rows_of(tmp_path, 100),
+        MODEL,
+        Rules("latency", PLAN, min_agreement=0.9),
+        silent,
+    )
+    assert found.decision.best == "fp32"

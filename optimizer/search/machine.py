@@ -1,0 +1,76 @@
+"""What decides which candidates make sense on a machine: by the same trials that ``ml-opt doctor`` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from optimizer.environment import cpu_facts, gpu_facts, has_module, version_of
+from optimizer.runtime import probe
+
+__all__ = ["GPU_PROVIDERS", "Machine"]
+
+GPU_PROVIDERS = ("tensorrt", "rtx", "cuda")
+#: Plugins of ONNX Runtime by provider: the module that is there when it is installed, and the extra that brings it.
+_PLUGINS = {"openvino": ("onnxruntime_ep_openvino", "openvino"), "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx")}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides which candidates make sense.
+
+    Attributes:
+        features: of the processor, as /proc/cpuinfo names them.
+        providers: of ONNX Runtime that work here.
+        reasons: by provider, why it does not.
+        fusing: the package is installed that fuses operators.
+    """
+
+    features: frozenset[str]
+    providers: frozenset[str] = frozenset({"cpu"})
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    fusing: bool = True
+
+    @classmethod
+    def here(cls) -> Machine:
+        """The machine that this runs on; what might work is tried, each provider in a process of its own."""
+        reasons = {name: _reason(name) for name in ("openvino", *GPU_PROVIDERS)}
+        return cls(
+            features=frozenset(cpu_facts()["features"]),
+            providers=frozenset({"cpu", *(name for name, reason in reasons.items() if not reason)}),
+            reasons={name: reason for name, reason in reasons.items() if reason},
+            fusing=has_module("onnxscript"),
+        )
+
+    def why_not(self, provider: str) -> str:
+        """Why a provider does not work here."""
+        return self.reasons.get(provider) or f"the provider {provider} does not work here: `ml-opt doctor` says why"
+
+    @property
+    def gpu(self) -> bool:
+        """Some provider computes on an NVIDIA GPU."""
+        return any(name in self.providers for name in GPU_PROVIDERS)
+
+    @property
+    def int8(self) -> bool:
+        """It multiplies int8 faster than float."""
+        return bool(self.features & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+    @property
+    def bf16(self) -> bool:
+        """It multiplies bf16 faster than float."""
+        return bool(self.features & {"amx_bf16", "avx512_bf16"})
+
+
+def _reason(provider: str) -> str:
+    """Why a provider does not work here; empty when it does. What cannot work is not tried, as that takes a second."""
+    if provider in GPU_PROVIDERS and not gpu_facts():
+        return "no NVIDIA GPU here"
+    if provider in _PLUGINS:
+        module, extra = _PLUGINS[provider]
+        if not has_module(module):
+            return f'the provider {provider} is not installed: pip install "ml-opt[{extra}]"'
+    elif version_of("onnxruntime-gpu") is None:
+        return 'onnxruntime-gpu is not installed: pip uninstall onnxruntime && pip install "ml-opt[gpu]"'
+    found = probe(provider)
+    return "" if found.ok else f"{found.reason} ({found.hint})" if found.hint else found.reason

@@ -1,0 +1,135 @@
+"""quantize-weights: weights in 4 or 8 bits by blocks, activations as they are; no data needed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from optimizer.artifact import Artifact, Source
+from optimizer.errors import BadInput
+from optimizer.options import Options, opt
+from optimizer.quantizing.promise import (
+    cautions,
+    check_quantized,
+    float_weights,
+    modifiers,
+    refuse_quantized,
+    refuse_unquantizable,
+)
+from optimizer.stage import Outcome, Progress, Stage
+from optimizer.types import JSON, Kind
+
+__all__ = ["STAGE", "QuantizeWeights"]
+
+_BITS = (4, 8)
+
+
+class QuantizeWeights(Options):
+    """Options of quantize-weights."""
+
+    bits: int = opt(4, "Of a weight: 4 or 8.", ge=4, le=8)
+    block_size: int = opt(32, "Weights that share a scale: 16, 32, 64, 128 or 256.", ge=16, le=256)
+    symmetric: bool = opt(False, "Blocks around zero, without zero points: smaller, and less exact in 4 bits.")
+    accuracy_level: int = opt(
+        4, "What kernels may round activations to: 4 int8, 3 bf16, 2 fp16, 1 fp32, 0 as they like.", ge=0, le=4
+    )
+    tables: str = opt(
+        "int8",
+        "How lookup tables (embeddings) are stored: int8 has a scale a row, int4 one a block.",
+        choices=("float", "int8", "int4"),
+    )
+    include: tuple[str, ...] = opt((), "Only nodes whose name matches (* and ?).", metavar="NODE")
+    exclude: tuple[str, ...] = opt((), "Leave nodes in float whose name matches (* and ?).", metavar="NODE")
+
+    def check(self) -> None:
+        if self.bits not in _BITS:
+            raise BadInput(f"--bits {self.bits}: weights have 4 or 8 bits")
+        if self.block_size & (self.block_size - 1):
+            raise BadInput(f"--block-size {self.block_size} is no power of two", "write 16, 32, 64, 128 or 256")
+
+
+def _run(source: Source, out: Path, options: QuantizeWeights, progress: Progress) -> Outcome:
+    from optimizer.graph.io import MODEL_NAME, save
+    from optimizer.hf import quiet_libraries
+    from optimizer.quantizing.choose import choose_nodes
+    from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare, save_proto
+    from optimizer.quantizing.rounding import store_int8
+    from optimizer.quantizing.weights import blocks_in, quantize_blocks, without_odd_tables
+
+    assert isinstance(source, Artifact)
+    refuse_quantized(source)
+    refuse_unquantizable(source, taken=0)
+    op_types = ("MatMul", "Gemm") if options.tables == "float" else ("MatMul", "Gemm", "Gather")
+    with tempfile.TemporaryDirectory(dir=out) as work, quiet_libraries():
+        progress("preparing the graph")
+        model = load_proto(prepare(source.model_file, Path(work)))
+        choice = choose_nodes(model, op_types, include=options.include, exclude=options.exclude, dynamic=True)
+        choice = without_odd_tables(model, choice)
+        tables = {node.name for node in model.graph.node if node.op_type == "Gather"} & set(choice.chosen)
+        progress(f"quantizing {len(choice.chosen)} nodes")
+        target = Path(work) / MODEL_NAME
+        made = quantize_blocks(
+            model,
+            choice,
+            bits=options.bits,
+            block_size=options.block_size,
+            symmetric=options.symmetric,
+            accuracy_level=options.accuracy_level,
+            tables=options.tables == "int4",
+        )
+        save_proto(made, target)
+        progress("writing the artifact")
+        quantized = load_result(target)
+        if options.tables == "int8":
+            store_int8(quantized, tables)
+        facts: dict[str, JSON] = {
+            "blocks": blocks_in(quantized),
+            "chosen": choice.counts,
+            "left_in_float": len(choice.excluded),
+            "float_weights": float_weights(quantized),
+        }
+        warnings = cautions(source, quantized, choice.weighted)
+        save(quantized, out)
+    check_opens(out / MODEL_NAME)
+    return Outcome(facts, warnings=warnings)
+
+
+def _verify(options: QuantizeWeights, facts: Mapping[str, JSON], source: Source) -> None:
+    from optimizer.quantizing.weights import check_blocks
+
+    check_quantized("quantize-weights", facts, source)
+    check_blocks(facts, options.bits, options.block_size)
+
+
+def _variant(options: QuantizeWeights, source: Source) -> str:
+    assert isinstance(source, Artifact)
+    words = [f"int{options.bits}", "weights", *modifiers(source)]
+    if options.block_size != 32:
+        words.append(f"b{options.block_size}")
+    if options.symmetric:
+        words.append("sym")
+    if options.accuracy_level != 4:
+        words.append(f"level{options.accuracy_level}")
+    if options.tables != "int8":
+        words.append(f"{options.tables}-tables")
+    return "-".join(words)
+
+
+STAGE = Stage(
+    name="quantize-weights",
+    help="Store weights in 4 or 8 bits, by blocks with a scale each (MatMulNBits). Needs no data.",
+    details="In 8 bits far more exact than other int8, as activations are rounded by blocks too; in 4 bits an eighth "
+    "of the products' weights, and less exact. Faster than fp32 where reading weights is what takes time: short rows, "
+    "one at a time. Refused when nothing was quantized or nothing shrank.",
+    options=QuantizeWeights,
+    accepts=frozenset({Kind.ONNX}),
+    produces=Kind.ONNX,
+    run=_run,
+    variant=_variant,
+    verify=_verify,
+    version=1,
+    needs=("onnxruntime", "onnxruntime-gpu", "onnx"),
+    modules=("onnxruntime", "onnx", "onnx_ir"),
+    command=("quantize", "weights"),
+)

@@ -1,0 +1,48 @@
+"""A provider is tried in a process of its own, whatever that process comes to."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from optimizer import runtime
+from optimizer.runtime import Availability, probe
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    probe.cache_clear()
+    yield
+    probe.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("done", "says"),
+    [
+        (subprocess.CompletedProcess([], -11, "", "Segmentation fault"), "ended the process (code -11): Segmentation"),
+        (subprocess.CompletedProcess([], 1, "", ""), "no message"),
+    ],
+)
+def test_a_provider_that_ends_its_process_does_not_end_this_one(
+    monkeypatch: pytest.MonkeyPatch, done: subprocess.CompletedProcess, says: str
+) -> None:
+    monkeypatch.setattr(runtime.subprocess, "run", lambda *a, **k: done)
+    found = probe("cpu")
+    assert found.ok is False
+    assert says in found.reason
+
+
+def test_a_provider_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(*args: object, **kwargs: object) -> None:
+        raise subprocess.TimeoutExpired("x", 120)
+
+    monkeypatch.setattr(runtime.subprocess, "run", hangs)
+    assert "did not answer" in probe("cpu").reason
+
+
+def test_libraries_may_talk_around_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = 'banner\n@@{"name": "cpu", "ok": true}\ngoodbye\n'
+    monkeypatch.setattr(runtime.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess([], 0, out, ""))
+    assert probe("cpu") == Availability("cpu", True)
