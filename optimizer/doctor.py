@@ -13,7 +13,8 @@ __all__ = ["examine"]
 #: What each extra is for, and a module that is only there when it is installed.
 _EXTRAS = {
     "cpu": ("onnxruntime", "run and quantize ONNX artifacts on a processor"),
-    "openvino": ("onnxruntime_ep_openvino", "bf16 on processors with AMX, through ONNX Runtime"),
+    "openvino": ("onnxruntime_ep_openvino", "bf16 and int8 on Intel's processors, through ONNX Runtime"),
+    "openvino-native": ("openvino", "bf16 and int8 on any maker's processors, through OpenVINO itself"),
     "build": ("transformers", "export models from PyTorch"),
     "data": ("tokenizers", "read texts, images and tables for calibration and verification"),
 }
@@ -42,14 +43,20 @@ def examine() -> dict[str, JSON]:
             "tensorrt": version_of("tensorrt"),
             "tensorrt-rtx": version_of("tensorrt-rtx-cu13") or version_of("tensorrt-rtx-cu12"),
         },
-        "advice": _advice(environment["cpu"]["features"]),
+        "advice": _advice(environment["cpu"]["features"], runtimes.openvino_here() or "openvino-native"),
     }
 
 
-def _advice(features: list[str]) -> list[str]:
+def _advice(features: list[str], openvino: str) -> list[str]:
+    """What is likely fast on a processor, and the provider by which OpenVINO computes there."""
     advice = []
     if "amx_bf16" in features:
-        advice.append("AMX: bf16 through openvino:bf16 is likely the fastest here, and more exact than int8")
+        advice.append(f"AMX: bf16 through {openvino}:bf16 is likely the fastest here, and more exact than int8")
+    elif "avx512_bf16" in features:
+        advice.append(
+            f"AVX512-BF16 without AMX: {openvino}:bf16 is likely faster than fp32 here, and more exact than int8; "
+            "measure which of the two is the fastest"
+        )
     elif "avx512_vnni" in features or "avx_vnni" in features:
         advice.append("VNNI without AMX: int8 is likely the fastest here")
     elif "avx2" in features:

@@ -52,6 +52,7 @@ _DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxruntime-ep-openvino",
+    "openvino",
     "numpy",
     "tokenizers",
     "optimum",
@@ -149,13 +150,15 @@ def last_cache_bytes() -> int:
 
 @functools.cache
 def cpu_facts() -> dict[str, JSON]:
-    """Model, cores and the features that decide which kernels are fast."""
-    model, flags, mhz = platform.processor() or platform.machine(), set[str](), None
+    """Model, vendor (``GenuineIntel``, ``AuthenticAMD``), cores and the features that decide which kernels are fast."""
+    model, vendor, flags, mhz = platform.processor() or platform.machine(), "", set[str](), None
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 model = value.strip()
+            elif name.strip() == "vendor_id":
+                vendor = value.strip()
             elif name.strip() in ("flags", "Features"):
                 flags = set(value.split())
             elif name.strip() == "cpu MHz":
@@ -167,6 +170,7 @@ def cpu_facts() -> dict[str, JSON]:
         governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
     return {
         "model": model,
+        "vendor": vendor,
         "machine": platform.machine(),
         "cores": cpu_threads(),
         "logical": len(_allowed_cpus()),

@@ -117,6 +117,7 @@ _EXTRA_OF = {
     "onnxscript": "build",
     "onnxruntime": "cpu",
     "onnxruntime_ep_openvino": "openvino",
+    "openvino": "openvino-native",
     "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
     "numpy": "cpu",
     "tokenizers": "data",

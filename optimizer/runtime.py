@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from optimizer.discovery import members
+from optimizer.environment import has_module
 from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON, TensorSpec
 
@@ -28,6 +29,8 @@ __all__ = [
     "SessionOptions",
     "discover",
     "get_runtime",
+    "openvino_here",
+    "preferred",
     "probe",
 ]
 
@@ -119,11 +122,12 @@ class Runtime:
     """One library that opens artifacts.
 
     Attributes:
-        name: ``onnxruntime``, ``torch``, ``tensorrt``, ``fake``.
+        name: ``onnxruntime``, ``openvino``, ``torch``, ``fake``.
         providers: names that :class:`Provider` may have here, with the precisions each one takes.
         open: ``open(path, options)`` → :class:`Session`. ``path`` is an ``.onnx`` file for ONNX runtimes and a
             model folder for torch.
         available: whether a provider can run on this machine, found out by loading it.
+        onnx: it opens ``.onnx`` files.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Runtime:
     providers: Mapping[str, tuple[str, ...]]
     open: Callable[..., Session]
     available: Callable[[str], Availability]
+    onnx: bool = False
 
 
 #: Providers are tried in a process of their own: a broken driver may end it, and must not end this one.
@@ -183,6 +188,28 @@ def get_runtime(provider: Provider) -> Runtime:
     if provider.precision and provider.precision not in precisions:
         raise UnknownName(f"precision of {provider.name}", provider.precision, precisions or ("none: leave it out",))
     return runtime
+
+
+#: The two ways that OpenVINO comes, the better known first, and the module that is there when one is installed.
+_OPENVINO = {"openvino": "onnxruntime_ep_openvino", "openvino-native": "openvino"}
+
+
+def openvino_here() -> str | None:
+    """The provider by which OpenVINO computes on this machine, each tried as :func:`probe` does.
+
+    Returns:
+        ``openvino`` where ONNX Runtime's plugin is installed and has a device, ``openvino-native`` where the package of
+        its own works, None where neither does.
+    """
+    return next((name for name, module in _OPENVINO.items() if has_module(module) and probe(name).ok), None)
+
+
+def preferred(text: str) -> Provider:
+    """The provider that an artifact says it is made for: ``openvino`` is either of the two that works here."""
+    provider = Provider.parse(text)
+    if provider.name in _OPENVINO and (here := openvino_here()):
+        return replace(provider, name=here)
+    return provider
 
 
 @dataclass(frozen=True)

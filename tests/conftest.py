@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("ML_OPT_STORE", None)
 
+from optimizer.runtime import probe
 from optimizer.stage import Stage
 from optimizer.store import Store
 
@@ -43,6 +44,22 @@ def sentences() -> Path:
 def train_sentences() -> Path:
     """2,379 labelled sentences that share none with `sentences`."""
     return DATA / "sentiment-train.jsonl"
+
+
+@pytest.fixture
+def openvino_plugin() -> None:
+    """For what only ONNX Runtime's OpenVINO plugin does: skipped, with its own reason, where it has no device."""
+    found = probe("openvino")
+    if not found.ok:
+        pytest.skip(found.reason)
+
+
+@pytest.fixture(params=["openvino", "openvino-native"])
+def openvino_provider(request: pytest.FixtureRequest) -> str:
+    """Both ways that OpenVINO comes, for what they have in common. Its own package runs on every processor."""
+    if request.param == "openvino":
+        request.getfixturevalue("openvino_plugin")
+    return str(request.param)
 
 
 @pytest.fixture

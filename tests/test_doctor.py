@@ -36,11 +36,17 @@ def test_extras_say_what_to_type(facts: dict, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("features", "word"),
-    [(["amx_bf16", "avx512_vnni"], "bf16"), (["avx512_vnni"], "int8 is likely"), (["avx2"], "no VNNI"), ([], "")],
+    [
+        (["amx_bf16", "avx512_bf16", "avx512_vnni"], "openvino-native:bf16 is likely the fastest"),
+        (["avx512_bf16", "avx512_vnni"], "openvino-native:bf16 is likely faster than fp32"),
+        (["avx512_vnni"], "int8 is likely"),
+        (["avx2"], "no VNNI"),
+        ([], ""),
+    ],
 )
 def test_advice_follows_the_processor(features: list[str], word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "gpu_facts", lambda: ())
-    advice = doctor._advice(features)
+    advice = doctor._advice(features, "openvino-native")
     assert (word in advice[0]) if word else advice == []
     monkeypatch.setattr(doctor, "gpu_facts", lambda: ({"name": "x"},))
-    assert any("GPU" in line for line in doctor._advice(features))
+    assert any("GPU" in line for line in doctor._advice(features, "openvino"))

@@ -64,6 +64,7 @@ def test_the_processor_is_that_of_proc_cpuinfo() -> None:
     facts = environment.cpu_facts()
     text = Path("/proc/cpuinfo").read_text()
     assert facts["model"] in text
+    assert f"vendor_id\t: {facts['vendor']}\n" in text or "vendor_id" not in text
     flags = set(next(line for line in text.splitlines() if line.startswith(("flags", "Features"))).split())
     assert facts["features"] == [f for f in environment._FEATURES if f in flags]
 

@@ -1,4 +1,4 @@
-"""A provider is tried in a process of its own, whatever that process comes to."""
+"""A provider is tried in a process of its own, whatever that process comes to; and which OpenVINO works here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from optimizer import runtime
-from optimizer.runtime import Availability, probe
+from optimizer.runtime import Availability, openvino_here, preferred, probe
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +46,30 @@ def test_libraries_may_talk_around_the_answer(monkeypatch: pytest.MonkeyPatch) -
     out = 'banner\n@@{"name": "cpu", "ok": true}\ngoodbye\n'
     monkeypatch.setattr(runtime.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess([], 0, out, ""))
     assert probe("cpu") == Availability("cpu", True)
+
+
+@pytest.mark.parametrize(
+    ("installed", "works", "here", "prefers"),
+    [
+        ({"onnxruntime_ep_openvino", "openvino"}, {"openvino", "openvino-native"}, "openvino", "openvino:bf16"),
+        ({"onnxruntime_ep_openvino", "openvino"}, {"openvino-native"}, "openvino-native", "openvino-native:bf16"),
+        ({"openvino"}, {"openvino", "openvino-native"}, "openvino-native", "openvino-native:bf16"),
+        ({"onnxruntime_ep_openvino"}, set(), None, "openvino:bf16"),
+        (set(), {"openvino", "openvino-native"}, None, "openvino:bf16"),
+    ],
+)
+def test_the_openvino_that_works_here(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], works: set[str], here: str | None, prefers: str
+) -> None:
+    monkeypatch.setattr(runtime, "has_module", lambda name: name in installed)
+    monkeypatch.setattr(runtime, "probe", lambda name: Availability(name, name in works))
+    assert openvino_here() == here
+    assert str(preferred("openvino:bf16")) == prefers
+    assert str(preferred("cuda")) == "cuda"
+
+
+def test_what_is_said_to_work_here_does() -> None:
+    """The package of its own runs on every processor that tests run on."""
+    here = openvino_here()
+    assert here is not None
+    assert probe(here).ok

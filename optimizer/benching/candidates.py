@@ -18,7 +18,7 @@ from optimizer.artifact import Artifact
 from optimizer.data.batching import IN_ORDER, SORTED, Batching
 from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import BadInput, MissingPiece
-from optimizer.runtime import Candidate, Provider, get_runtime
+from optimizer.runtime import Candidate, Provider, discover, get_runtime, preferred
 from optimizer.source import resolve_source
 from optimizer.store import Store
 from optimizer.types import JSON, Device
@@ -116,7 +116,7 @@ def parse(text: str, store: Store, first: Artifact | None = None, default: Provi
     artifact = store.get(head)
     model = _model_of(artifact)
     prefers = model.get("prefers")
-    provider = asked or (Provider.parse(str(prefers)) if prefers else default)
+    provider = asked or (preferred(str(prefers)) if prefers else default)
     return Entrant(_onnx(text, artifact.model_file, provider, artifact.manifest.key, model), artifact)
 
 
@@ -131,8 +131,9 @@ def _split(text: str) -> tuple[str, Provider | None]:
 
 
 def _onnx(label: str, path: Path, provider: Provider, key: str = "", model: dict[str, JSON] | None = None) -> Candidate:
-    if get_runtime(provider).name != "onnxruntime":
-        raise BadInput(f"{label}: {provider} does not run ONNX files", "use cpu, openvino, cuda, tensorrt or rtx")
+    if not get_runtime(provider).onnx:
+        takers = [name for runtime in discover().values() if runtime.onnx for name in runtime.providers]
+        raise BadInput(f"{label}: {provider} does not run ONNX files", f"use one of: {', '.join(takers)}")
     return Candidate(label, path, provider, key, model or {})
 
 

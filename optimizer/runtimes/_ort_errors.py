@@ -5,96 +5,83 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.errors import BadInput, MissingPiece, MlOptError
+from optimizer.errors import BadInput, MissingPiece
+from optimizer.runtimes._vendor_errors import Rule, translated
 
 __all__ = ["ort_errors"]
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """One row: what is found in ``"<exception's name>: <its text>"``, and the error that it becomes.
-
-    ``message`` may use ``{path}`` and the pattern's groups.
-    """
-
-    pattern: str
-    error: type[MlOptError]
-    message: str
-    hint: str = ""
-
-
 #: Looked through from the top; the first match wins. The texts are those of ONNX Runtime 1.32.
 _TABLE = (
-    _Rule(r"^InvalidProtobuf|^NoModel|No graph was found", BadInput, "{path} is not an ONNX model, or it is cut short"),
-    _Rule(r"^NoSuchFile", BadInput, "no such file: {path}"),
-    _Rule(
+    Rule(r"^InvalidProtobuf|^NoModel|No graph was found", BadInput, "{path} is not an ONNX model, or it is cut short"),
+    Rule(r"^NoSuchFile", BadInput, "no such file: {path}"),
+    Rule(
         r"External data path does not exist: \"?(?P<file>[^\"\n]+)",
         BadInput,
         "{path}: its weights file is missing: {file}",
         "an ONNX file with external data must be moved together with it",
     ),
-    _Rule(
+    Rule(
         r"[Ee]xternal (?:initializer|data).*(?:out of bounds|cannot be read|can not be read|validation failed)",
         BadInput,
         "{path}: its weights file is cut short or lies outside its folder",
     ),
-    _Rule(
+    Rule(
         r"Failed to allocate memory.*?size (?P<size>\d+)|bad_alloc|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY",
         MissingPiece,
         "not enough memory to run {path}",
         "use a smaller batch or a shorter sequence",
     ),
-    _Rule(
+    Rule(
         r"Opset (?P<opset>\d+) is under development",
         BadInput,
         "{path} has opset {opset}, which this ONNX Runtime does not know",
         "export it with a lower --opset",
     ),
-    _Rule(
+    Rule(
         r"Unsupported model IR version: (?P<ir>\d+), max supported IR version: (?P<max>\d+)",
         BadInput,
         "{path} has IR version {ir}; this ONNX Runtime reads up to {max}",
         'run: pip install --upgrade "ml-opt[cpu]"',
     ),
-    _Rule(
+    Rule(
         r"Could not find an implementation for (?P<op>[\w.]+)\((?P<since>\d+)\)",
         BadInput,
         "{path}: {provider} has no kernel for {op} (of opset {since}) with the types that it has here",
         "try another provider, or `ml-opt cast` to another type",
     ),
-    _Rule(
+    Rule(
         r"No Op registered for (?P<op>\S+)|Fatal error: (?P<custom>[\w.:-]+)\(-?\d+\) is not a registered",
         BadInput,
         "{path} uses the operator {op}{custom}, which ONNX Runtime does not have",
     ),
-    _Rule(
+    Rule(
         r"Invalid rank for input: (?P<input>\S+) Got: (?P<got>\d+) Expected: (?P<want>\d+)",
         BadInput,
         "input {input!r} has {got} dimensions, not {want}",
     ),
-    _Rule(
+    Rule(
         r"indices element out of data bounds, idx=(?P<index>-?\d+)[^\[]*\[(?P<low>-?\d+),(?P<high>-?\d+)\]",
         BadInput,
         "an input looks up row {index} of a table that has rows {low} to {high}",
         "a token id is beyond the vocabulary, or a row is longer than the model's longest sequence",
     ),
-    _Rule(
+    Rule(
         r"Attempting to broadcast|must be equal|invalid index found|input_shape\[|shapes? .*(?:mismatch|incompatible)",
         BadInput,
         "{path} cannot take inputs of these shapes: {text}",
         "inputs of different lengths, or a row longer than the model's longest sequence",
     ),
-    _Rule(
+    Rule(
         r"(?P<library>lib[\w.+-]+\.so[\d.]*): cannot open shared object|CUDA driver version is insufficient"
         r"|no CUDA-capable device",
         MissingPiece,
         "{provider} cannot load: {text}",
     ),
-    _Rule(r"^InvalidGraph", BadInput, "{path} is not a valid graph: {text}"),
-    _Rule(r"", BadInput, "ONNX Runtime cannot run {path}: {text}"),
+    Rule(r"^InvalidGraph", BadInput, "{path} is not a valid graph: {text}"),
+    Rule(r"", BadInput, "ONNX Runtime cannot run {path}: {text}"),
 )
 
 
@@ -106,7 +93,7 @@ def ort_errors(path: Path, provider: str) -> Iterator[None]:
     except Exception as error:
         if not _is_ort(error):
             raise
-        raise _translated(error, path, provider) from error
+        raise translated(error, _TABLE, path, provider, _plain) from error
 
 
 def _is_ort(error: Exception) -> bool:
@@ -114,18 +101,6 @@ def _is_ort(error: Exception) -> bool:
     return type(error).__module__.startswith("onnxruntime") or (
         type(error) in (RuntimeError, MemoryError) and "onnxruntime" in str(error).lower()
     )
-
-
-def _translated(error: Exception, path: Path, provider: str) -> MlOptError:
-    text = str(error)
-    subject = f"{type(error).__name__}: {text}"
-    for rule in _TABLE:
-        if (found := re.search(rule.pattern, subject, re.DOTALL)) is None:
-            continue
-        groups = {name: value or "" for name, value in found.groupdict().items()}
-        message = rule.message.format(path=path, provider=provider, text=_plain(text), **groups)
-        return rule.error(message, rule.hint)
-    raise AssertionError("the last rule matches everything")
 
 
 def _plain(text: str) -> str:

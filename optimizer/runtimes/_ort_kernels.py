@@ -21,7 +21,7 @@ from optimizer.types import JSON
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["Watch", "kernels_of", "quantized_nodes"]
+__all__ = ["PRODUCTS", "Watch", "counted", "kernels_of", "quantized_nodes", "type_of"]
 
 #: Operators that multiply in int8: those of files, and those that ONNX Runtime fuses Q/DQ pairs into.
 _INT8_OPS = frozenset(
@@ -39,7 +39,7 @@ _INT8_OPS = frozenset(
 )
 _BLOCKS = "MatMulNBits"
 #: Operators that hold nearly all of a model's arithmetic, in the words of ONNX Runtime and of OpenVINO.
-_PRODUCTS = re.compile(r"MatMul|Gemm|Conv(?!ert)|Deconv|Attention|MHA|FullyConnected|LSTM|GRU|RNN")
+PRODUCTS = re.compile(r"MatMul|Gemm|Conv(?!ert)|Deconv|Attention|MHA|FullyConnected|LSTM|GRU|RNN")
 #: Element types as profiles write them, in numpy's words.
 _TYPES = {
     "float": "float32",
@@ -114,6 +114,11 @@ def kernels_of(
     ran = _native(events, quantized) if provider in _NATIVE else _openvino(events) if provider == "openvino" else {}
     if not ran and provider not in _NATIVE:
         return None
+    return counted(ran, quantized)
+
+
+def counted(ran: Mapping[str, str], quantized: Mapping[str, str]) -> dict[str, JSON]:
+    """What :meth:`optimizer.runtime.Session.runs` says of products by name → type that each was computed in."""
     counts = Counter(ran.values())
     asked = {name for name, type_ in quantized.items() if type_ == "int8"}
     back = sorted(name for name, type_ in ran.items() if "int" not in type_ and _file_name(name) in asked)
@@ -135,8 +140,8 @@ def _native(events: Iterable[Mapping[str, JSON]], quantized: Mapping[str, str]) 
             # ONNX Runtime also makes blocks of a product whose weight alone is quantized, or whose activation's form it
             # has no integer kernel for.
             ran[name] = quantized.get(name, "int8").partition("-")[0] + "-weights"
-        elif _PRODUCTS.search(op) and (types := said.get("input_type_shape")):
-            ran[name] = _type_of(next(iter(types[0])))
+        elif PRODUCTS.search(op) and (types := said.get("input_type_shape")):
+            ran[name] = type_of(next(iter(types[0])))
     return ran
 
 
@@ -145,12 +150,13 @@ def _openvino(events: Iterable[Mapping[str, JSON]]) -> dict[str, str]:
     ran = {}
     for event in events:
         said = event.get("args", {})
-        if said.get("ov_status") == "EXECUTED" and _PRODUCTS.search(str(said.get("ov_node_type", ""))):
-            ran[str(event["name"]).removeprefix("OV::")] = _type_of(str(said["ov_exec_type"]).rpartition("_")[2])
+        if said.get("ov_status") == "EXECUTED" and PRODUCTS.search(str(said.get("ov_node_type", ""))):
+            ran[str(event["name"]).removeprefix("OV::")] = type_of(str(said["ov_exec_type"]).rpartition("_")[2])
     return ran
 
 
-def _type_of(word: str) -> str:
+def type_of(word: str) -> str:
+    """Numpy's word for an element type, signed or not."""
     return _TYPES.get(word.lower(), word.lower())
 
 
@@ -170,7 +176,7 @@ def quantized_nodes(path: Path) -> dict[str, str]:
             how = quantized_as(node)
             if how == "weight_only":
                 found[str(node.name)] = f"int{node.attributes['bits'].as_int()}-weights"
-            elif how == "stored" and _PRODUCTS.search(node.op_type):
+            elif how == "stored" and PRODUCTS.search(node.op_type):
                 found[str(node.name)] = f"int{_bits_of(node)}-weights"
             elif how in ("dynamic", "qlinear", "qdq"):
                 found[str(node.name)] = "int8"

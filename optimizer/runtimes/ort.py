@@ -7,7 +7,6 @@ load, or cannot run a node, and says so only in its log. Every session is opened
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import importlib
 import json
@@ -19,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.environment import cpu_threads, version_of
+from optimizer.environment import cpu_facts, cpu_threads, version_of
 from optimizer.errors import BadInput, GateFailed, MissingPiece, MlOptError, missing_package
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
+from optimizer.runtimes import _openvino as openvino
 from optimizer.runtimes._feeds import Limits, check_feeds
 from optimizer.runtimes._ort_errors import ort_errors
 from optimizer.runtimes._ort_kernels import Watch
+from optimizer.runtimes._tiny import TINY
 from optimizer.types import JSON, TensorSpec
 
 if TYPE_CHECKING:
@@ -54,9 +55,6 @@ _DTYPES = {
 #: measured is not that provider's.
 _HEAVY = re.compile(r"MatMul|Gemm|Conv|Attention|LSTM|GRU|RNN")
 
-#: y = Relu(x) of one float, opset 13: the smallest model that a provider can be tried with.
-_TINY = base64.b64decode("CAgSADozCgwKAXgSAXkiBFJlbHUSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN")
-
 
 @dataclass(frozen=True)
 class _Row:
@@ -82,21 +80,9 @@ class _Row:
     device: str = "cpu"
 
 
-_OPENVINO_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-#: What OpenVINO's device says it can do; a hint for anything else is taken without a word and not followed.
-_OPENVINO_CAPABILITY = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-
-
 def _openvino(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    # Left to itself, OpenVINO computes fp32 files in bf16 wherever the processor has it.
-    config = {
-        "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISION[precision],
-        "INFERENCE_NUM_THREADS": str(threads),
-        "PERFORMANCE_HINT": "LATENCY",
-        **({"PERF_COUNT": "YES"} if options.watch else {}),
-        **options.extra,
-    }
-    return {"load_config": json.dumps({"CPU": config})}
+    watched = {"PERF_COUNT": "YES"} if options.watch else {}
+    return {"load_config": json.dumps({"CPU": {**watched, **openvino.config(options, precision, threads)}})}
 
 
 def _cuda(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
@@ -116,7 +102,7 @@ PROVIDERS: dict[str, _Row] = {
         "openvino",
         _openvino,
         plugin="onnxruntime_ep_openvino",
-        precisions=("fp32", "bf16", "fp16"),
+        precisions=tuple(openvino.PRECISIONS),
     ),
     "cuda": _Row("CUDAExecutionProvider", "gpu", _cuda, light_on_cpu=True, device="cuda"),
     "tensorrt": _Row("TensorrtExecutionProvider", "gpu", _plain, device="cuda"),
@@ -290,18 +276,23 @@ def _devices(onnxruntime: Any, name: str, row: _Row, precision: str) -> list[Any
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
     if name == "openvino":
         devices = [d for d in devices if d.ep_metadata.get("ov_device") == "CPU"][:1]
-        has = devices[0].ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split() if devices else []
-        if devices and _OPENVINO_CAPABILITY[precision] not in has:
-            raise MissingPiece(
-                f"this processor cannot compute in {precision}: OpenVINO would run in another precision without a word",
-                "use openvino (fp32), or a machine with AMX or AVX512-BF16",
-            )
     if not devices:
-        hint = (
-            "its plugin runs on Intel hardware alone" if name == "openvino" else "`ml-opt doctor` lists what there is"
-        )
-        raise MissingPiece(f"the provider {name} finds no device on this machine", hint)
+        raise _no_device(name)
+    if name == "openvino":
+        openvino.need_capability(name, precision, devices[0].ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split())
     return devices
+
+
+def _no_device(name: str) -> MissingPiece:
+    """Why a plugin that loaded has nothing to run on. OpenVINO's passes over every processor that is not Intel's."""
+    cpu = cpu_facts()
+    if name == "openvino" and cpu["vendor"] != "GenuineIntel":
+        maker = cpu["vendor"] or cpu["machine"]
+        return MissingPiece(
+            f"the provider openvino finds no device: its plugin passes over processors that are not Intel's ({maker})",
+            'run: pip install "ml-opt[openvino-native]", and use openvino-native',
+        )
+    return MissingPiece(f"the provider {name} finds no device on this machine", "`ml-opt doctor` lists what there is")
 
 
 def _check_got(session: Any, name: str, row: _Row, path: Path) -> dict[str, JSON]:
@@ -345,7 +336,7 @@ def _why_not(row: _Row) -> str:
 def _available(provider: str) -> Availability:
     """Try a provider for real, with a model of one node."""
     try:
-        session = _opened(_TINY, Path("a model of one node"), SessionOptions(Provider(provider), threads=1), {})
+        session = _opened(TINY, Path("a model of one node"), SessionOptions(Provider(provider), threads=1), {})
     except MlOptError as error:
         return Availability(provider, False, error.message, error.hint)
     facts: dict[str, JSON] = {"onnxruntime": session.facts["onnxruntime"]}
@@ -362,4 +353,5 @@ RUNTIME = Runtime(
     providers={name: row.precisions for name, row in PROVIDERS.items()},
     open=_open,
     available=_available,
+    onnx=True,
 )

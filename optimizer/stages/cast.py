@@ -18,7 +18,8 @@ _STORED_AS = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 _WARNINGS = {
     Precision.FP16: "ONNX Runtime's CPU provider computes fp16 in fp32, behind casts: half the file, no faster",
-    Precision.BF16: "ONNX Runtime's CPU provider has no bf16 kernels: run it with openvino:bf16 or cuda",
+    Precision.BF16: "ONNX Runtime's CPU provider has no bf16 kernels: run it with openvino:bf16, "
+    "openvino-native:bf16 or cuda",
 }
 
 
@@ -102,7 +103,7 @@ STAGE = Stage(
     help="Cast a float graph to fp16 or bf16, keeping in fp32 what 16 bits cannot hold.",
     details="Inputs and outputs stay float32. Weights out of range, squares and their means, positions and other "
     "numbers made of integers stay in fp32 and are counted; mask fills become finite numbers of the new format. fp16 "
-    "pays on GPUs, bf16 also on processors with AMX through the OpenVINO provider.",
+    "pays on GPUs, bf16 also on processors with AMX or AVX512-BF16, through OpenVINO.",
     options=Cast,
     accepts=frozenset({Kind.ONNX}),
     produces=Kind.ONNX,

@@ -81,7 +81,7 @@ def _variant(options: OrtOptimize, source: Source) -> str:
 STAGE = Stage(
     name="ort-optimize",
     help="Optimize a graph for ONNX Runtime: fold constants, infer shapes, fuse attention, normalization and GELU.",
-    details="The result has operators of ONNX Runtime's own and runs there (and on its OpenVINO provider) only; build "
+    details="The result has operators of ONNX Runtime's own and runs there, and on OpenVINO, only; build "
     "TensorRT engines from the export. A model that spells out attention and matches no attention fusion is refused.",
     options=OrtOptimize,
     accepts=frozenset({Kind.ONNX}),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from benching.small import add
 
+from optimizer import runtime
 from optimizer.benching.candidates import (
     candidate_from_json,
     candidate_to_json,
@@ -25,12 +26,17 @@ def test_a_reference_runs_on_the_cpu_unless_told_otherwise(small_store):
     assert plain.path.name == "model.onnx"
     assert plain.key == "fp32"
     assert [spec["name"] for spec in plain.model["inputs"]] == ["input_ids", "attention_mask"]
-    assert str(parse("small:fp32+openvino:bf16", small_store).candidate.provider) == "openvino:bf16"
+    for provider in ("openvino:bf16", "openvino-native:bf16"):
+        assert str(parse(f"small:fp32+{provider}", small_store).candidate.provider) == provider
 
 
-def test_an_artifact_may_prefer_a_provider(small_store, tmp_path):
+@pytest.mark.parametrize("here", ["openvino", "openvino-native"])
+def test_an_artifact_may_prefer_a_provider(small_store, tmp_path, monkeypatch, here):
+    """OpenVINO is meant in either of its forms; what was asked for by name is left as it is."""
+    monkeypatch.setattr(runtime, "openvino_here", lambda: here)
     add(small_store, "bf16", tmp_path / "gone", prefers="openvino:bf16")
-    assert str(parse("small:bf16", small_store).candidate.provider) == "openvino:bf16"
+    assert str(parse("small:bf16", small_store).candidate.provider) == f"{here}:bf16"
+    assert str(parse("small:bf16+openvino:bf16", small_store).candidate.provider) == "openvino:bf16"
     assert str(parse("small:bf16+cpu", small_store).candidate.provider) == "cpu"
 
 

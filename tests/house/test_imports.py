@@ -23,8 +23,8 @@ MODULES = sorted(
 )
 HEAVY = (
     "numpy", "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "onnxruntime_ep_openvino",
-    "tokenizers", "PIL", "pyarrow", "scipy", "sympy", "safetensors", "huggingface_hub", "optimum", "requests", "psutil",
-    "tensorrt", "pandas", "datasets",
+    "openvino", "tokenizers", "PIL", "pyarrow", "scipy", "sympy", "safetensors", "huggingface_hub", "optimum",
+    "requests", "psutil", "tensorrt", "pandas", "datasets",
 )  # fmt: skip
 
 BLOCK = f"""

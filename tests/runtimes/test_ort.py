@@ -1,46 +1,15 @@
 """ONNX Runtime on graphs small enough to know the answer of."""
 
-import subprocess
-import sys
+import re
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from runtimes.graphs import FLOAT, WEIGHT, X, cdist, matmul, opened, opened_in_a_child, write
 
 from optimizer.errors import BadInput, GateFailed, MissingPiece
-from optimizer.runtime import Provider, SessionOptions, get_runtime
-
-FLOAT = TensorProto.FLOAT
-WEIGHT = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-X = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
-
-
-def write(path, nodes, *, inputs=None, outputs=None, weights=None, opset=20, ir=10, domains=(), external=None):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        inputs or [helper.make_tensor_value_info("x", FLOAT, ["batch", 4])],
-        outputs or [helper.make_tensor_value_info("y", FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
-    )
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
-    if external:
-        onnx.save(model, path, save_as_external_data=True, location=external, size_threshold=0)
-    else:
-        onnx.save(model, path)
-    return path
-
-
-def matmul(path, **more):
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    return write(path, [node], weights={"w": WEIGHT}, **more)
-
-
-def opened(path, provider="cpu", threads=1, **model):
-    parsed = Provider.parse(provider)
-    return get_runtime(parsed).open(path, SessionOptions(parsed, threads), model=model)
+from optimizer.runtime import Provider, get_runtime
+from optimizer.runtimes import ort
 
 
 @pytest.fixture
@@ -171,39 +140,28 @@ def test_more_memory_than_there_is_is_said_so(tmp_path):
 # ------------------------------------------------------------------------------------------------------- asked and got
 
 
-def test_openvino_without_a_precision_is_fp32(tmp_path):
-    """Left to itself it computes in bf16 on processors that have it, which the tolerance would show."""
-    pytest.importorskip("onnxruntime_ep_openvino")
-    wide = np.random.default_rng(2).standard_normal((256, 64)).astype(np.float32)
-    x = helper.make_tensor_value_info("x", FLOAT, ["batch", 256])
-    path = write(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], inputs=[x], weights={"w": wide})
-    feeds = {"x": np.random.default_rng(3).standard_normal((32, 256)).astype(np.float32)}
-    session = opened(path, "openvino")
-    assert session.facts["precision"] == "fp32"
-    assert session.facts["nodes"] == {"openvino": 1}
-    exact = feeds["x"] @ wide
-    assert np.abs(session.run(feeds)["y"] - exact).max() < 1e-4
-    try:
-        low = opened(path, "openvino:bf16")
-    except MissingPiece as error:
-        assert "bf16" in error.message
-        return
-    difference = np.abs(low.run(feeds)["y"] - exact).max()
-    assert 1e-3 < difference < 1.0
-
-
-def test_nodes_that_another_provider_took_are_an_error(tmp_path):
-    """OpenVINO has no CDist; ONNX Runtime would run it on the CPU without a word."""
-    pytest.importorskip("onnxruntime_ep_openvino")
-    nodes = [
-        helper.make_node("Exp", ["x"], ["a"]),
-        helper.make_node("CDist", ["a", "a"], ["b"], domain="com.microsoft", metric="euclidean"),
-        helper.make_node("Sin", ["b"], ["y"]),
-    ]
-    path = write(tmp_path / "m.onnx", nodes, domains=["com.microsoft"])
+def test_nodes_that_another_provider_took_are_an_error(tmp_path, openvino_plugin):
+    """ONNX Runtime would run what OpenVINO has not on the CPU without a word."""
+    path = cdist(tmp_path / "m.onnx")
     assert opened(path).facts["nodes"] == {"cpu": 3}
     with pytest.raises(GateFailed, match=r"1 of 3 nodes would not run on openvino: CDist \(1\)"):
         opened(path, "openvino")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "says", "hint"),
+    [
+        ("AuthenticAMD", r"passes over processors that are not Intel's \(AuthenticAMD\)", "ml-opt[openvino-native]"),
+        ("", r"not Intel's \(aarch64\)", "use openvino-native"),
+        ("GenuineIntel", "finds no device on this machine", "doctor"),
+    ],
+)
+def test_a_plugin_without_a_device_says_what_runs_instead(monkeypatch, vendor, says, hint):
+    monkeypatch.setattr(ort, "cpu_facts", lambda: {"vendor": vendor, "machine": "aarch64"})
+    error = ort._no_device("openvino")
+    assert re.search(says, error.message)
+    assert hint in error.hint
+    assert error.exit_code == 4
 
 
 def test_a_provider_that_is_not_there_names_the_pip_line(model):
@@ -224,23 +182,9 @@ def test_available_means_that_it_loads():
     assert found.ok or (found.reason and "pip install" in found.hint)
 
 
-@pytest.mark.parametrize(("provider", "said"), [("cpu", "is not an ONNX model"), ("openvino", "property NO_SUCH_KEY")])
-def test_the_log_stays_quiet(model, provider, said):
-    """Errors are raised, not printed: a child's stderr holds nothing of ONNX Runtime or of its plugin."""
-    if provider == "openvino":
-        pytest.importorskip("onnxruntime_ep_openvino")
-    else:
-        model.write_bytes(b"garbage")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from optimizer.errors import MlOptError\n"
-        "from optimizer.runtime import Provider, SessionOptions, get_runtime\n"
-        "p = Provider(sys.argv[2])\n"
-        "options = SessionOptions(p, 1, extra={'NO_SUCH_KEY': '1'} if p.name == 'openvino' else {})\n"
-        "try: get_runtime(p).open(Path(sys.argv[1]), options, model={})\n"
-        "except MlOptError as e: print(e.message)\n"
-    )
-    words = [sys.executable, "-c", code, str(model), provider]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert said in done.stdout
+def test_the_log_stays_quiet(model):
+    """Errors are raised, not printed: a child's stderr holds nothing of ONNX Runtime."""
+    model.write_bytes(b"garbage")
+    done = opened_in_a_child(model, "cpu")
+    assert "is not an ONNX model" in done.stdout
     assert done.stderr == ""

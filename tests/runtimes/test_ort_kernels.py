@@ -72,15 +72,23 @@ def test_nodes_that_were_left_out_are_seen_in_float(minilm_store: Store) -> None
     assert found["fell_back"] == [], "they were never to run in int8"
 
 
-def test_openvino_says_what_it_runs(variants: dict[str, Artifact]) -> None:
-    """Attention's products lie inside kernels of their own there."""
-    if not get_runtime(Provider("openvino")).available("openvino").ok:
-        pytest.skip("OpenVINO's plugin finds no device here")
+def test_openvino_says_what_it_runs(variants: dict[str, Artifact], openvino_plugin: None) -> None:
+    """Attention's products lie inside kernels of their own there, which its plugin does not tell from others."""
     assert ran(variants["fp32"].model_file, TOKENS, "openvino") == {"float32": 37, "fell_back": []}
     assert ran(variants["static"].model_file, TOKENS, "openvino") == {"int8": 37, "fell_back": []}
     dynamic = ran(variants["dynamic"].model_file, TOKENS, "openvino")
     assert dynamic is not None
     assert (dynamic["float32"], len(dynamic["fell_back"])) == (37, 37)
+
+
+def test_openvino_by_its_own_package_says_what_it_runs(variants: dict[str, Artifact]) -> None:
+    """The six attentions are a kernel each."""
+    native = "openvino-native"
+    assert ran(variants["fp32"].model_file, TOKENS, native) == {"float32": 43, "fell_back": []}
+    assert ran(variants["static"].model_file, TOKENS, native) == {"float32": 6, "int8": 37, "fell_back": []}
+    dynamic = ran(variants["dynamic"].model_file, TOKENS, native)
+    assert dynamic is not None
+    assert (dynamic["float32"], len(dynamic["fell_back"])) == (43, 37)
 
 
 def qdq(folder: Path, activation: Any, weight: Any) -> Path:
