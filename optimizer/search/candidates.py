@@ -16,7 +16,7 @@ __all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "sp
 #: What ``--target`` may name, and the providers behind each.
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "ort": ("cpu", "cuda"),
-    "openvino": ("openvino",),
+    "openvino": ("openvino", "openvino-native"),
     "tensorrt": ("tensorrt", "rtx"),
 }
 
@@ -98,7 +98,6 @@ class Plan:
 
 
 _CPU = Provider("cpu")
-_OPENVINO_BF16 = Provider("openvino", "bf16")
 _WEIGHTS = "quantize-weights"
 
 
@@ -133,10 +132,11 @@ def _on_openvino(calib: Path | None, machine: Machine) -> Iterable[Idea]:
     OpenVINO runs every product of it in int8; of dynamic int8 (MatMulInteger) none, so that it is not among them.
     """
     fp16 = (StepOf("cast", {"to": "fp16"}),)
-    yield Idea("bf16-openvino", Precision.BF16, _OPENVINO_BF16, (), "bf16 matrix units, and no calibration")
-    yield Idea("bf16-openvino-fp16-file", Precision.BF16, _OPENVINO_BF16, fp16, "the same from half the file")
+    bf16 = Provider(machine.openvino, "bf16")
+    yield Idea("bf16-openvino", Precision.BF16, bf16, (), "bf16 matrix units, and no calibration")
+    yield Idea("bf16-openvino-fp16-file", Precision.BF16, bf16, fp16, "the same from half the file")
     rest = "bf16" if machine.bf16 else "fp32"
-    provider = _OPENVINO_BF16 if machine.bf16 else Provider("openvino")
+    provider = bf16 if machine.bf16 else Provider(machine.openvino)
     why = f"int8 products, and {rest} between them"
     yield Idea("int8-static-openvino", Precision.INT8, provider, _static(calib), why)
     smooth = _static(calib, smooth=True)

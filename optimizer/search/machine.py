@@ -11,8 +11,13 @@ from optimizer.runtime import probe
 __all__ = ["GPU_PROVIDERS", "Machine"]
 
 GPU_PROVIDERS = ("tensorrt", "rtx", "cuda")
-#: Plugins of ONNX Runtime by provider: the module that is there when it is installed, and the extra that brings it.
-_PLUGINS = {"openvino": ("onnxruntime_ep_openvino", "openvino"), "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx")}
+_NATIVE = "openvino-native"
+#: Providers in packages of their own: the module that is there when one is installed, and the extra that brings it.
+_PACKAGES = {
+    "openvino": ("onnxruntime_ep_openvino", "openvino"),
+    _NATIVE: ("openvino", _NATIVE),
+    "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Machine:
 
     Attributes:
         features: of the processor, as /proc/cpuinfo names them.
-        providers: of ONNX Runtime that work here.
+        providers: that work here.
         reasons: by provider, why it does not.
         fusing: the package is installed that fuses operators.
     """
@@ -35,12 +40,19 @@ class Machine:
     def here(cls) -> Machine:
         """The machine that this runs on; what might work is tried, each provider in a process of its own."""
         reasons = {name: _reason(name) for name in ("openvino", *GPU_PROVIDERS)}
+        if reasons["openvino"]:  # only then, as what both can do is tried once
+            reasons[_NATIVE] = _reason(_NATIVE)
         return cls(
             features=frozenset(cpu_facts()["features"]),
             providers=frozenset({"cpu", *(name for name, reason in reasons.items() if not reason)}),
             reasons={name: reason for name, reason in reasons.items() if reason},
             fusing=has_module("onnxscript"),
         )
+
+    @property
+    def openvino(self) -> str:
+        """The provider by which OpenVINO computes here, or would: ONNX Runtime's, or its own where that has no device."""
+        return _NATIVE if _NATIVE in self.providers and "openvino" not in self.providers else "openvino"
 
     def why_not(self, provider: str) -> str:
         """Why a provider does not work here."""
@@ -66,8 +78,8 @@ def _reason(provider: str) -> str:
     """Why a provider does not work here; empty when it does. What cannot work is not tried, as that takes a second."""
     if provider in GPU_PROVIDERS and not gpu_facts():
         return "no NVIDIA GPU here"
-    if provider in _PLUGINS:
-        module, extra = _PLUGINS[provider]
+    if provider in _PACKAGES:
+        module, extra = _PACKAGES[provider]
         if not has_module(module):
             return f'the provider {provider} is not installed: pip install "ml-opt[{extra}]"'
     elif version_of("onnxruntime-gpu") is None:

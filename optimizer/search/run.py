@@ -171,12 +171,12 @@ def _yardstick(artifact: Artifact, options: Optimize, machine: Machine, store: S
     if set(split_names(options.precision, "value of --precision", Precision)) != {Precision.INT8}:
         return None
     if (
-        not (machine.bf16 and "openvino" in machine.providers)
+        not (machine.bf16 and machine.openvino in machine.providers)
         or options.device is Device.CUDA
         or options.objective == "size"
     ):
         return None
-    return parse(f"{artifact.ref}+openvino:bf16", store)
+    return parse(f"{artifact.ref}+{machine.openvino}:bf16", store)
 
 
 def _patience(rules: Rules) -> float:

@@ -56,6 +56,18 @@ def test_what_a_provider_lacks_is_said_in_its_own_words() -> None:
     assert not any("openvino" in name for name in names(plan(AMD, calib=CALIB)))
 
 
+def test_openvino_by_its_own_package_where_onnx_runtimes_provider_has_no_device() -> None:
+    native = Machine(AMD.features, frozenset({"cpu", "openvino-native"}), reasons={"openvino": "it finds no device"})
+    found = plan(native, calib=CALIB)
+    assert {str(idea.provider) for idea in found.ideas if "openvino" in idea.name} == {"openvino-native:bf16"}
+    assert {idea.target for idea in found.ideas if "openvino" in idea.name} == {"openvino"}
+    assert names(plan(native, calib=CALIB, targets=("openvino",))) == [
+        "bf16-openvino", "bf16-openvino-fp16-file", "int8-static-openvino", "int8-static-smooth-openvino",
+    ]  # fmt: skip
+    both = Machine(AMX.features, frozenset({"cpu", "openvino", "openvino-native"}))
+    assert {str(idea.provider) for idea in plan(both).ideas if "openvino" in idea.name} == {"openvino:bf16"}
+
+
 def test_a_gpu_gets_tensorrt_first() -> None:
     found = plan(GPU, calib=CALIB)
     assert names(found)[:6] == [
@@ -136,7 +148,7 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine, "has_module", lambda name: name != "onnxruntime_ep_nv_tensorrt_rtx")
     monkeypatch.setattr(machine, "gpu_facts", lambda: ())
     found = Machine.here()
-    assert tried == ["openvino"], "what cannot work is not tried"
+    assert tried == ["openvino", "openvino-native"], "what cannot work is not tried"
     assert found.providers == {"cpu"}
     assert found.why_not("openvino") == "it finds no device (look elsewhere)"
     assert found.why_not("tensorrt") == "no NVIDIA GPU here"
@@ -145,8 +157,10 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
     assert "ml-opt[rtx]" in Machine.here().why_not("rtx")
     monkeypatch.setattr(machine, "version_of", lambda name: "1.32")
     monkeypatch.setattr(machine, "probe", lambda name: Availability(name, name != "openvino", "it finds no device"))
-    assert Machine.here().providers == {"cpu", "cuda", "tensorrt"}
+    assert Machine.here().providers == {"cpu", "openvino-native", "cuda", "tensorrt"}
     assert Machine.here().gpu
+    monkeypatch.setattr(machine, "probe", lambda name: Availability(name, True))
+    assert Machine.here().providers == {"cpu", "openvino", "cuda", "tensorrt"}, "what both can do is tried once"
 
 
 def test_this_machine_has_a_plan() -> None:
