@@ -51,7 +51,7 @@ class Machine:
 
     @property
     def openvino(self) -> str:
-        """The provider by which OpenVINO computes here, or would: ONNX Runtime's, or its own where that has no device."""
+        """The provider by which OpenVINO computes here, or would: ONNX Runtime's; its own where that has no device."""
         return _NATIVE if _NATIVE in self.providers and "openvino" not in self.providers else "openvino"
 
     def why_not(self, provider: str) -> str:
