@@ -115,7 +115,15 @@ def test_a_verdict_is_reached_and_kept(judged: Any, home: Path) -> None:
         "int8-static",
         "int8-static-percentile",
         "int8-static-smooth",
+        "int8-weights",
     }
+    # What ran is what the files say, and was read from the sessions.
+    for name, candidate in by_name.items():
+        quantized = store.get(candidate.ref).manifest.facts["quantized"]
+        low = quantized["total"] - quantized.get("stored", 0)
+        assert candidate.runs.get("int8-weights" if name == "int8-weights" else "int8", 0) == low
+        assert bool(low) is name.startswith("int8")
+        assert candidate.runs["fell_back"] == []
     # fp32 answers as PyTorch does, on as many rows as it took to know whether it can win.
     fp32 = by_name["fp32"]
     assert fp32.gates[0].value == 0.0
