@@ -27,7 +27,7 @@ from optimizer.located import located
 from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import is_name
 from optimizer.search.build import build, export, ranked
-from optimizer.search.candidates import TARGETS, Idea, plan, split_names
+from optimizer.search.candidates import TARGETS, Idea, Plan, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
 from optimizer.search.keep import check_writable, keep
@@ -68,14 +68,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     busy = load_is_high(options.threads or cpu_threads())
     options, paths = located(options, store)
     machine = Machine.here()
-    planned = plan(
-        machine,
-        calib=options.calib,
-        precisions=split_names(options.precision, "value of --precision", [p.value for p in Precision]),
-        targets=split_names(options.target, "value of --target", TARGETS),
-        device=options.device,
-        objective=options.objective,
-    )
+    planned = _planned(options, machine)
     for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
         format_of(path)  # say now, and not after the export, that it is not there
     if options.dry_run:
@@ -143,6 +136,18 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
     return keep(report, artifact, store, options)
+
+
+def _planned(options: Optimize, machine: Machine) -> Plan:
+    """What is worth trying here, of what was asked for."""
+    return plan(
+        machine,
+        calib=options.calib,
+        precisions=split_names(options.precision, "value of --precision", [p.value for p in Precision]),
+        targets=split_names(options.target, "value of --target", TARGETS),
+        device=options.device,
+        objective=options.objective,
+    )
 
 
 def _kin(
