@@ -29,7 +29,8 @@ from optimizer.search.run import _notes
 from optimizer.search.verdict import Outcome, paired_drop
 from optimizer.store import Store
 
-QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "roofline": False}
+#: Candidates that every machine has: OpenVINO's and TensorRT's depend on it.
+QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "roofline": False, "target": ("ort",)}
 ROWS = 150
 
 
