@@ -127,9 +127,12 @@ def test_a_question_without_an_answer(folder: Path) -> None:
     at_first = logits((0, 0), (0, 0))
     assert EXACT_MATCH.score(at_first, {}, truths, MODEL).tolist() == [1, 0]
     assert EXACT_MATCH.score(logits((3, 4), (3, 4)), {}, truths, MODEL).tolist() == [0, 1]
-    # Where every question has an answer, the first token is none.
+    # Where every question has an answer, "none" is no answer, and the next likeliest counts.
     only = ANSWER_F1.truths(rows[1:], pre, MODEL)
-    assert EXACT_MATCH.score(logits((0, 0)), {}, only, MODEL).tolist() == [0]
+    torn = logits((0, 0))
+    torn["start_logits"][0, 3] = torn["end_logits"][0, 4] = 4
+    assert EXACT_MATCH.score(torn, {}, only, MODEL).tolist() == [1]
+    assert EXACT_MATCH.score(torn, {}, truths[1:], MODEL).tolist() == [0]
     broken = logits((0, 0), (0, 0))
     broken["end_logits"][0, 6] = np.nan
     assert EXACT_MATCH.score(broken, {}, truths, MODEL).tolist() == [0, 0], "NaN is no answer"
