@@ -307,6 +307,8 @@ def test_who_asked_for_nothing_is_held_to_nothing(tmp_path: Path, plant: Callabl
         silent,
     )
     assert found.decision.best == "fp32"
+
+
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
