@@ -61,7 +61,8 @@ class Artifact:
 
     @property
     def model_info(self) -> dict[str, JSON]:
-        return self.manifest.model
+        """What the manifest says of the model, its inputs with it: those that the export gave it, else the file's."""
+        return {"inputs": self.manifest.facts.get("inputs", []), **self.manifest.model}
 
     @classmethod
     def open(cls, path: Path, ref: str = "") -> Artifact:

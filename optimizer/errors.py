@@ -123,6 +123,7 @@ _EXTRA_OF = {
     "tokenizers": "data",
     "PIL": "data",
     "pyarrow": "data",
+    "seqeval": "metrics",
 }
 
 

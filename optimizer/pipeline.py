@@ -246,7 +246,7 @@ def _make(
             key=key,
             stage={"name": stage.name, "version": stage.version},
             source=_lineage(source),
-            model=outcome.model or (source.model_info if isinstance(source, Artifact) else {}),
+            model=outcome.model or (source.manifest.model if isinstance(source, Artifact) else {}),
             options=asked.to_json(),
             facts=facts,
             files=file_entries(scratch.path, store.digests),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ class Examples:
         folder: the artifact's folder, which a data file is preprocessed with.
         data: rows to compare outputs on.
         seed: of made-up values.
+        columns: role → column of the data, where the usual names do not fit.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -47,6 +48,7 @@ class Examples:
     folder: Path | None = None
     data: Path | None = None
     seed: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -109,7 +111,7 @@ class Examples:
                 "put a reference first, or leave --data out",
             )
         model = {**self.model, "inputs": [spec.to_json() for spec in self.specs]}
-        made = Preprocessor.open(self.folder, model)
+        made = Preprocessor.open(self.folder, model, columns=self.columns)
         return [batch.feeds for batch in made.batches(read_rows(data), _DATA_BATCH, sort=True)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,12 @@ _DIFFERENT = 0.99
 
 
 def bench(
-    taking_part: Sequence[Entrant], baseline: str, plan: Plan, progress: Progress, data: Path | None = None
+    taking_part: Sequence[Entrant],
+    baseline: str,
+    plan: Plan,
+    progress: Progress,
+    data: Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> BenchReport:
     """Measure candidates against each other and against the baseline among them.
 
@@ -41,6 +46,7 @@ def bench(
         plan: how to measure.
         progress: told of every step.
         data: rows to compare answers on, instead of the artifact's examples.
+        columns: role → column of that data, where the usual names do not fit.
 
     Raises:
         BadInput: inputs cannot be made. A candidate that fails is no error here but a row that says why.
@@ -59,7 +65,7 @@ def bench(
             # The artifact's own description says which dimension is what; a file of another origin may not.
             described = {s["name"]: TensorSpec.from_json(s) for s in model.get("inputs", ())}
             named = tuple(described.get(spec.name, spec) for spec in specs)
-            made = Examples(named, model, golden, artifact.path if artifact else None, data, plan.seed)
+            made = Examples(named, model, golden, artifact.path if artifact else None, data, plan.seed, columns or {})
             examples.append(made)
             every = dict.fromkeys(load for each in loads for beside in each for load in beside)
             timed = {load: save(scratch, f"load-{number}", made.of(load)) for number, load in enumerate(every)}

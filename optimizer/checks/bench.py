@@ -14,6 +14,7 @@ from optimizer.benching.shape import Shape, default_shapes
 from optimizer.benching.workload import Load, Workload
 from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.data.preprocess import Preprocessor
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, UnknownName
@@ -60,6 +61,7 @@ class Bench(Options):
     device: Device = opt(Device.AUTO, "Where references run that name no provider; auto prefers a GPU.")
     threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
     data: Path | None = opt(None, "Rows to compare answers on [the model's own examples].", data=True)
+    column: tuple[str, ...] = column_opt()
     duration: float = opt(2.0, "Seconds that a candidate is measured at a shape, at least.", ge=0.0, le=86400)
     min_samples: int = opt(64, "Calls of a candidate at a shape, at least.", ge=1, le=10_000_000)
     rounds: int = opt(8, "Interleaved rounds that the measuring is spread over.", ge=1, le=1000)
@@ -74,6 +76,8 @@ class Bench(Options):
         Batching.parse(self.batching)
         if self.shapes_from is not None and self.shape:
             raise BadInput("--shape and --shapes-from contradict each other", "leave one of them out")
+        if named_columns(self.column) and self.data is None and self.shapes_from is None:
+            raise BadInput("--column says what the columns of --data are, which is not given", "add --data FILE")
         for path in self.report:
             if path.suffix not in _WRITERS:
                 raise UnknownName("report format", path.suffix or str(path), _WRITERS)
@@ -100,7 +104,7 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         timeout=options.timeout,
         roofline=options.roofline,
     )
-    report = bench(taking_part, baseline, plan, progress, options.data)
+    report = bench(taking_part, baseline, plan, progress, options.data, named_columns(options.column))
     about = next((e.artifact for e in taking_part if e.artifact), None)
     if about is not None and about.ref:
         report = keep(report, "bench", about.ref, store)
@@ -119,7 +123,7 @@ def _shapes(options: Bench, taking_part: list[Entrant], model: Mapping[str, JSON
             raise BadInput(
                 "--shapes-from needs an artifact of the store, whose tokenizer reads the rows", "name a reference first"
             )
-        preprocessor = Preprocessor.open(artifact.path, model)
+        preprocessor = Preprocessor.open(artifact.path, model, columns=named_columns(options.column))
         return (Workload.open(options.shapes_from, preprocessor, Batching.parse(options.batching), model),)
     shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape))) or tuple(default_shapes(model))
     for shape in shapes:

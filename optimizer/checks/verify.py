@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.check import Check
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.options import Options, opt
 from optimizer.types import JSON, Device, Precision, TensorSpec
@@ -34,6 +35,7 @@ class Verify(Options):
         ref=True,
     )
     data: Path | None = opt(None, "Real inputs to compare on, beside the sweep of shapes.", data=True, metavar="FILE")
+    column: tuple[str, ...] = column_opt()
     samples: int = opt(64, "Rows of the data to use.", ge=1)
     batch: int = opt(8, "Rows in a batch of data.", ge=1)
     provider: str | None = opt(None, "Where to run it: cpu, openvino, openvino:bf16, cuda, … [cpu].")
@@ -50,6 +52,8 @@ class Verify(Options):
                 "--data has no golden answers to compare with",
                 "compare with another artifact (--against REF) or with PyTorch (--against source)",
             )
+        if named_columns(self.column) and self.data is None:
+            raise BadInput("--column says what the columns of --data are, which is not given", "add --data FILE")
         if not self.sweep and self.data is None and self.against != "golden":
             raise BadInput("--no-sweep without --data leaves nothing to compare on", "add --data FILE")
 
@@ -70,7 +74,7 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
     if artifact is None:
         raise BadInput(f"{ref} is not an artifact", "`ml-opt ls` lists what there is")
     artifact.check(store.digests)
-    model = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    model = artifact.model_info
     task = get_task(str(model.get("task") or "generic"))
     golden = Golden.load(artifact.path)
     precision = precision_of(artifact, judged.candidate)
@@ -137,9 +141,8 @@ def _cases(
         yield from sweep_cases(golden, specs, model)
     if options.data is not None:
         from optimizer.data.calibration import CalibrationSet
-        from optimizer.data.preprocess import Preprocessor
 
-        rows = CalibrationSet.open(options.data, Preprocessor.open(artifact.path, model), samples=options.samples)
+        rows = CalibrationSet.of(artifact, options.data, options.column, samples=options.samples)
         facts["data"] = rows.summary
         size = min(options.batch, int(model.get("max_batch") or options.batch))
         for number, batch in enumerate(rows.batches(size), 1):

@@ -64,7 +64,7 @@ def render_optimize(report: OptimizeReport, output: Output) -> None:
 def _numbers(report: OptimizeReport, console: Console) -> Table:
     """Every candidate's numbers; columns that matter least are left out until the rest fits."""
     lines = [each.to_json() for each in (report.original, *report.candidates)]
-    columns = [column for column in filled(lines) if column.stays]
+    columns = [column for column in filled(lines, report.metric) if column.stays]
     while True:
         made = _table_of(report, lines, columns)
         needed = console.measure(made, options=console.options.update(max_width=10_000)).maximum

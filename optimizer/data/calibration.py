@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optimizer.data.columns import Columns, label_of
+from optimizer.artifact import Artifact
+from optimizer.data.columns import label_of, named_columns
 from optimizer.data.preprocess import Batch, Preprocessor
 from optimizer.data.readers import Row, format_of, kept_set, read_rows
 from optimizer.digest import digest_file, digest_json, digest_tree
+from optimizer.errors import BadInput
 from optimizer.types import JSON
 
 __all__ = ["CalibrationSet", "coverage", "describe", "digest_data", "digest_of", "distinct", "sample"]
@@ -206,7 +208,6 @@ class CalibrationSet:
         samples: int | None = None,
         usual: int = 200,
         seed: int = 0,
-        columns: Columns | None = None,
     ) -> CalibrationSet:
         """Read a file, refuse it if a row of it cannot be fed, and choose rows.
 
@@ -216,7 +217,6 @@ class CalibrationSet:
             samples: how many rows; all there are when there are fewer (``summary["rows_used"]`` says how many).
             usual: how many when ``samples`` is None; of a calibration set it is then all, as they were chosen already.
             seed: see :func:`sample`.
-            columns: which column is the label, where its name is unusual.
 
         Raises:
             BadInput: see :func:`read_rows` and :meth:`Preprocessor.check`.
@@ -224,7 +224,7 @@ class CalibrationSet:
         rows = read_rows(path)
         preprocessor.check(rows)
         lengths = preprocessor.lengths(rows)
-        found = [label_of(row, columns) for row in rows]
+        found = [label_of(row, preprocessor.columns) for row in rows]
         labels = found if all(isinstance(label, str | int) for label in found) else None
         kept = kept_set(path)
         asked = samples or (usual if kept is None else len(rows))
@@ -250,6 +250,30 @@ class CalibrationSet:
             summary["set"] = {"key": kept.manifest.key, **{k: origin.get(k) for k in ("file", "sha256", "rows")}}
         covers = coverage(offered, places, lengths=lengths, labels=labels)
         return cls(used, summary, covers, asked, preprocessor)
+
+    @classmethod
+    def of(
+        cls,
+        artifact: Artifact,
+        path: Path,
+        column: Sequence[str] = (),
+        *,
+        samples: int | None,
+        usual: int = 200,
+        seed: int = 0,
+    ) -> CalibrationSet:
+        """:meth:`open` for an artifact, columns named as ``--column`` has it.
+
+        Raises:
+            BadInput: see :meth:`open`; also columns of a calibration set, which are called what they are.
+        """
+        if column and kept_set(path) is not None:
+            raise BadInput(
+                f"{path.name} is a calibration set, whose columns are called what they are to the model",
+                "leave --column out",
+            )
+        preprocessor = Preprocessor.open(artifact.path, artifact.model_info, columns=named_columns(column))
+        return cls.open(path, preprocessor, samples=samples, usual=usual, seed=seed)
 
     def split(self, every: int) -> tuple[CalibrationSet, CalibrationSet]:
         """Two sets of other rows: every ``every``-th one to judge on (second), the rest to fit to (first)."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput, UnknownName
+from optimizer.options import opt
 
-__all__ = ["LABEL_COLUMNS", "ROLES", "Columns", "label_of"]
+__all__ = ["ANSWERS", "LABEL_COLUMNS", "ROLES", "Columns", "column_opt", "label_of", "named_columns"]
 
 #: Role → the columns that play it when none is named, the first that a row has.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -19,8 +20,42 @@ ROLES: dict[str, tuple[str, ...]] = {
     "image": ("image", "img"),
     "audio": ("audio", "speech"),
     "label": ("label", "labels"),
+    "tokens": ("tokens", "words"),
+    "tags": ("tags", "ner_tags", "pos_tags", "labels"),
+    "answers": ("answers", "answer"),
+    "score": ("score", "similarity_score", "similarity"),
 }
 LABEL_COLUMNS = ROLES["label"]
+#: Roles that say what is right, and are no part of what a model is fed.
+ANSWERS = ("label", "tags", "answers", "score")
+
+
+def column_opt() -> Any:
+    """The option ``column`` of whatever reads a data file: ``text=review``, repeatable."""
+    return opt(
+        (),
+        f"Which column is what, where its name is unusual: text=review, label=stars; repeatable. Roles: "
+        f"{', '.join(ROLES)}, or a model's own input.",
+        metavar="ROLE=COLUMN",
+    )
+
+
+def named_columns(typed: Sequence[str]) -> dict[str, str]:
+    """``("text=review", "label=stars")`` as role → column.
+
+    Raises:
+        BadInput: one is of another form, or a role is given twice. Whether there is such a role is for
+            :class:`Columns` to say, which knows the model's inputs.
+    """
+    found: dict[str, str] = {}
+    for each in typed:
+        role, equals, column = (part.strip() for part in each.partition("="))
+        if not (role and equals and column):
+            raise BadInput(f"--column {each!r} names no column", "write ROLE=COLUMN: --column text=review")
+        if role in found:
+            raise BadInput(f"--column says twice which one is {role}: {found[role]} and {column}", "leave one out")
+        found[role] = column
+    return found
 
 
 class Columns:
@@ -68,7 +103,7 @@ class Columns:
         found = ", ".join(map(str, row.values)) or "none"
         return BadInput(
             f"{row} has no column for {role}: wanted {wanted}, found {found}",
-            f"name the right column of the file as {role}",
+            f"name the right column of the file: --column {role}=COLUMN",
         )
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Batch", "Preprocessor"]
+    from optimizer.data.text import Token
+
+__all__ = ["Batch", "Preprocessor", "RowTexts"]
 
 
 class _Encoder(Protocol):
@@ -48,6 +50,21 @@ class Batch:
     feeds: dict[str, NDArray[np.generic]]
 
 
+@dataclass(frozen=True)
+class RowTexts:
+    """One row as a tokenizer sees it.
+
+    Attributes:
+        texts: the text, or the two.
+        tokens: what the model is given, in order, padding left out.
+        words: those that the text was put together from; None where the row came with a text.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[Token, ...]
+    words: list[str] | None
+
+
 class Preprocessor:
     """Turns rows into the inputs of one model; :meth:`open` builds it.
 
@@ -68,8 +85,8 @@ class Preprocessor:
             folder: holds ``tokenizer.json`` and ``tokenizer_config.json``, or ``preprocessor_config.json``, or neither
                 for a model that is fed arrays.
             model: the manifest's ``model``: ``inputs`` (``{"name", "dtype", "shape"}`` each), ``task``, ``max_length``.
-            columns: role (``text``, ``text_pair``, ``question``, ``context``, ``image``, ``audio``, ``label``) or input
-                name → column, where the usual names do not fit.
+            columns: role (see :data:`~optimizer.data.columns.ROLES`) or input name → column, where the usual names do
+                not fit.
 
         Raises:
             BadInput: the model's processor is of a sort that is not known here.
@@ -119,6 +136,30 @@ class Preprocessor:
                 arrays.update(encoder.feeds(rows, self._fixed_length(encoder) or pad_to))
             self._need_all(rows[0], arrays)
         return {spec.name: _fitted(arrays[spec.name], spec, rows) for spec in self._specs}
+
+    @property
+    def columns(self) -> Columns:
+        """Which column is what."""
+        return self._columns
+
+    def texts(self, rows: Sequence[Row]) -> list[RowTexts]:
+        """What the tokenizer makes of each row, for metrics that ask where in a text something stands.
+
+        Raises:
+            BadInput: the model is not fed from texts.
+        """
+        from optimizer.data.text import TextEncoder
+
+        encoder = next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+        if encoder is None or self._is_tensors(rows[0]):
+            raise BadInput(
+                f"{rows[0]}: where a token stands in a text is known for texts only, and this row has none",
+                "give texts instead of arrays, and a model with its tokenizer.json",
+            )
+        tokens = encoder.tokens(rows, self._fixed_length(encoder))
+        return [
+            RowTexts(encoder.content(row), each, encoder.words(row)) for row, each in zip(rows, tokens, strict=True)
+        ]
 
     def batches(
         self, rows: Sequence[Row], batch_size: int, *, sort: bool = False, pad_to: int | None = None

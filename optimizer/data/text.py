@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimizer.data.columns import Columns
 from optimizer.data.readers import Row
@@ -19,10 +19,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TextEncoder"]
+__all__ = ["TextEncoder", "Token"]
 
 #: A ``model_max_length`` beyond this means "none was set" (transformers writes 10^30).
 _NO_LIMIT = 10**6
+
+
+class Token(NamedTuple):
+    """Where a token that a model is given comes from.
+
+    Attributes:
+        text: which of the row's texts, counted from 0; -1 for a special token.
+        start: its first character there.
+        end: the one behind its last.
+    """
+
+    text: int
+    start: int
+    end: int
 
 
 class TextEncoder:
@@ -53,7 +67,7 @@ class TextEncoder:
             raise Damaged(f"{path} cannot be read: {error}") from None
         config = _settings(folder)
         self._columns = columns
-        self._asks = model.get("task") == "question-answering"
+        self._task = model.get("task")
         self.pad_id = self._pad_id(config)
         self.pad_type_id = int(config.get("pad_token_type_id") or 0)
         self.pads_left = config.get("padding_side", "right") == "left"
@@ -76,17 +90,42 @@ class TextEncoder:
         return int(found) if found is not None else None
 
     def content(self, row: Row) -> tuple[str, ...]:
-        """The text, or the pair of texts, of a row; raises :class:`BadInput` when there is none."""
-        if self._asks:
+        """The text, or the pair of texts, of a row; raises :class:`BadInput` when there is none.
+
+        An embedder is given one text, though a row may have a second one to compare it with. Where tokens are
+        classified, a row's words are its text, a space between each and the next.
+        """
+        if self._task == "question-answering":
             return self._text(row, "question"), self._text(row, "context")
-        if self._columns.find(row, "text_pair") is not None:
+        if self._task == "token-classification" and (words := self.words(row)) is not None:
+            return (" ".join(words),)
+        if self._task != "feature-extraction" and self._columns.find(row, "text_pair") is not None:
             return self._text(row, "text"), self._text(row, "text_pair")
         return (self._text(row, "text"),)
 
     def values(self, row: Row) -> dict[str, str]:
         """The same by role: ``text`` (and ``text_pair``), or ``question`` and ``context``."""
-        names = ("question", "context") if self._asks else ("text", "text_pair")
+        names = ("question", "context") if self._task == "question-answering" else ("text", "text_pair")
         return {name: str(text) for name, text in zip(names, self.content(row), strict=False)}
+
+    def words(self, row: Row) -> list[str] | None:
+        """The words of a row that comes with them; None for one that does not."""
+        column = self._columns.find(row, "tokens")
+        if column is None:
+            return None
+        words = row.values[column]
+        words = words.tolist() if hasattr(words, "tolist") else words
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise BadInput(f"{row}: {column} should be a list of words")
+        return list(words)
+
+    def tokens(self, rows: Sequence[Row], pad_to: int | None) -> list[tuple[Token, ...]]:
+        """Of each row, the tokens that :meth:`feeds` gives the model, padding left out."""
+        found = []
+        for encoding in self._encode(rows, pad_to or self.max_length):
+            places = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+            found.append(tuple(Token(-1 if text is None else text, *span) for text, span in places))
+        return found
 
     def _text(self, row: Row, role: str) -> str:
         value = self._columns.get(row, role)

@@ -44,7 +44,7 @@ class VerifyReport:
         return GateFailed.exit_code if self.failures else 0
 
     def agreement(self, measure: str) -> list[float]:
-        """Every row's agreement by a measure (``cosine``, ``top1``), over all cases."""
+        """Every row's agreement by a measure (``cosine``, ``top1``, ``kl``), over all cases."""
         return [value for case in self.cases for value in case.agreement.get(measure, [])]
 
     def worst(self) -> dict[str, JSON]:
@@ -63,6 +63,8 @@ class VerifyReport:
             summary["cosine"] = {"worst": min(cosines), "mean": sum(cosines) / len(cosines), "rows": len(cosines)}
         if top1 := self.agreement("top1"):
             summary["top1"] = {"share": sum(top1) / len(top1), "rows": len(top1)}
+        if kl := self.agreement("kl"):
+            summary["kl"] = {"worst": max(kl), "mean": sum(kl) / len(kl), "rows": len(kl)}
         return summary
 
     def to_json(self) -> dict[str, JSON]:

@@ -18,32 +18,26 @@ def calibration_rows(source: Artifact, options: Any, usual: int) -> CalibrationS
 
     Args:
         source: whose tokenizer or processor reads them.
-        options: with ``calib``, ``samples`` and ``seed``.
+        options: with ``calib``, ``column``, ``samples`` and ``seed``.
         usual: how many rows of a file are taken where ``samples`` is None.
 
     Raises:
         BadInput: the data cannot be read, or a row of it cannot be fed.
     """
     from optimizer.data.calibration import CalibrationSet
-    from optimizer.data.preprocess import Preprocessor
 
-    model = {"inputs": source.manifest.facts["inputs"], **source.model_info}
-    return CalibrationSet.open(
-        options.calib,
-        Preprocessor.open(source.path, model),
-        samples=options.samples,
-        usual=usual,
-        seed=options.seed,
+    return CalibrationSet.of(
+        source, options.calib, options.column, samples=options.samples, usual=usual, seed=options.seed
     )
 
 
 def rows_content(usual: int) -> Content:
-    """``calib``, ``samples`` and ``seed`` do nothing but choose rows: those stand in the key, in their order."""
+    """``calib``, ``column``, ``samples`` and ``seed`` do nothing but choose rows: those stand in the key."""
 
     def digest(options: Any, source: Artifact) -> str:
         return str(calibration_rows(source, options, usual).summary["rows_sha256"])
 
-    return Content(("calib", "samples", "seed"), digest)
+    return Content(("calib", "column", "samples", "seed"), digest)
 
 
 def few_rows(data: CalibrationSet, name: str) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optimizer.benching.agreement import compare_rows, read_arrays
 from optimizer.benching.candidates import candidate_to_json
@@ -49,17 +50,20 @@ class Answers:
 
 @dataclass(frozen=True)
 class Scores:
-    """Row by row, in the order of the data file.
+    """Row by row, in the order of the data file; of a row that is fed as several inputs the worst.
 
     Attributes:
         cosine: with the original's answer.
         top1: 1 where the decision is the original's; None where the task has none.
-        right: 1 where the answer is right; None where there are no labels.
+        right: what the metric keeps of the answer (:attr:`Metric.score`): 1 where it is right and 0 where it is not, or
+            a list of numbers; None where there are no labels.
+        kl: KL divergence from the original's answer, in nats; None where the task has no decision.
     """
 
     cosine: tuple[float, ...]
     top1: tuple[float, ...] | None = None
-    right: tuple[float, ...] | None = None
+    right: tuple[Any, ...] | None = None
+    kl: tuple[float, ...] | None = None
 
 
 def answer(
@@ -112,7 +116,7 @@ def score(
     batches: Batches,
     model: Mapping[str, JSON],
     metric: Metric | None,
-    truths: Sequence[int] | None,
+    truths: Sequence[Any] | None,
 ) -> Scores:
     """Compare answers with the original's, and with the labels where there are some.
 
@@ -122,16 +126,23 @@ def score(
     """
     order = [place for places in batches.places for place in places]
 
-    def in_order(values: Sequence[float]) -> tuple[float, ...]:
+    def in_order(values: Sequence[Any]) -> tuple[Any, ...]:
         """Batches are sorted by length, data files are not."""
-        return tuple(value for _, value in sorted(zip(order, map(float, values), strict=True)))
+        return tuple(value for _, value in sorted(zip(order, values, strict=True), key=lambda pair: pair[0]))
+
+    def of_rows(name: str, worst: str) -> tuple[float, ...] | None:
+        if name not in measures:
+            return None
+        return in_order(getattr(measures[name].reshape(len(order), -1), worst)(axis=1).tolist())
 
     measures = compare_rows(original.files, judged.files, batches.feeds, model)
     right = None
     if metric is not None and truths is not None:
-        scored: list[float] = []
-        for file, places in zip(judged.files, batches.places, strict=True):
-            scored += metric.score(read_arrays(file), [truths[place] for place in places], model).tolist()
+        scored: list[Any] = []
+        for file, feeds, places in zip(judged.files, batches.feeds, batches.places, strict=True):
+            wanted = [truths[place] for place in places]
+            scored += metric.score(read_arrays(file), read_arrays(feeds), wanted, model).tolist()
         right = in_order(scored)
-    top1 = measures.get("top1")
-    return Scores(in_order(measures["cosine"].tolist()), in_order(top1.tolist()) if top1 is not None else None, right)
+    cosine = of_rows("cosine", "min")
+    assert cosine is not None, "every task has a cosine"
+    return Scores(cosine, of_rows("top1", "min"), right, of_rows("kl", "max"))

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,13 +112,13 @@ def _not_here(source: object, out: Path, options: Options, progress: object) -> 
 
 
 def ranked(
-    artifact: Artifact, calib: Path, store: Store, log: Path, threads: int, timeout: float
+    artifact: Artifact, data: Mapping[str, JSON], store: Store, log: Path, threads: int, timeout: float
 ) -> tuple[str, Sequence[NodeNoise]]:
     """The ranking of an artifact's nodes by what int8 costs them, and its reference; made once for the same data.
 
     Args:
         artifact: whose nodes they are.
-        calib: a file, or the reference of a calibration set.
+        data: the options of ``sensitivity`` that say on what: ``calib``, and ``column`` where columns have other names.
         store: where the ranking is kept.
         log: see :func:`build`.
         threads: see :func:`build`.
@@ -128,7 +128,7 @@ def ranked(
         CandidateFailed: it cannot be made.
         MlOptError: see :func:`build`.
     """
-    ranking = build(artifact, (StepOf("sensitivity", {"calib": str(calib)}),), store, log, threads, timeout)
+    ranking = build(artifact, (StepOf("sensitivity", data),), store, log, threads, timeout)
     return ranking.ref, read_ranking(ranking.path)
 
 

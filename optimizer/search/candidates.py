@@ -101,23 +101,23 @@ _CPU = Provider("cpu")
 _WEIGHTS = "quantize-weights"
 
 
-def _ideas(calib: Path | None, machine: Machine) -> Iterable[Idea]:
+def _ideas(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     """Every candidate there is, the likeliest winners right behind fp32, which anything must beat."""
     yield Idea("fp32", Precision.FP32, _CPU, (), "exact; what is kept when nothing else is better")
-    yield from _on_gpu(calib)
-    yield from _on_openvino(calib, machine)
-    yield from _on_processor(calib)
+    yield from _on_gpu(data)
+    yield from _on_openvino(data, machine)
+    yield from _on_processor(data)
     yield Idea("fp32-fused", Precision.FP32, _CPU, (StepOf("ort-optimize"),), "exact, with fewer and larger operators")
 
 
-def _static(calib: Path | None, **options: JSON) -> tuple[StepOf, ...]:
-    return (StepOf(STATIC, {"calib": str(calib) if calib else "", **options}),)
+def _static(data: Mapping[str, JSON], **options: JSON) -> tuple[StepOf, ...]:
+    return (StepOf(STATIC, {**data, **options}),)
 
 
-def _on_gpu(calib: Path | None) -> Iterable[Idea]:
+def _on_gpu(data: Mapping[str, JSON]) -> Iterable[Idea]:
     """int8 of ONNX Runtime's CUDA provider is not among them: it is slower than its fp16."""
     fp16 = (StepOf("cast", {"to": "fp16"}),)
-    symmetric = _static(calib, symmetric=True)
+    symmetric = _static(data, symmetric=True)
     for name in ("tensorrt", "rtx"):
         provider = Provider(name)
         yield Idea(f"fp16-{name}", Precision.FP16, provider, fp16, "tensor cores, and kernels chosen for this very GPU")
@@ -126,7 +126,7 @@ def _on_gpu(calib: Path | None) -> Iterable[Idea]:
     yield Idea("fp16-cuda", Precision.FP16, Provider("cuda"), fp16, "half the traffic, and tensor cores")
 
 
-def _on_openvino(calib: Path | None, machine: Machine) -> Iterable[Idea]:
+def _on_openvino(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     """Static int8 in its usual form: unsigned activations with zero points, signed weights with a scale a channel.
 
     OpenVINO runs every product of it in int8; of dynamic int8 (MatMulInteger) none, so that it is not among them.
@@ -138,20 +138,20 @@ def _on_openvino(calib: Path | None, machine: Machine) -> Iterable[Idea]:
     rest = "bf16" if machine.bf16 else "fp32"
     provider = bf16 if machine.bf16 else Provider(machine.openvino)
     why = f"int8 products, and {rest} between them"
-    yield Idea("int8-static-openvino", Precision.INT8, provider, _static(calib), why)
-    smooth = _static(calib, smooth=True)
+    yield Idea("int8-static-openvino", Precision.INT8, provider, _static(data), why)
+    smooth = _static(data, smooth=True)
     why = "the same, outliers moved from activations into weights"
     yield Idea("int8-static-smooth-openvino", Precision.INT8, provider, smooth, why)
 
 
-def _on_processor(calib: Path | None) -> Iterable[Idea]:
+def _on_processor(data: Mapping[str, JSON]) -> Iterable[Idea]:
     int8, int4 = Precision.INT8, Precision.INT4
     dynamic = (StepOf("quantize-dynamic"),)
     yield Idea("int8-dynamic", int8, _CPU, dynamic, "a quarter of the weights, no calibration")
-    yield Idea("int8-static", int8, _CPU, _static(calib), "no ranges to find while it runs")
-    clipped = _static(calib, method="percentile")
+    yield Idea("int8-static", int8, _CPU, _static(data), "no ranges to find while it runs")
+    clipped = _static(data, method="percentile")
     yield Idea("int8-static-percentile", int8, _CPU, clipped, "the same with outliers clipped")
-    smooth = _static(calib, smooth=True)
+    smooth = _static(data, smooth=True)
     yield Idea("int8-static-smooth", int8, _CPU, smooth, "outliers moved from activations into weights")
     blocks = (StepOf(_WEIGHTS, {"bits": 8}),)
     why = "the most exact int8, as every block has its scale; faster than fp32 on short rows"
@@ -177,6 +177,7 @@ def plan(
     machine: Machine,
     *,
     calib: Path | None = None,
+    columns: tuple[str, ...] = (),
     precisions: tuple[str, ...] = (),
     targets: tuple[str, ...] = (),
     device: Device = Device.AUTO,
@@ -187,6 +188,7 @@ def plan(
     Args:
         machine: what it would run on.
         calib: calibration data; static quantization is left out without.
+        columns: what its columns are, as ``--column`` has it.
         precisions: only these. int8 that is asked for is tried even where nothing speaks for it, and so is int4.
         targets: only these, of :data:`TARGETS`.
         device: only there.
@@ -204,7 +206,8 @@ def plan(
     asked = _Asked(calib, precisions, targets, device, objective)
     ideas: list[Idea] = []
     left: list[LeftOut] = []
-    for idea in _ideas(calib, machine):
+    data: dict[str, JSON] = {"calib": str(calib) if calib else "", **({"column": list(columns)} if columns else {})}
+    for idea in _ideas(data, machine):
         reason = _not_asked(idea, asked) or _not_here(idea, machine) or _no_use(idea, machine, asked)
         if reason:
             left.append(LeftOut(idea.name, reason))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["COLUMNS", "Column", "filled", "size"]
@@ -55,6 +55,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("same decision", ("agreement", "value"), "{:.2%}".format, stays=4),
     Column("worst cosine", ("cosine", "worst"), "{:.5f}".format, stays=6),
     Column("mean cosine", ("cosine", "mean"), "{:.5f}".format, stays=1),
+    Column("mean KL", ("kl", "mean"), "{:.2g}".format),
     Column("rows seen", ("seen",), lambda seen: f"{seen:,}" if seen else ""),
     Column("ms", ("speed", "p50_ms"), "{:.2f}".format, stays=7),
     Column("speed-up", ("speed", "ratio", "value"), "{:.2f} ×".format, stays=9),
@@ -67,6 +68,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def filled(candidates: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns that at least one candidate fills."""
-    return [column for column in COLUMNS if any(column.cell(each) for each in candidates)]
+def filled(candidates: Sequence[Mapping[str, Any]], metric: str) -> list[Column]:
+    """The columns that at least one candidate fills; that of the metric is called by its name."""
+    columns = [replace(column, head=metric) if column.path[0] == "accuracy" else column for column in COLUMNS]
+    return [column for column in columns if any(column.cell(each) for each in candidates)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optimizer.data.calibration import describe
 from optimizer.data.preprocess import Batch, Preprocessor
@@ -27,14 +28,19 @@ class EvalSet:
     Attributes:
         rows: every row of the file.
         truths: the right answer to each; None where fidelity is what counts.
-        lengths: of each row as the model sees it; None where rows have none.
+        labels: the class of each; None where rows have none.
+        lengths: of each row as the model sees it; of one that is fed as several inputs, the longest. None where rows
+            have none.
         summary: what a report says of the data (sha256, rows, lengths, labels, histogram).
+        fed: the inputs that each row is fed as, one after the other: most often the row itself.
     """
 
     rows: tuple[Row, ...]
-    truths: tuple[int, ...] | None
+    truths: tuple[Any, ...] | None
+    labels: tuple[int, ...] | None
     lengths: tuple[int, ...] | None
     summary: dict[str, JSON]
+    fed: tuple[tuple[Row, ...], ...]
     _preprocessor: Preprocessor
 
     @classmethod
@@ -45,33 +51,61 @@ class EvalSet:
             BadInput: a row cannot be fed, has no label or one that the model does not know, or all labels are one.
         """
         rows = read_rows(path)
-        preprocessor.check(rows)
-        truths = metric.truths(rows, model) if metric is not None else None
-        lengths = preprocessor.lengths(rows)
+        parts = metric.parts if metric is not None else None
+        fed = tuple(parts(row, preprocessor.columns) if parts else (row,) for row in rows)
+        inputs = [each for row in fed for each in row]
+        preprocessor.check(inputs)
+        truths = metric.truths(rows, preprocessor, model) if metric is not None else None
+        classes = truths if metric is not None and metric.classes else None
+        every = preprocessor.lengths(inputs)
+        lengths = _longest(every, len(rows)) if every else None
         names = list(model.get("labels") or ())
-        labels = [names[truth] if names else truth for truth in truths] if truths is not None else None
+        labels = [names[truth] if names else truth for truth in classes] if classes is not None else None
         summary = describe(path, rows, rows, lengths=lengths, labels=labels)
-        summary["histogram"] = _histogram(lengths) if lengths else None
+        summary["histogram"] = _histogram(every) if every else None
         return cls(
-            tuple(rows), tuple(truths) if truths else None, tuple(lengths) if lengths else None, summary, preprocessor
+            rows=tuple(rows),
+            truths=tuple(truths) if truths else None,
+            labels=tuple(classes) if classes else None,
+            lengths=tuple(lengths) if lengths else None,
+            summary=summary,
+            fed=fed,
+            _preprocessor=preprocessor,
         )
 
     def batches(self, most: int | None, places: Sequence[int] | None = None) -> Iterator[Batch]:
         """Every row once, rows of like length together: the same batches for every candidate.
 
         Args:
-            most: rows that the model takes at once, where it says so.
+            most: inputs that the model takes at once, where it says so.
             places: only these rows [all]; :attr:`Batch.rows` are places in the whole file all the same.
+
+        Raises:
+            BadInput: a row is fed as more inputs than the model takes at once.
         """
-        chosen = range(len(self.rows)) if places is None else places
-        rows = [self.rows[place] for place in chosen]
-        for batch in self._preprocessor.batches(rows, min(_BATCH, most or _BATCH), sort=True):
-            yield replace(batch, rows=tuple(chosen[row] for row in batch.rows))
+        chosen = list(range(len(self.rows)) if places is None else places)
+        parts = len(self.fed[0])
+        size = min(_BATCH, most or _BATCH) // parts
+        if not size:
+            raise BadInput(f"a row is {parts} inputs here, and the model takes {most} at once", "export it for more")
+        if self.lengths is not None:
+            lengths = self.lengths
+            chosen.sort(key=lambda place: -lengths[place])
+        for start in range(0, len(chosen), size):
+            taken = tuple(chosen[start : start + size])
+            inputs = [each for place in taken for each in self.fed[place]]
+            yield Batch(taken, self._preprocessor.feeds(inputs))
 
     @property
     def median_length(self) -> int:
         """Of the rows as the model sees them; 0 where rows have none."""
         return sorted(self.lengths)[len(self.lengths) // 2] if self.lengths else 0
+
+
+def _longest(lengths: Sequence[int], rows: int) -> list[int]:
+    """Of each row's inputs."""
+    parts = len(lengths) // rows
+    return [max(lengths[parts * row : parts * (row + 1)]) for row in range(rows)]
 
 
 def _histogram(lengths: Sequence[int]) -> dict[str, JSON]:
@@ -84,16 +118,22 @@ def _histogram(lengths: Sequence[int]) -> dict[str, JSON]:
     return {"low": low, "width": width, "counts": counts}
 
 
-def refuse_overlap(calib: Path, rows: Sequence[Row], preprocessor: Preprocessor) -> None:
+def refuse_overlap(calib: Path, rows: EvalSet, preprocessor: Preprocessor, of_calib: Preprocessor) -> None:
     """Refuse calibration data that holds rows which candidates are judged on.
 
     Ranges that were fitted to a row suit that row: accuracy on it is too good.
 
+    Args:
+        calib: the calibration data.
+        rows: those that are judged on.
+        preprocessor: what reads those.
+        of_calib: what reads the calibration data, whose columns may have other names.
+
     Raises:
         BadInput: naming the first such row and how many there are.
     """
-    judged = {preprocessor.content(row) for row in rows}
-    leaked = [row for row in read_rows(calib) if preprocessor.content(row) in judged]
+    judged = {preprocessor.content(each) for row in rows.fed for each in row}
+    leaked = [row for row in read_rows(calib) if of_calib.content(row) in judged]
     if leaked:
         raise BadInput(
             f"{len(leaked)} rows of the calibration data are in the evaluation data too; the first is {leaked[0]}",

@@ -87,7 +87,9 @@ def _head(report: Mapping[str, JSON]) -> str:
             )
         )
     if accuracy := report["accuracy"]:
-        facts.append((f"{accuracy['value']:.2%}", f"accuracy; the original has {accuracy['original']['value']:.2%}"))
+        facts.append(
+            (f"{accuracy['value']:.2%}", f"{report['metric']}; the original has {accuracy['original']['value']:.2%}")
+        )
         if drop := accuracy["drop"]:
             facts.append(
                 (f"{100 * drop['high']:.2f} points", f"at most lost, with {report['confidence']:.0%} confidence")
@@ -126,7 +128,7 @@ def _shared(report: Mapping[str, JSON]) -> str:
 
 
 def _table(report: Mapping[str, JSON]) -> str:
-    columns = filled([report["original"], *report["candidates"]])
+    columns = filled([report["original"], *report["candidates"]], report["metric"])
     head = "<th>candidate</th>" + "".join(f'<th class="n">{_e(column.head)}</th>' for column in columns)
     rows = [_row(report["original"], 0, columns, "")]
     for number, each in enumerate(report["candidates"], 1):

@@ -12,6 +12,7 @@ from optimizer.benching.process import CandidateFailed
 from optimizer.benching.shape import Shape
 from optimizer.errors import BadInput
 from optimizer.search.accuracy import Answers, Scores, answer, score
+from optimizer.search.bootstrap import bootstrapped_gate
 from optimizer.search.contender import Contender, Rules
 from optimizer.search.evalset import EvalSet
 from optimizer.search.looks import Looks, early_confidence, final_confidence
@@ -167,7 +168,8 @@ class Judge:
 
 
 def _gate_names(rules: Rules) -> list[tuple[str, float]]:
-    names = {"max_drop": "accuracy drop", "min_agreement": "agreement", "min_cosine": "worst cosine"}
+    metric = rules.metric.name if rules.metric else "accuracy"
+    names = {"max_drop": f"{metric} drop", "min_agreement": "agreement", "min_cosine": "worst cosine"}
     return [(names[key], limit) for key, limit in rules.budgets().items()]
 
 
@@ -175,9 +177,14 @@ def gates(known: Scores, scores: Scores, rules: Rules, confidence: float) -> lis
     """One gate for each budget, over rows that both have answered."""
     found = []
     if rules.max_drop is not None:
-        if known.right is None or scores.right is None:
-            raise ValueError("accuracy without labels")
-        found.append(drop_gate(known.right, scores.right, rules.max_drop, confidence))
+        if known.right is None or scores.right is None or rules.metric is None:
+            raise ValueError("a metric without labels")
+        if rules.metric.binary:
+            found.append(drop_gate(known.right, scores.right, rules.max_drop, confidence, rules.metric.name))
+        else:
+            found.append(
+                bootstrapped_gate(rules.metric, known.right, scores.right, rules.max_drop, confidence, rules.plan.seed)
+            )
     if rules.min_agreement is not None:
         if scores.top1 is None:
             raise BadInput("--min-agreement asks for decisions, and this model has none", "use --min-cosine")

@@ -95,6 +95,6 @@ def _sampled(rows: EvalSet, left: Sequence[int], count: int) -> list[int]:
         # Two equal rows are two rows here: accuracy counts both.
         content=lambda row: str(row),
         lengths=[rows.lengths[place] for place in left] if rows.lengths else None,
-        labels=[rows.truths[place] for place in left] if rows.truths else None,
+        labels=[rows.labels[place] for place in left] if rows.labels else None,
     )
     return [left[place] for place in picked]

@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optimizer.benching.shape import Shape
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, UnknownName
 from optimizer.options import Options, opt
 from optimizer.ref import check_name
 from optimizer.search.candidates import TARGETS, split_names
+from optimizer.task import FIDELITY
 from optimizer.types import Device, Kind, Precision
 
-__all__ = ["REPORT_FORMATS", "Optimize", "check_formats", "seconds_of"]
+__all__ = ["METRICS", "REPORT_FORMATS", "Optimize", "check_formats", "seconds_of"]
 
 #: Suffixes that ``--report`` can be given.
 REPORT_FORMATS = (".html", ".json")
+#: What can be judged; which of it fits is for the task to say (:meth:`Task.metric`).
+METRICS = ("accuracy", "f1", "exact-match", "spearman", "pearson", FIDELITY)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?\Z")
 _UNITS: Mapping[str | None, float] = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -32,11 +36,14 @@ class Optimize(Options):
         metavar="FILE|REF",
         kind=Kind.CALIBRATION,
     )
-    max_drop: float | None = opt(None, "Most accuracy that may be lost: 0.01 is one point.", ge=0, le=1)
+    column: tuple[str, ...] = column_opt()
+    max_drop: float | None = opt(
+        None, "Most accuracy, or whatever --metric names, that may be lost: 0.01 is one point.", ge=0, le=1
+    )
     min_agreement: float | None = opt(None, "Smallest share of decisions that must be the original's.", ge=0, le=1)
     min_cosine: float | None = opt(None, "Smallest cosine to the original's answer, of any row.", ge=-1, le=1)
     metric: str | None = opt(
-        None, "What is judged [accuracy with --max-drop, fidelity without].", choices=("accuracy", "fidelity")
+        None, "What is judged [the usual one of the task with --max-drop, fidelity without].", choices=METRICS
     )
     confidence: float = opt(0.95, "Of every bound.", ge=0.5, le=0.9999)
     objective: str = opt("latency", "What the best has most of.", choices=("latency", "throughput", "size"))
@@ -67,12 +74,13 @@ class Optimize(Options):
     def check(self) -> None:
         if self.max_drop is not None and self.eval is None:
             raise BadInput("--max-drop is about accuracy, which needs labelled rows", "add --eval FILE")
-        if self.max_drop is not None and self.metric == "fidelity":
+        if self.max_drop is not None and self.metric == FIDELITY:
             raise BadInput(
                 "--max-drop is about accuracy, and --metric fidelity judges without", "leave one of them out"
             )
-        if self.metric == "accuracy" and self.eval is None:
-            raise BadInput("--metric accuracy needs labelled rows", "add --eval FILE --max-drop 0.01")
+        if self.labelled and self.eval is None:
+            raise BadInput(f"--metric {self.metric} needs labelled rows", "add --eval FILE --max-drop 0.01")
+        named_columns(self.column)
         targets = split_names(self.target, "value of --target", TARGETS)
         for device, target, where in ((Device.CUDA, "openvino", "processors"), (Device.CPU, "tensorrt", "GPUs")):
             if self.device is device and targets == (target,):
@@ -89,6 +97,11 @@ class Optimize(Options):
         if self.name is not None:
             check_name("model", self.name)
         check_formats(self.report)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether right answers are asked for, and not only likeness to the original's."""
+        return self.max_drop is not None or self.metric not in (None, FIDELITY)
 
 
 def check_formats(paths: Sequence[Path]) -> None:

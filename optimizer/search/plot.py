@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optimizer.search.verdict import is_drop
 from optimizer.types import JSON
 
 __all__ = ["bars", "histogram", "pareto"]
@@ -78,14 +79,14 @@ def _axis(report: Mapping[str, JSON]) -> _Axis:
     budgets = report["budgets"]
     original = report["original"]["accuracy"]
     if "max_drop" in budgets and original:
-        return _Axis(str(report["metric"]), "accuracy drop", True, original["value"] - budgets["max_drop"])
+        return _Axis(str(report["metric"]), f"{report['metric']} drop", True, original["value"] - budgets["max_drop"])
     if "min_agreement" in budgets:
         return _Axis("same decision as the original", "agreement", True, budgets["min_agreement"])
     return _Axis("worst cosine to the original", "worst cosine", False, budgets["min_cosine"])
 
 
 def _of_original(report: Mapping[str, JSON], axis: _Axis) -> tuple[float, float, float]:
-    value = report["original"]["accuracy"]["value"] if axis.gate == "accuracy drop" else 1.0
+    value = report["original"]["accuracy"]["value"] if is_drop(axis.gate) else 1.0
     return value, value, value
 
 
@@ -94,7 +95,7 @@ def _height(each: Mapping[str, Any], report: Mapping[str, JSON], axis: _Axis) ->
     gate = next((gate for gate in each["gates"] if gate["name"] == axis.gate), None)
     if gate is None:
         return None
-    if axis.gate == "accuracy drop":
+    if is_drop(axis.gate):
         right = report["original"]["accuracy"]["value"]
         return right - gate["value"], max(0.0, right - gate["high"]), min(1.0, right - gate["low"])
     if axis.gate == "agreement":

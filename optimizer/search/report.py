@@ -11,7 +11,7 @@ from optimizer.errors import BadInput, Damaged
 from optimizer.files import write_report
 from optimizer.search.candidates import Plan
 from optimizer.search.decode import decoded
-from optimizer.search.verdict import Bounded, Gate, Outcome
+from optimizer.search.verdict import Bounded, Gate, Outcome, is_drop
 from optimizer.types import JSON
 
 __all__ = ["SCHEMA", "CandidateReport", "OptimizeReport", "PlanReport", "Speed"]
@@ -69,14 +69,16 @@ class CandidateReport:
         reason: why it won or lost.
         hint: what to do about an error.
         gates: one a budget.
-        accuracy: share of right answers, with Wilson's bounds; None without labels, and unless it answered every row.
+        accuracy: the metric (:attr:`OptimizeReport.metric`) with its bounds; None without labels, and unless it
+            answered every row.
         agreement: share of the original's decisions; None without decisions.
         cosine: ``worst`` and ``mean`` over rows; empty when it gave no answers.
+        kl: KL divergence from the original, nats: ``worst`` and ``mean`` over rows; empty without decisions.
         speed: None when it was not timed.
         seconds: that making it and answering took.
         commands: that make it again, in order.
-        rows: ``cosine``, ``top1`` and ``right`` of every row that it answered, in the data's order; ``places`` says
-            which rows those are when they are not all.
+        rows: ``cosine``, ``top1``, ``kl`` and ``right`` (:attr:`Metric.score`) of every row that it answered, in the
+            data's order; ``places`` says which rows those are when they are not all.
         seen: how many rows it answered; less than all of them for one that was cut early or could not win.
         runs: products by what they were really computed in, read from the loaded session, and ``fell_back``, the names
             of those that were to run in int8 and did not; None where the provider does not say.
@@ -93,6 +95,7 @@ class CandidateReport:
     accuracy: Bounded | None = None
     agreement: Bounded | None = None
     cosine: Mapping[str, float] = field(default_factory=dict)
+    kl: Mapping[str, float] = field(default_factory=dict)
     speed: Speed | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
@@ -108,6 +111,7 @@ class CandidateReport:
             "accuracy": _bounded(self.accuracy),
             "agreement": _bounded(self.agreement),
             "cosine": dict(self.cosine),
+            "kl": dict(self.kl),
             "speed": self.speed.to_json() if self.speed else None,
             "seconds": dict(self.seconds),
             "commands": list(self.commands),
@@ -127,7 +131,8 @@ class OptimizeReport:
         verdict: PASS, FAIL or INCONCLUSIVE.
         best: reference of the winner; empty without one.
         provider: where the winner runs; empty without one.
-        metric: ``accuracy``, or ``fidelity``: likeness to the original, which is not accuracy.
+        metric: what right answers are counted by (``accuracy``, ``f1``, …), or ``fidelity``: likeness to the original,
+            which is not accuracy.
         objective: what the best has most of.
         shape: of the timed calls.
         budgets: what was asked.
@@ -204,6 +209,7 @@ class OptimizeReport:
             "accuracy": self._accuracy(winner),
             "agreement": _bounded(winner.agreement) if winner else None,
             "cosine": dict(winner.cosine) if winner else None,
+            "kl": dict(winner.kl) if winner else None,
             "budgets": dict(self.budgets),
             "original": self.original.to_json(),
             "candidates": [candidate.to_json() for candidate in self.candidates],
@@ -220,7 +226,7 @@ class OptimizeReport:
     def _accuracy(self, winner: CandidateReport | None) -> JSON:
         if winner is None or winner.accuracy is None:
             return None
-        drop = next((gate for gate in winner.gates if gate.name == "accuracy drop"), None)
+        drop = next((gate for gate in winner.gates if is_drop(gate.name)), None)
         return {
             **vars(winner.accuracy),
             "original": _bounded(self.original.accuracy),

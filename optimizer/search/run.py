@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse, usually_batched
@@ -19,13 +20,15 @@ from optimizer.benching.shape import Shape
 from optimizer.benching.workload import Load, Workload
 from optimizer.data.batching import ONE_BY_ONE, budgets
 from optimizer.data.calibration import digest_data
+from optimizer.data.columns import ANSWERS, named_columns
 from optimizer.data.preprocess import Preprocessor
-from optimizer.data.readers import format_of
+from optimizer.data.readers import format_of, kept_set, read_rows
 from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
 from optimizer.located import located
 from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import is_name
+from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
 from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, Plan, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
@@ -68,9 +71,10 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     busy = load_is_high(options.threads or cpu_threads())
     options, paths = located(options, store)
     machine = Machine.here()
-    planned = _planned(options, machine)
     for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
         format_of(path)  # say now, and not after the export, that it is not there
+    columns = _columns_of(paths.calib, options)
+    planned = _planned(options, machine, columns)
     if options.dry_run:
         if not _is_reference(model, store):
             resolve_source(model)
@@ -89,8 +93,8 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     began = time.monotonic()
     artifact = _exported(model, options, store, progress)
     export_s = time.monotonic() - began
-    info: dict[str, JSON] = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
-    rows, metric, data = _data(artifact, info, options, paths.calib, progress)
+    info = artifact.model_info
+    rows, metric, data = _data(artifact, info, options, paths.calib, columns, progress)
     load = _load(artifact, info, rows, options)
     base = parse(artifact.ref, store)
     original = default_baseline([base], store)
@@ -114,7 +118,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
             make = functools.partial(_make, idea, artifact, store, rules, Path(logs))
             return Contender(idea.name, make, idea.family, idea.asked)
 
-        kin = _kin(planned.ideas, contend, artifact, options, store, rules, Path(logs))
+        kin = _kin(planned.ideas, contend, artifact, options, columns, store, rules, Path(logs))
         beside = _yardstick(artifact, options, machine, store)
         contest = hold(original, [contend(idea) for idea in planned.ideas], rows, info, rules, progress, kin, beside)
     made = [idea for each in kin.values() for idea in each.made.values()]
@@ -129,7 +133,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         notes=(
             *report.notes,
             *(each.trouble for each in kin.values() if each.trouble),
-            *_notes(options, contest.original.right, rows.truths),
+            *_notes(options, metric, contest.original.right, rows.labels),
         ),
         sensitivity=tuple(asdict(node) for node in ranking[:_WORST_NODES]),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
@@ -138,11 +142,12 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     return keep(report, artifact, store, options)
 
 
-def _planned(options: Optimize, machine: Machine) -> Plan:
+def _planned(options: Optimize, machine: Machine, columns: tuple[str, ...]) -> Plan:
     """What is worth trying here, of what was asked for."""
     return plan(
         machine,
         calib=options.calib,
+        columns=columns,
         precisions=split_names(options.precision, "value of --precision", [p.value for p in Precision]),
         targets=split_names(options.target, "value of --target", TARGETS),
         device=options.device,
@@ -155,6 +160,7 @@ def _kin(
     contend: Callable[[Idea], Contender],
     artifact: Artifact,
     options: Optimize,
+    columns: tuple[str, ...],
     store: Store,
     rules: Rules,
     logs: Path,
@@ -162,10 +168,10 @@ def _kin(
     """By family: the milder candidates that are tried when its plain members lose too much."""
     if options.calib is None:
         return {}
-    calib = options.calib
+    data: dict[str, JSON] = {"calib": str(options.calib), "column": list(columns)}
 
     def ranking() -> tuple[str, Sequence[NodeNoise]]:
-        return ranked(artifact, calib, store, logs / "ranking.log", rules.plan.threads, _patience(rules))
+        return ranked(artifact, data, store, logs / "ranking.log", rules.plan.threads, _patience(rules))
 
     families = dict.fromkeys(idea.family for idea in ideas if idea.family)
     return {family: Kin([idea for idea in ideas if idea.family == family], contend, ranking) for family in families}
@@ -219,7 +225,12 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
 
 
 def _data(
-    artifact: Artifact, info: Mapping[str, JSON], options: Optimize, calib: Path | None, progress: Progress
+    artifact: Artifact,
+    info: Mapping[str, JSON],
+    options: Optimize,
+    calib: Path | None,
+    columns: tuple[str, ...],
+    progress: Progress,
 ) -> tuple[EvalSet, Metric | None, dict[str, JSON]]:
     """The rows that are judged on, the metric that judges them, and what a report says of both files.
 
@@ -228,24 +239,27 @@ def _data(
         info: its ``model``.
         options: what is asked.
         calib: where the calibration data lies.
+        columns: what its columns are, as ``--column`` has it.
         progress: told that data is read.
     """
     progress("reading the data")
-    task = get_task(str(info.get("task") or "generic"))
-    metric = task.metric if options.max_drop is not None or options.metric == "accuracy" else None
-    if metric is None and (options.max_drop is not None or options.metric == "accuracy"):
-        raise BadInput(
-            f"accuracy is not known for the task {task.name}",
-            "judge by fidelity to the original: --min-cosine 0.999 or --min-agreement 0.98",
-        )
-    preprocessor = Preprocessor.open(artifact.path, info)
+    metric = None
+    if options.labelled:
+        metric = get_task(str(info.get("task") or "generic")).metric(options.metric, info)
+        if not metric.binary and options.confidence > HIGHEST_CONFIDENCE:
+            raise BadInput(
+                f"--confidence {options.confidence} is more than the bounds of {metric.name} can be drawn for",
+                f"ask for {HIGHEST_CONFIDENCE} at most",
+            )
+    preprocessor = Preprocessor.open(artifact.path, info, columns=named_columns(options.column))
     path = options.eval or calib
     assert path is not None
     rows = EvalSet.open(path, preprocessor, metric, info)
     data: dict[str, JSON] = {"eval": rows.summary, "calib": None}
     if options.calib is not None and calib is not None and options.eval is not None:
         if not options.allow_overlap:
-            refuse_overlap(calib, rows.rows, preprocessor)
+            of_calib = Preprocessor.open(artifact.path, info, columns=named_columns(columns))
+            refuse_overlap(calib, rows, preprocessor, of_calib)
         data["calib"] = {"file": options.calib.name, "sha256": digest_data(calib)}
     return rows, metric, data
 
@@ -256,10 +270,24 @@ def _load(artifact: Artifact, info: Mapping[str, JSON], rows: EvalSet, options: 
         # In batches, each candidate will get its own: see `Contest`.
         batching = budgets(1)[-1] if options.objective == "throughput" else ONE_BY_ONE
         count = {} if options.objective == "throughput" else {"rows": _ROWS_ONE_BY_ONE}
-        return Workload.open(options.shapes_from, Preprocessor.open(artifact.path, info), batching, info, **count)
+        columns = named_columns(_columns_of(options.shapes_from, options))
+        preprocessor = Preprocessor.open(artifact.path, info, columns=columns)
+        return Workload.open(options.shapes_from, preprocessor, batching, info, **count)
     shape = Shape.parse(options.shape) if options.shape else _usual_shape(rows, options.objective, info)
     shape.check(info)
     return shape
+
+
+def _columns_of(path: Path | None, options: Optimize) -> tuple[str, ...]:
+    """``--column`` for other data than ``--eval``: what is right is not asked there, so that it may be missing there.
+
+    The columns of a calibration set are called what they are to the model already.
+    """
+    if not options.column or path is None or kept_set(path) is not None:
+        return ()
+    (first,) = read_rows(path, limit=1)
+    chosen = named_columns(options.column)
+    return tuple(f"{role}={name}" for role, name in chosen.items() if role not in ANSWERS or name in first.values)
 
 
 def _usual_shape(rows: EvalSet, objective: str, info: Mapping[str, JSON]) -> Shape:
@@ -289,24 +317,29 @@ def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path
     return parse(made.ref + provider, store)
 
 
-def _notes(options: Optimize, right: Sequence[float] | None, truths: Sequence[int] | None) -> list[str]:
+def _notes(
+    options: Optimize, metric: Metric | None, right: Sequence[Any] | None, labels: Sequence[int] | None
+) -> list[str]:
     """What to know of the data before trusting the verdict.
 
     Args:
         options: what was asked.
+        metric: that judged; None where fidelity was judged.
         right: the original's scores; None where fidelity was judged.
-        truths: the right answers; None where fidelity was judged.
+        labels: the classes of the rows, where they have some.
     """
     notes = []
-    if right is None or truths is None:
+    if metric is None or right is None:
         notes.append(
             "Judged by likeness to the original's answers; that is not accuracy: nothing here knows the right ones."
         )
-    elif sum(right) < (most := max(truths.count(each) for each in set(truths))):
+    elif labels and sum(right) < (most := max(labels.count(each) for each in set(labels))):
         notes.append(
-            f"The original is right in {sum(right) / len(truths):.1%} of rows, less than always giving the commonest "
-            f"label ({most / len(truths):.1%}): are the labels those of this model?"
+            f"The original is right in {sum(right) / len(labels):.1%} of rows, less than always giving the commonest "
+            f"label ({most / len(labels):.1%}): are the labels those of this model?"
         )
+    elif metric.value(right) <= 0:
+        notes.append(f"The original's {metric.name} is {metric.value(right):.2f}: are the labels those of this model?")
     if options.eval is None:
         notes.append("Judged on the calibration data, for want of --eval: static candidates have seen these rows.")
     elif options.calib is not None and options.allow_overlap:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.report import Doubt, Row
 from optimizer.data.batching import Batching
+from optimizer.search.bootstrap import bounded
 from optimizer.search.candidates import Idea, Plan
 from optimizer.search.contest import Contender, Contest, Rules, ratio_of
 from optimizer.search.rebuild import commands_of
 from optimizer.search.report import CandidateReport, OptimizeReport, Speed
 from optimizer.search.verdict import Bounded, Outcome, outcome_of, share
 from optimizer.store import Store
+from optimizer.task import FIDELITY
 from optimizer.types import JSON
 
 __all__ = ["summarized"]
@@ -46,7 +49,7 @@ def summarized(
         verdict=contest.decision.verdict,
         best=best.ref if best else "",
         provider=best.provider if best else "",
-        metric=rules.metric.name if rules.metric else "fidelity",
+        metric=rules.metric.name if rules.metric else FIDELITY,
         objective=rules.objective,
         shape=str(rules.plan.shapes[0]),
         budgets=rules.budgets(),
@@ -93,9 +96,10 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
         reason=contest.decision.reasons[contender.name],
         hint=contender.hint,
         gates=contender.gates,
-        accuracy=_share(scores.right if scores and whole else None, rules),
+        accuracy=_scored(scores.right if scores and whole else None, rules),
         agreement=_share(scores.top1 if scores and whole else None, rules),
         cosine=_cosine(scores.cosine if scores else ()),
+        kl=_kl(scores.kl if scores else None),
         speed=_speed(contender.row),
         seconds=contender.seconds,
         commands=commands_of(artifact, store) if artifact else (),
@@ -118,10 +122,19 @@ def _original(contest: Contest, original: Entrant, rules: Rules) -> CandidateRep
         precision=precision,
         outcome=None,
         reason="what every candidate is compared with",
-        accuracy=_share(right, rules),
+        accuracy=_scored(right, rules),
         speed=_speed(row),
         rows={"right": list(right) if right else None},
     )
+
+
+def _scored(numbers: Sequence[Any] | None, rules: Rules) -> Bounded | None:
+    """The metric over all rows."""
+    if numbers is None or rules.metric is None:
+        return None
+    if rules.metric.binary:
+        return _share(numbers, rules)
+    return bounded(rules.metric, numbers, rules.confidence, rules.plan.seed)
 
 
 def _share(values: Sequence[float] | None, rules: Rules) -> Bounded | None:
@@ -130,6 +143,10 @@ def _share(values: Sequence[float] | None, rules: Rules) -> Bounded | None:
 
 def _cosine(values: Sequence[float]) -> dict[str, float]:
     return {"worst": min(values), "mean": sum(values) / len(values)} if values else {}
+
+
+def _kl(values: Sequence[float] | None) -> dict[str, float]:
+    return {"worst": max(values), "mean": sum(values) / len(values)} if values else {}
 
 
 def _speed(row: Row | None) -> Speed | None:

@@ -22,6 +22,7 @@ from statistics import NormalDist
 from optimizer.types import JSON
 
 __all__ = [
+    "POWER",
     "Bounded",
     "Decision",
     "Gate",
@@ -31,6 +32,9 @@ __all__ = [
     "cosine_gate",
     "decide",
     "drop_gate",
+    "drop_outcome",
+    "drop_says",
+    "is_drop",
     "misses",
     "outcome_of",
     "paired_drop",
@@ -39,7 +43,7 @@ __all__ = [
 ]
 
 #: Chance that the rows which an inconclusive gate asks for do settle it, if shares stay as they were seen.
-_POWER = 0.8
+POWER = 0.8
 #: Share of rows that must be known to reach ``--min-cosine`` when the worst row that was seen does.
 _COVERED = 0.95
 
@@ -66,7 +70,7 @@ class Gate:
     """One budget and how a candidate stands to it.
 
     Attributes:
-        name: ``accuracy drop``, ``agreement`` or ``worst cosine``.
+        name: ``accuracy drop`` (or that of another metric), ``agreement`` or ``worst cosine``.
         value: the estimate.
         low: lower bound.
         high: upper bound.
@@ -154,25 +158,47 @@ def share(successes: float, rows: int, confidence: float = 0.95) -> Bounded:
     return Bounded(value, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def drop_gate(original: Sequence[float], candidate: Sequence[float], max_drop: float, confidence: float = 0.95) -> Gate:
-    """Whether accuracy falls by no more than ``max_drop``; both sequences hold 1 (right) or 0 (wrong), row by row."""
+def drop_gate(
+    original: Sequence[float],
+    candidate: Sequence[float],
+    max_drop: float,
+    confidence: float = 0.95,
+    metric: str = "accuracy",
+) -> Gate:
+    """Whether a metric of right rows falls by no more than ``max_drop``; both hold 1 (right) or 0 (wrong) a row."""
     pairs = list(zip(original, candidate, strict=True))
     lost, won = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
     rows = len(pairs)
     found = paired_drop(lost, won, rows, confidence)
-    outcome, needed = Outcome.INCONCLUSIVE, None
-    if found.high <= max_drop:
-        outcome = Outcome.PASS
-    elif found.low > max_drop:
-        outcome = Outcome.FAIL
-    else:
+    outcome = drop_outcome(found, max_drop)
+    needed = None
+    if outcome is Outcome.INCONCLUSIVE:
         needed = _rows_for_drop(lost / rows, won / rows, max_drop, confidence)
+    says = drop_says(metric, found, max_drop, confidence, outcome)
+    return Gate(f"{metric} drop", found.value, found.low, found.high, max_drop, outcome, says, needed)
+
+
+def drop_outcome(found: Bounded, max_drop: float) -> Outcome:
+    """PASS when no more can be lost than is allowed, FAIL when more must be."""
+    if found.high <= max_drop:
+        return Outcome.PASS
+    if found.low > max_drop:
+        return Outcome.FAIL
+    return Outcome.INCONCLUSIVE
+
+
+def drop_says(metric: str, found: Bounded, max_drop: float, confidence: float, outcome: Outcome) -> str:
+    """The same in words."""
     bound = f"at least {_points(found.low)}" if outcome is Outcome.FAIL else f"at most {_points(found.high)}"
-    says = (
-        f"accuracy falls by {_points(found.value)} points, {bound} with {confidence:.0%} confidence; "
+    return (
+        f"{metric} falls by {_points(found.value)} points, {bound} with {confidence:.0%} confidence; "
         f"{_points(max_drop)} are allowed"
     )
-    return Gate("accuracy drop", found.value, found.low, found.high, max_drop, outcome, says, needed)
+
+
+def is_drop(name: str) -> bool:
+    """Whether a gate of this name is about what may be lost: low is good, and the original itself has 0."""
+    return name.endswith(" drop")
 
 
 def _points(share: float) -> str:
@@ -185,7 +211,7 @@ def _rows_for_drop(lost: float, won: float, limit: float, confidence: float) -> 
     if drop == limit:
         return None
     supposed, seen = _variance(lost, won, limit), lost + won - drop * drop
-    spread = _z(confidence) * math.sqrt(supposed) + _z(_POWER) * math.sqrt(max(seen, 0.0))
+    spread = _z(confidence) * math.sqrt(supposed) + _z(POWER) * math.sqrt(max(seen, 0.0))
     return math.ceil((spread / (limit - drop)) ** 2)
 
 
@@ -211,7 +237,7 @@ def agreement_gate(same: Sequence[float], least: float, confidence: float = 0.95
 def _rows_for_share(value: float, limit: float, confidence: float) -> int | None:
     if value == limit:
         return None
-    spread = _z(confidence) * math.sqrt(limit * (1 - limit)) + _z(_POWER) * math.sqrt(value * (1 - value))
+    spread = _z(confidence) * math.sqrt(limit * (1 - limit)) + _z(POWER) * math.sqrt(value * (1 - value))
     return math.ceil((spread / (value - limit)) ** 2) or None
 
 
@@ -241,12 +267,12 @@ def cosine_gate(cosines: Sequence[float], least: float, confidence: float = 0.95
 
 def misses(gate: Gate) -> bool:
     """Whether the estimate itself, without regard to its bounds, lies beyond the budget."""
-    return gate.value > gate.limit if gate.name == "accuracy drop" else gate.value < gate.limit
+    return gate.value > gate.limit if is_drop(gate.name) else gate.value < gate.limit
 
 
 def same_gate(name: str, limit: float) -> Gate:
     """The gate of a candidate that *is* the original: nothing to estimate."""
-    value = 0.0 if name == "accuracy drop" else 1.0
+    value = 0.0 if is_drop(name) else 1.0
     return Gate(name, value, value, value, limit, Outcome.PASS, "it is the original itself")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from optimizer.artifact import Artifact, Source
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import GateFailed
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Stage
@@ -22,8 +23,12 @@ class MakeCalibrationSet(Options):
         data=True,
         metavar="FILE",
     )
+    column: tuple[str, ...] = column_opt()
     samples: int = opt(200, "Rows to keep, chosen by length and label.", ge=1, le=100000)
     seed: int = opt(0, "Another seed chooses other rows.", ge=0)
+
+    def check(self) -> None:
+        named_columns(self.column)
 
 
 def _run(source: Source, out: Path, options: MakeCalibrationSet, progress: Progress) -> Outcome:
@@ -34,12 +39,13 @@ def _run(source: Source, out: Path, options: MakeCalibrationSet, progress: Progr
 
     assert isinstance(source, Artifact)
     progress("choosing rows")
-    model = {"inputs": source.manifest.facts["inputs"], **source.model_info}
-    preprocessor = Preprocessor.open(source.path, model)
+    model = source.model_info
+    preprocessor = Preprocessor.open(source.path, model, columns=named_columns(options.column))
     chosen = CalibrationSet.open(options.data, preprocessor, samples=options.samples, seed=options.seed)
     progress("writing them down")
     write_rows(chosen.rows, preprocessor, out)
-    if digest_of(read_kept(out), preprocessor.content) != chosen.summary["rows_sha256"]:
+    # Written down, columns are called what they are to the model, whatever --column said.
+    if digest_of(read_kept(out), Preprocessor.open(source.path, model).content) != chosen.summary["rows_sha256"]:
         raise GateFailed(
             f"rows of {options.data.name} are not the same to {source.ref} once they are written down",
             "give the file itself where a calibration set is wanted, and please report it",

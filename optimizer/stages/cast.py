@@ -43,7 +43,7 @@ def _run(source: Source, out: Path, options: Cast, progress: Progress) -> Outcom
     path = save(model, out)
     progress("checking the graph")
     _check_valid(path, source.model_file)
-    info = dict(source.model_info)
+    info = dict(source.manifest.model)
     if options.to is Precision.BF16:
         info["prefers"] = "openvino:bf16"
     facts: dict[str, JSON] = {"cast": {**report, "kept_as_asked": sorted(keep_nodes)}}

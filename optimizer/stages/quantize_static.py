@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact, Source
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.digest import digest_json
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
@@ -50,6 +51,7 @@ class QuantizeStatic(Options):
         metavar="FILE|REF",
         kind=Kind.CALIBRATION,
     )
+    column: tuple[str, ...] = column_opt()
     samples: int | None = opt(
         None,
         f"Rows to calibrate on, chosen by length and label [{_ROWS}, or all of a calibration set].",
@@ -89,6 +91,7 @@ class QuantizeStatic(Options):
     seed: int = opt(0, "Another seed chooses other rows.", ge=0)
 
     def check(self) -> None:
+        named_columns(self.column)
         if "all" in self.op_types and len(self.op_types) > 1:
             raise BadInput("--op-types all stands alone")
         if self.alpha is not None and not self.smooth:
@@ -118,7 +121,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     if options.op_types == _DEFAULT_OPS:
         refuse_unquantizable(source, taken=0)
     progress("reading the calibration data")
-    model_info = {"inputs": source.manifest.facts["inputs"], **source.model_info}
+    model_info = source.model_info
     data = calibration_rows(source, options, _ROWS)
     warnings = few_rows(data, options.calib.name)
     facts: dict[str, JSON] = {"calibration": data.summary}

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from optimizer.artifact import RANKING_NAME, Artifact, Source
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import GateFailed
 from optimizer.options import Options, opt
 from optimizer.quantizing.promise import modifiers, refuse_quantized
@@ -34,6 +35,7 @@ class Sensitivity(Options):
         metavar="FILE|REF",
         kind=Kind.CALIBRATION,
     )
+    column: tuple[str, ...] = column_opt()
     samples: int | None = opt(
         None,
         f"Rows to record activations on, chosen by length and label [{_ROWS}, or all of a calibration set].",
@@ -44,6 +46,9 @@ class Sensitivity(Options):
     symmetric: bool = opt(False, "Signed activations around zero, the only int8 that TensorRT takes.")
     batch: int = opt(8, "Rows in a batch.", ge=1, le=1024)
     seed: int = opt(0, "Another seed chooses other rows.", ge=0)
+
+    def check(self) -> None:
+        named_columns(self.column)
 
 
 def _run(source: Source, out: Path, options: Sensitivity, progress: Progress) -> Outcome:

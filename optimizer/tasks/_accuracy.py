@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimizer.data.columns import LABEL_COLUMNS, label_of
+from optimizer.data.columns import Columns, label_of
+from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput
 from optimizer.task import Metric
+from optimizer.tasks._aggregate import mean, right_or_wrong
 from optimizer.tasks._measures import pick
 from optimizer.types import JSON
 
@@ -16,13 +18,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ACCURACY"]
+__all__ = ["ACCURACY", "class_of"]
 
 
-def _truths(rows: Sequence[Row], model: Mapping[str, JSON]) -> list[int]:
+def _truths(rows: Sequence[Row], preprocessor: Preprocessor, model: Mapping[str, JSON]) -> list[int]:
     """The class of every row: a label is a class's name, or its number (written as a number or as digits)."""
     names = [str(name) for name in model.get("labels") or ()]
-    classes = [_class_of(row, label_of(row), names) for row in rows]
+    columns = preprocessor.columns
+    classes = [class_of(row, label_of(row, columns), names, columns) for row in rows]
     if len(set(classes)) == 1:
         only = names[classes[0]] if names else str(classes[0])
         raise BadInput(
@@ -32,11 +35,13 @@ def _truths(rows: Sequence[Row], model: Mapping[str, JSON]) -> list[int]:
     return classes
 
 
-def _class_of(row: Row, label: Any, names: Sequence[str]) -> int:
+def class_of(row: Row, label: Any, names: Sequence[str], columns: Columns) -> int:
+    """The number of a label's class; raises :class:`BadInput` for one that is missing or that the model has not."""
     if label is None or label == "":
         raise BadInput(
-            f"{row} has no label: accuracy needs a column {' or '.join(LABEL_COLUMNS)}",
-            "label the rows, or judge by fidelity: --min-agreement or --min-cosine instead of --max-drop",
+            f"{row} has no label: accuracy needs a column {' or '.join(columns.candidates('label'))}",
+            "label the rows, name their column (--column label=COLUMN), or judge by fidelity: --min-agreement or "
+            "--min-cosine instead of --max-drop",
         )
     if isinstance(label, str) and label in names:
         return names.index(label)
@@ -49,12 +54,15 @@ def _class_of(row: Row, label: Any, names: Sequence[str]) -> int:
 
 
 def _score(
-    outputs: Mapping[str, NDArray[np.generic]], truths: Sequence[int], model: Mapping[str, JSON]
+    outputs: Mapping[str, NDArray[np.generic]],
+    feeds: Mapping[str, NDArray[np.generic]],
+    truths: Sequence[int],
+    model: Mapping[str, JSON],
 ) -> NDArray[np.float64]:
     import numpy as np
 
-    logits = outputs[pick(outputs, ("logits",), str(model.get("task", "classification")))]
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    logits = outputs[_decision(outputs, model)]
+    if logits.ndim != 2 or logits.shape[1] < 2 or len(logits) != len(truths):
         raise BadInput(
             f"accuracy needs logits [rows, classes] of two classes or more; this model answers {list(logits.shape)}",
             "judge by fidelity to the original: --min-cosine",
@@ -67,8 +75,25 @@ def _score(
     return scores
 
 
-def _aggregate(scores: NDArray[Any]) -> float:
-    return float(scores.mean())
+def _decision(outputs: Mapping[str, NDArray[np.generic]], model: Mapping[str, JSON]) -> str:
+    """The output that decides: ``logits``, or of a model of no known task the only one it has."""
+    task = str(model.get("task") or "generic")
+    if task != "generic" or "logits" in outputs:
+        return pick(outputs, ("logits",), task)
+    if len(outputs) != 1:
+        raise BadInput(
+            f"accuracy needs to know which output decides, and this model answers with {', '.join(outputs)}",
+            "judge by fidelity to the original: --min-cosine or --min-agreement",
+        )
+    return next(iter(outputs))
 
 
-ACCURACY = Metric(name="accuracy", truths=_truths, score=_score, aggregate=_aggregate)
+ACCURACY = Metric(
+    name="accuracy",
+    truths=_truths,
+    score=_score,
+    aggregate=mean,
+    one_more=right_or_wrong,
+    binary=True,
+    classes=True,
+)

@@ -8,6 +8,9 @@ Three rules hold everywhere:
   ``-inf`` for "impossible"); a row with any other NaN or infinity, on either side, has the cosine :data:`NOT_FINITE`,
   the worst there is, and a NaN agrees on no decision.
 - A zero vector has no direction: its cosine is 1 to another zero vector and 0 to anything else.
+
+The KL divergence (Kullback and Leibler, *Ann. Math. Stat.* 22, 1951, 79-86) is that of the candidate's shares of
+classes from the original's: it sees what cosine and top-1 miss, how sure an answer is.
 """
 
 from __future__ import annotations
@@ -25,10 +28,14 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, Array]
 
 __all__ = [
+    "FARTHEST",
     "NOT_FINITE",
     "agreement",
     "cosine",
     "cosines",
+    "divergence",
+    "divergences",
+    "highest",
     "lowest",
     "pair",
     "pick",
@@ -38,6 +45,10 @@ __all__ = [
 
 #: Cosine of a row that holds a NaN, or an infinity that the other side has not: opposite, so that every gate sees it.
 NOT_FINITE = -1.0
+
+#: The largest KL divergence there is, in nats: a class that is certain here has there the smallest share that a double
+#: can hold. Rows with a NaN, or an infinity that the other side has not, get it too.
+FARTHEST = 745.0
 
 _MASK = "attention_mask"
 
@@ -150,6 +161,51 @@ def top1(a: Array, b: Array, feeds: Arrays) -> NDArray[np.float64]:
     import numpy as np
 
     return np.array([agreement(x, y) for x, y in zip(real_rows(a, feeds), real_rows(b, feeds), strict=True)])
+
+
+def divergence(a: Array, b: Array) -> float:
+    """KL divergence of ``b`` from ``a`` in nats: logits ``[…, classes]``, shares by softmax, mean over positions.
+
+    Classes that ``a`` calls impossible (``-inf``) count nothing. Where there is no position, nothing differs: 0.
+    """
+    import numpy as np
+
+    if not a.size:
+        return 0.0
+    x, y = (np.asarray(side, np.float64) for side in (a, b))
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not ((x == y) | finite).all():
+        return FARTHEST
+    # A position where every class is impossible has no shares, on either side.
+    with np.errstate(invalid="ignore"):
+        p, q = (_log_shares(side) for side in (x, y))
+        share = np.exp(p)
+        parts = np.where(share > 0, share * (p - np.maximum(q, -FARTHEST)), 0.0)
+    return float(np.clip(parts.sum(axis=-1), 0.0, FARTHEST).mean())
+
+
+def _log_shares(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm of softmax over the last axis."""
+    import numpy as np
+
+    moved = logits - logits.max(axis=-1, keepdims=True)
+    shares: NDArray[np.float64] = moved - np.log(np.exp(moved).sum(axis=-1, keepdims=True))
+    return shares
+
+
+def divergences(a: Array, b: Array, feeds: Arrays) -> NDArray[np.float64]:
+    """:func:`divergence` of each row, padding left out."""
+    import numpy as np
+
+    return np.array([divergence(x, y) for x, y in zip(real_rows(a, feeds), real_rows(b, feeds), strict=True)])
+
+
+def highest(measures: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """Row by row, the largest of several measures."""
+    import numpy as np
+
+    most: NDArray[np.float64] = np.max(np.stack(measures), axis=0)
+    return most
 
 
 def lowest(measures: Sequence[NDArray[Any]]) -> NDArray[np.float64]:

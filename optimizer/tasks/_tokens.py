@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from optimizer.tasks._measures import cosines, pair, pick, top1
+from optimizer.tasks._measures import cosines, divergences, pair, pick, top1
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def agree_on_tokens(
 ) -> dict[str, NDArray[Any]]:
     """Cosine of ``logits`` ``[rows, sequence, classes]`` over the unpadded tokens of a row.
 
-    ``top1`` is the share of a row's unpadded tokens whose class is the same: any number from 0 to 1.
+    ``top1`` is the share of a row's unpadded tokens whose class is the same: any number from 0 to 1; ``kl`` is the mean
+    over those tokens.
     """
     a, b = pair(reference, candidate, pick(reference, ("logits",), str(model.get("task", "token-classification"))))
-    return {"cosine": cosines(a, b, feeds), "top1": top1(a, b, feeds)}
+    return {"cosine": cosines(a, b, feeds), "top1": top1(a, b, feeds), "kl": divergences(a, b, feeds)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import BadInput, UnknownName
 from optimizer.task import Task
-from optimizer.tasks._measures import cosine, pair, real_rows
+from optimizer.tasks._measures import cosine, pair
+from optimizer.tasks._similarity import PEARSON, SPEARMAN
+from optimizer.tasks._vectors import POOLINGS, output_name, pooled, vectors
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -19,71 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["POOLINGS", "TASK", "pooled"]
 
-#: How hidden states ``[sequence, hidden]`` become one vector; ``none`` compares every unpadded state.
-POOLINGS = ("mean", "weightedmean", "cls", "max", "lasttoken", "none")
-
-#: Outputs that already are one vector a row, best first, behind the hidden states that pooling needs.
-_VECTORS = ("sentence_embedding", "text_embeds", "image_embeds", "embeddings")
-_STATES = "last_hidden_state"
-
-
-def pooled(states: Array, pooling: str) -> Array:
-    """One row's vector.
-
-    Args:
-        states: ``[sequence, hidden]``, without padding.
-        pooling: one of :data:`POOLINGS`.
-
-    Raises:
-        UnknownName: another pooling.
-    """
-    import numpy as np
-
-    match pooling:
-        case "mean":
-            return np.asarray(np.mean(states.astype(np.float64), axis=0))
-        case "weightedmean":  # sentence-transformers': later tokens count more
-            return np.average(states.astype(np.float64), axis=0, weights=np.arange(1, len(states) + 1))
-        case "max":
-            return np.asarray(np.max(states, axis=0))
-        case "cls":
-            return np.asarray(states[0])
-        case "lasttoken":
-            return np.asarray(states[-1])
-        case "none":
-            return states
-    raise UnknownName("pooling", pooling, POOLINGS)
-
 
 def _agree(reference: Arrays, candidate: Arrays, feeds: Arrays, model: Mapping[str, JSON]) -> dict[str, NDArray[Any]]:
-    """Cosine of the pooled vectors.
-
-    ``model["pooling"]`` says how hidden states are pooled (``none`` when it says nothing). Outputs without a sequence
-    (a pooled vector, a map of features) are compared flat.
-    """
+    """Cosine of the vectors; see :func:`~optimizer.tasks._vectors.vectors`."""
     import numpy as np
 
-    a, b = pair(reference, candidate, _output(reference))
-    pooling = str(model.get("pooling") or "none")
-    if pooling not in POOLINGS:
-        raise UnknownName("pooling", pooling, POOLINGS)
-    rows = zip(real_rows(a, feeds), real_rows(b, feeds), strict=True)
-    if a.ndim != 3:
-        rows = zip(a, b, strict=True)
-        pooling = "none"
-    return {"cosine": np.array([cosine(_vector(x, pooling), _vector(y, pooling)) for x, y in rows])}
-
-
-def _vector(states: Array, pooling: str) -> Array:
-    # A row that is all padding has nothing to pool: it compares as empty, which is equal to itself.
-    return pooled(states, pooling) if len(states) else states
-
-
-def _output(outputs: Arrays) -> str:
-    for name in (*_VECTORS, _STATES, *outputs):
-        if name in outputs:
-            return name
-    raise BadInput("the model has no outputs to compare")
+    name = output_name(reference)
+    pairs = (vectors({name: side}, feeds, model) for side in pair(reference, candidate, name))
+    return {"cosine": np.array([cosine(x, y) for x, y in zip(*pairs, strict=True)])}
 
 
 TASK = Task(
@@ -92,4 +36,5 @@ TASK = Task(
     auto_class="AutoModel",
     modalities=("text", "image", "audio"),
     agree=_agree,
+    metrics=(SPEARMAN, PEARSON),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
 from optimizer.task import Task
+from optimizer.tasks._accuracy import ACCURACY
 from optimizer.tasks._measures import cosine, cosines, lowest, pair, top1
 from optimizer.types import JSON
 
@@ -68,4 +69,5 @@ TASK = Task(
     auto_class="",
     modalities=("tensor",),
     agree=_agree,
+    metrics=(ACCURACY,),
 )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from optimizer.task import Task
-from optimizer.tasks._measures import cosines, lowest, pair, pick, top1
+from optimizer.tasks._measures import cosines, divergences, highest, lowest, pair, pick, top1
+from optimizer.tasks._squad import ANSWER_F1, EXACT_MATCH
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
 
 def _agree(reference: Arrays, candidate: Arrays, feeds: Arrays, model: Mapping[str, JSON]) -> dict[str, NDArray[Any]]:
-    """The worse of start and end: their cosine over unpadded positions, and whether both point at the same token."""
+    """The worse of start and end: their cosine over unpadded positions, whether both point at the same token, and how
+    far apart the shares are that positions get (KL divergence).
+    """
     pairs = [pair(reference, candidate, pick(reference, (name,), TASK.name)) for name in ("start_logits", "end_logits")]
     return {
         "cosine": lowest([cosines(a, b, feeds) for a, b in pairs]),
         "top1": lowest([top1(a, b, feeds) for a, b in pairs]),
+        "kl": highest([divergences(a, b, feeds) for a, b in pairs]),
     }
 
 
@@ -31,4 +35,5 @@ TASK = Task(
     auto_class="AutoModelForQuestionAnswering",
     modalities=("text",),
     agree=_agree,
+    metrics=(ANSWER_F1, EXACT_MATCH),
 )

@@ -12,5 +12,5 @@ TASK = Task(
     auto_class="AutoModelForSequenceClassification",
     modalities=("text",),
     agree=agree_on_class,
-    metric=ACCURACY,
+    metrics=(ACCURACY,),
 )

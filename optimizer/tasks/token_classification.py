@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optimizer.task import Task
+from optimizer.tasks._entities import ENTITY_F1, WORD_ACCURACY
 from optimizer.tasks._tokens import agree_on_tokens
 
 TASK = Task(
@@ -11,4 +12,5 @@ TASK = Task(
     auto_class="AutoModelForTokenClassification",
     modalities=("text",),
     agree=agree_on_tokens,
+    metrics=(ENTITY_F1, WORD_ACCURACY),
 )

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import toys as toybox
 from stores import leftovers
+from tiny import tiny_bert, write
 
 import optimizer
 from optimizer.cli.main import run
@@ -28,6 +29,8 @@ from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.run import _notes
 from optimizer.search.verdict import Outcome, paired_drop
 from optimizer.store import Store
+from optimizer.tasks._accuracy import ACCURACY
+from optimizer.tasks._similarity import SPEARMAN
 
 #: Candidates that every machine has: OpenVINO's and TensorRT's depend on it.
 QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "roofline": False, "target": ("ort",)}
@@ -37,31 +40,16 @@ ROWS = 150
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of three classes with random weights."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("classifier") / "tiny"
-    folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=32, id2label={0: "low", 1: "mid", 2: "high"}, initializer_range=0.5,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+    return tiny_bert(
+        tmp_path_factory.mktemp("classifier") / "tiny",
+        "BertForSequenceClassification",
+        id2label={0: "low", 1: "mid", 2: "high"},
+    )
 
 
 def texts(count: int, seed: int) -> list[str]:
     drawn = random.Random(seed)
     return [" ".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=drawn.randint(2, 20))) for _ in range(count)]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -340,13 +328,15 @@ def test_insisting_on_overlap_and_fidelity_are_both_said_aloud(judged: Any, home
 
 
 def test_what_is_doubtful_about_the_data_is_said_aloud(home: Path) -> None:
-    calibrated = _notes(Optimize(calib=home / "calib.jsonl", min_cosine=0.9), None, None)
+    calibrated = _notes(Optimize(calib=home / "calib.jsonl", min_cosine=0.9), None, None, None)
     assert "have seen these rows" in calibrated[1]
     labelled = Optimize(eval=home / "eval.jsonl", max_drop=0.1)
-    assert _notes(labelled, [1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]) == []
-    assert (
-        "less than always giving the commonest label (75.0%)" in _notes(labelled, [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1])[0]
-    )
+    assert _notes(labelled, ACCURACY, [1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]) == []
+    (rarely,) = _notes(labelled, ACCURACY, [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1])
+    assert "less than always giving the commonest label (75.0%)" in rarely
+    (backwards,) = _notes(labelled, SPEARMAN, [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]], None)
+    assert backwards == "The original's spearman is -1.00: are the labels those of this model?"
+    assert _notes(labelled, SPEARMAN, [[1.0, 1.0], [2.0, 2.0], [3.0, 1.5]], None) == []
 
 
 @pytest.mark.parametrize(

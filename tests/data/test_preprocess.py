@@ -29,7 +29,7 @@ def spec(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
 
 def text_model(*names: str, dtype: str = "int64", **more: Any) -> dict[str, Any]:
     inputs = [spec(name, dtype, "batch", "sequence") for name in names or NAMES]
-    return {"inputs": inputs, "task": "feature-extraction", "max_length": 64, **more}
+    return {"inputs": inputs, "task": "text-classification", "max_length": 64, **more}
 
 
 def rows_of(values: Sequence[dict[str, Any]], source: Path = Path("calib.jsonl")) -> list[Row]:

@@ -38,6 +38,7 @@ FORMS = (
     "10m",
     "ort",
     "sorted:8",
+    "text=review",
 )
 
 

@@ -65,13 +65,14 @@ def test_a_ranking_is_made_once_and_made_again_from_the_model_alone(tmp_path: Pa
     source = optimizer.export_onnx(str(tmp_path / "small.onnx"), store=store).artifact
     rows = [{"input_ids": [3 + i, 4, 5], "attention_mask": [1, 1, 1]} for i in range(8)]
     calib = write(tmp_path / "calib.jsonl", rows)
-    ref, ranking = ranked(source, calib, store, tmp_path / "log", 1, 120.0)
+    data, other = ({"calib": str(each)} for each in (calib, write(tmp_path / "other.jsonl", rows[1:])))
+    ref, ranking = ranked(source, data, store, tmp_path / "log", 1, 120.0)
     assert store.get(ref).kind is Kind.RANKING
     assert {node.op_type for node in ranking} == {"MatMul", "Gather"}
     # A second time no process has the time to start.
-    assert ranked(source, calib, store, tmp_path / "log", 1, 0.001) == (ref, ranking)
+    assert ranked(source, data, store, tmp_path / "log", 1, 0.001) == (ref, ranking)
     with pytest.raises(CandidateFailed, match="hung"):
-        ranked(store.get(source.ref), write(tmp_path / "other.jsonl", rows[1:]), store, tmp_path / "log", 1, 0.001)
+        ranked(store.get(source.ref), other, store, tmp_path / "log", 1, 0.001)
     # What uses both a ranking and rows that are artifacts has both in its recipe.
     kept = optimizer.calibration_set(source.ref, data=calib, samples=8, store=store).artifact
     step = (StepOf("quantize-static", {"calib": kept.ref, "exclude_worst": 1, "sensitivity": ref}),)

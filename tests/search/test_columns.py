@@ -34,7 +34,7 @@ def test_a_cell_is_read_along_its_path() -> None:
 
 
 def test_a_column_that_nobody_fills_is_not_shown() -> None:
-    assert filled([UNTIMED]) == []
-    heads = [column.head for column in filled([UNTIMED, TIMED])]
+    assert filled([UNTIMED], "accuracy") == []
+    heads = [column.head for column in filled([UNTIMED, TIMED], "f1")]
     assert "same decision" not in heads
-    assert heads[0] == "accuracy"
+    assert heads[0] == "f1", "the metric by its name"

@@ -20,11 +20,13 @@ from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import BadInput
 from optimizer.runtime import Candidate, Provider, SessionOptions
 from optimizer.runtimes.fake import FakeModel, FakeSession
+from optimizer.search.bootstrap import bootstrapped_gate
 from optimizer.search.contest import Contender, Contest, Rules, hold
 from optimizer.search.evalset import EvalSet
 from optimizer.search.verdict import Outcome
 from optimizer.stage import silent
 from optimizer.tasks._accuracy import ACCURACY
+from optimizer.tasks._entities import ENTITY_F1, Tagged
 
 INPUT = {"name": "x", "dtype": "float32", "shape": ["batch", "sequence"]}
 LOGITS = {"name": "logits", "dtype": "float32", "shape": ["batch", 4]}
@@ -108,8 +110,6 @@ def test_a_lucky_small_sample_is_inconclusive(tmp_path: Path, plant: Callable[..
 
 
 def test_a_hang_is_one_candidates_end(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
-    from dataclasses import replace
-
     found = contest(
         plant("original"),
         [plant("hangs", hang_after=0), plant("right")],
@@ -307,3 +307,38 @@ def test_who_asked_for_nothing_is_held_to_nothing(tmp_path: Path, plant: Callabl
         silent,
     )
     assert found.decision.best == "fp32"
+
+
+TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def test_a_planted_loser_of_f1_loses_early(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    """Entities of three words a row: bounds by bootstrap, at the first look and over all rows."""
+    output = {"name": "logits", "dtype": "float32", "shape": ["batch", "sequence", 5]}
+    model = {"task": "token-classification", "labels": TAGS, "inputs": [INPUT]}
+    x = np.random.default_rng(7).standard_normal((400, 3)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x)
+    right = FakeSession(FakeModel(outputs=[output]), SessionOptions()).run({"x": x})["logits"].argmax(-1)
+    truths = [Tagged(tuple(TAGS[tag] for tag in row), (0, 1, 2)) for row in right]
+    metric = replace(ENTITY_F1, truths=lambda rows, preprocessor, model: truths)
+    rows = EvalSet.open(tmp_path / "rows.npz", Preprocessor.open(tmp_path, model), metric, model)
+    entrants = [
+        plant("wrong", outputs=[output], wrong=0.3, latency_s=0.001),
+        plant("right", outputs=[output], latency_s=0.006),
+    ]
+    contenders = [Contender(e.label, lambda e=e: e) for e in entrants]
+    rules = Rules("latency", PLAN, metric, max_drop=0.05)
+    original = plant("original", outputs=[output], latency_s=0.02)
+    found = hold(original, contenders, rows, model, rules, silent)
+    wrong, good = found.contenders
+    assert (found.decision.verdict, found.decision.best) == (Outcome.PASS, "right")
+    assert wrong.cut
+    assert wrong.seen == 64
+    assert found.decision.reasons["wrong"].startswith("after 64 of 400 rows: f1 falls by")
+    assert wrong.gates[0].low > 0.05
+    assert good.gates == (bootstrapped_gate(metric, found.original.right, good.scores.right, 0.05, 0.95, PLAN.seed),)
+    assert good.gates[0].value == 0
+    assert 0 < good.gates[0].high < 0.02
+    assert found.original.right == tuple(map(list, metric.score({"logits": np.eye(5)[right]}, {}, truths, model)))
+    assert good.scores.kl == pytest.approx([0.0] * 400, abs=1e-9)
+    assert max(wrong.scores.kl) > 0.1

@@ -7,9 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from optimizer.errors import BadInput, GateFailed
-from optimizer.tasks._measures import NOT_FINITE, agreement, cosine, cosines, pair, pick, real_rows, top1
+from optimizer.tasks._measures import (
+    FARTHEST,
+    NOT_FINITE,
+    agreement,
+    cosine,
+    cosines,
+    divergence,
+    divergences,
+    highest,
+    pair,
+    pick,
+    real_rows,
+    top1,
+)
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 
@@ -107,3 +122,31 @@ def test_what_is_missing_or_misshapen_is_said() -> None:
         pair({"logits": np.zeros(1)}, {"other": np.zeros(1)}, "logits")
     with pytest.raises(GateFailed, match=r"logits is \[1, 3\] in the candidate and \[1, 2\]"):
         pair({"logits": np.zeros((1, 2))}, {"logits": np.zeros((1, 3))}, "logits")
+
+
+@given(arrays(np.float32, (2, 3, 4), elements=st.floats(-30, 30, width=32)))
+def test_the_divergence_is_scipys(logits: np.ndarray) -> None:
+    a, b = logits.astype(np.float64)
+    expected = np.mean([entropy(softmax(x), softmax(y)) for x, y in zip(a, b, strict=True)])
+    assert divergence(a, b) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert divergence(a, a + 5) == pytest.approx(0, abs=1e-12), "what is added to all classes changes no share"
+    assert divergence(a[:0], b[:0]) == 0
+
+
+def test_divergence_of_what_is_impossible_or_broken() -> None:
+    a = np.array([0.0, -np.inf, 0.0])
+    assert divergence(a, np.array([1.0, -np.inf, 1.0])) == pytest.approx(0)
+    assert divergence(a, np.array([0.0, 0.0, 0.0])) == FARTHEST
+    assert divergence(np.zeros(2), np.array([np.nan, 0])) == FARTHEST
+    assert divergence(np.zeros((1, 2)), np.array([[1e30, 0]])) == pytest.approx(FARTHEST / 2, rel=0.01)
+    assert divergence(np.full(3, -np.inf), np.full(3, -np.inf)) == 0
+
+
+def test_padding_has_no_divergence() -> None:
+    a = np.random.default_rng(0).normal(size=(2, 3, 4))
+    b = a.copy()
+    b[0, 2] = 9, 0, 0, 0
+    found = divergences(a, b, {"attention_mask": np.array([[1, 1, 0], [1, 1, 1]])})
+    assert found.tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert divergences(a, b, {})[0] > 0.1
+    assert highest([np.array([1.0, 2]), np.array([3.0, 0])]).tolist() == [3, 2]
