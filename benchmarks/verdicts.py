@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, head
+from benchmarks.sentiment import TEST
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "verdicts.json"
@@ -44,16 +45,18 @@ class Search:
         shape: of the timed call; empty for that of the data.
         budget: in the place of the case's own.
         flags: more of the command line.
+        label: what those flags are called.
     """
 
     case: str
     shape: str = ""
     budget: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return "-".join(filter(None, (self.case, *(flag.strip("-") for flag in self.flags), self.shape)))
+        return "-".join(filter(None, (self.case, self.label, self.shape)))
 
     def words(self, rows: Path, calib: Path) -> list[str]:
         """The arguments of ``ml-opt optimize``."""
@@ -64,11 +67,14 @@ class Search:
         return [*words, *(("--shape", self.shape) if self.shape else ()), *self.flags]
 
 
-_INT8 = ("--precision", "int8")
+_INT8: dict[str, Any] = {"flags": ("--precision", "int8"), "label": "int8"}
+#: All rows with their own lengths, in the batches that suit each candidate.
+_LENGTHS: dict[str, Any] = {"flags": ("--objective", "throughput", "--shapes-from", str(TEST)), "label": "lengths"}
 SEARCHES: tuple[Search, ...] = (
     *(Search(case, shape) for case in ("sentiment", "minilm") for shape in CASES[case].shapes),
-    *(Search("sentiment", shape, flags=_INT8) for shape in CASES["sentiment"].shapes),
-    *(Search("minilm", shape, {"min_cosine": 0.98}, _INT8) for shape in CASES["minilm"].shapes),
+    *(Search("sentiment", shape, **_INT8) for shape in CASES["sentiment"].shapes),
+    *(Search("minilm", shape, {"min_cosine": 0.98}, **_INT8) for shape in CASES["minilm"].shapes),
+    *(Search(case, **_LENGTHS) for case in ("sentiment", "minilm")),
     *(Search(case, shape) for case in ("vit", "magika") for shape in CASES[case].shapes),
 )
 

@@ -35,9 +35,13 @@ def main() -> None:
         found.append(side_by_side(name, CASES[name], peers, CACHE, options.threads, _say, quick=options.quick))
         written(found, result)
         print(to_markdown(found[-1]), flush=True)
+    failed = [f"{each.model}: {row.label}: {row.error}" for each in found for row in each.bench.rows if row.error]
+    if failed:
+        print("\n".join(["Failed:", *failed]))
     lost = [line for each in found for line in losses(each)]
     print("Ahead or equal everywhere." if not lost else "\n".join(["Behind:", *lost]))
     print(result)
+    raise SystemExit(1 if failed else 0)
 
 
 _last = ""

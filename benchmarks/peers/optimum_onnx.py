@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.job import Job, Made, calibration, prepare
 from optimizer.benching.worker import main
+from optimizer.runtime import Candidate, Provider, Session
 
 #: What the presets are told to leave in float for the milder static model: everything but the large products.
 _PRODUCTS = ["MatMul", "Gemm"]
@@ -109,5 +111,10 @@ MAKERS = {
     ),
 }
 
+
+def _open(candidate: Candidate, threads: int) -> Session:
+    return replace(candidate, provider=Provider("cpu")).open(threads)
+
+
 if __name__ == "__main__":
-    prepare(MAKERS) if sys.argv[1:] else main()
+    prepare(MAKERS) if sys.argv[1:] else main(_open)
