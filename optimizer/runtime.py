@@ -223,6 +223,8 @@ class Candidate:
         key: the artifact's key, when there is one.
         model: what the model is (task, limits), from the manifest.
         extra: what the runtime must know beside the file (task, revision).
+        command: what starts the process that measures it; empty for ml-opt's own worker. A peer brings one that speaks
+            the lines of :mod:`optimizer.benching.worker`.
     """
 
     label: str
@@ -231,6 +233,7 @@ class Candidate:
     key: str = ""
     model: Mapping[str, JSON] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
 
     def open(self, threads: int = 0, tf32: bool = True, watch: bool = False) -> Session:
         """Open it with the runtime of its provider."""

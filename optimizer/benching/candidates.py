@@ -239,6 +239,8 @@ def file_bytes(entrant: Entrant) -> int:
     if path.is_dir():
         weights = [*path.glob("*.safetensors")] or [*path.glob("pytorch_model*.bin")]
         return sum(f.stat().st_size for f in weights)
+    if path.suffix == ".xml":  # OpenVINO's own format
+        return path.stat().st_size + path.with_suffix(".bin").stat().st_size
     if path.suffix != ".onnx":
         return path.stat().st_size
     from optimizer.graph.io import external_files, load

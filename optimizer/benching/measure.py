@@ -148,18 +148,16 @@ def measure(
     feeds_for: Callable[[tuple[TensorSpec, ...]], Feeds],
     scratch: Path,
     progress: Progress,
-    command: Sequence[str] = WORKER,
     loads: Sequence[Sequence[Sequence[Load]]] | None = None,
 ) -> list[Lane]:
     """Measure candidates against each other.
 
     Args:
-        candidates: at least one; each gets a process of its own.
+        candidates: at least one; each gets a process of its own, started by its own command where it has one.
         plan: how.
         feeds_for: makes the input files, from every input that some candidate takes.
         scratch: an empty folder for logs and answers.
         progress: told of every step.
-        command: what to start a worker with.
         loads: what each candidate is timed at, for each shape of the plan [that shape alone].
 
     Returns:
@@ -168,7 +166,7 @@ def measure(
     plain = [[shape] for shape in plan.shapes]
     lanes = [Lane(candidate, loads[place] if loads else plain) for place, candidate in enumerate(candidates)]
     try:
-        _open(lanes, plan, scratch, progress, command)
+        _open(lanes, plan, scratch, progress)
         if not (living := [lane for lane in lanes if lane.alive]):
             return lanes
         feeds = feeds_for(_all_inputs(living))
@@ -195,10 +193,11 @@ def _all_inputs(lanes: Sequence[Lane]) -> tuple[TensorSpec, ...]:
     return tuple(found.values())
 
 
-def _open(lanes: list[Lane], plan: Plan, scratch: Path, progress: Progress, command: Sequence[str]) -> None:
+def _open(lanes: list[Lane], plan: Plan, scratch: Path, progress: Progress) -> None:
     for number, lane in enumerate(lanes):
         progress(f"opening {lane.candidate.label}", number, len(lanes))
-        lane.process = WorkerProcess(scratch / f"worker-{number}.log", plan.threads, command)
+        log = scratch / f"worker-{number}.log"
+        lane.process = WorkerProcess(log, plan.threads, lane.candidate.command or WORKER)
         with lane.trying() as ask:
             lane.opened = ask("open", plan.timeout, candidate=candidate_to_json(lane.candidate), threads=plan.threads)
 

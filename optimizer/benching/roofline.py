@@ -251,14 +251,13 @@ def _peaks(keys: Sequence[Key], gpu: bool, plan: Plan, scratch: Path, progress: 
 def _copies(plan: Plan, scratch: Path, progress: Progress) -> Bandwidth:
     """In the processor's memory, by numpy."""
     sizes = _working_sets(last_cache_bytes(), memory_bytes())
-    nothing = Candidate("copy", scratch, Provider("cpu"))
+    nothing = Candidate("copy", scratch, Provider("cpu"), command=_COPIER)
     (lane,) = measure(
         [nothing],
         _quick(plan, sizes),
         lambda _: Feeds({Shape(n): [scratch] for n in sizes}, []),  # nothing is fed: the process makes its own buffers
         scratch,
         progress,
-        _COPIER,
     )
     return _bandwidth("cpu", lane, sizes)
 

@@ -2,7 +2,7 @@
 
 It reads one JSON request a line from stdin and answers each with one JSON line on what was stdout when it started;
 anything a library prints goes to stderr. A peer that is no part of ml-opt can take part in a benchmark by speaking
-the same few requests:
+the same few requests, or by calling :func:`main` with what opens its models, in an environment of its own:
 
     {"do": "open", "candidate": {…}, "threads": 2}       → {"ok": true, "load_s", "inputs", "outputs", "facts"}
     {"do": "shape", "shape": "8x128", "feeds": "….npz"}  → {"ok": true, "first_s", "outputs"}
@@ -34,12 +34,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from optimizer.benching.candidates import candidate_from_json
 from optimizer.errors import BadInput, MlOptError
-from optimizer.runtime import Session
+from optimizer.runtime import Candidate, Session
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Opener = Callable[[Candidate, int], Session]
 
 __all__ = ["Worker", "die_with_parent", "main", "measure", "peak_rss", "warm_up"]
 
@@ -124,9 +126,14 @@ def warm_up(call: Callable[[], None], limit_s: float, calls: int = _WINDOW_CALLS
 
 
 class Worker:
-    """Answers requests about one candidate."""
+    """Answers requests about one candidate.
 
-    def __init__(self) -> None:
+    Args:
+        opener: opens a candidate with so many threads; None for what ml-opt's runtimes open.
+    """
+
+    def __init__(self, opener: Opener | None = None) -> None:
+        self._opener = opener
         self._session: Session | None = None
         self._calls: dict[str, Callable[[], None]] = {}
         #: Of a pass: its first call, which is enough to settle.
@@ -156,7 +163,9 @@ class Worker:
     def _open(self, request: dict[str, JSON]) -> dict[str, JSON]:
         candidate = candidate_from_json(request["candidate"])
         started = time.perf_counter()
-        self._session = candidate.open(request["threads"], watch=bool(request.get("watch")))
+        threads, watch = request["threads"], bool(request.get("watch"))
+        opened = self._opener(candidate, threads) if self._opener else candidate.open(threads, watch=watch)
+        self._session = opened
         return {
             "load_s": time.perf_counter() - started,
             "inputs": [spec.to_json() for spec in self._session.inputs],
@@ -262,12 +271,16 @@ def die_with_parent() -> None:
             os._exit(1)
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
+def main(opener: Opener | None = None) -> None:
+    """Answer requests until stdin ends.
+
+    Args:
+        opener: a peer's own way to open a candidate with so many threads; None for ml-opt's runtimes.
+    """
     die_with_parent()
     channel: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = Worker()
+    worker = Worker(opener)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
         channel.write(json.dumps(worker.answer(request)) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 from optimizer.benching.agreement import compare_rows, read_arrays
 from optimizer.benching.candidates import candidate_to_json
-from optimizer.benching.process import WorkerProcess
+from optimizer.benching.process import WORKER, WorkerProcess
 from optimizer.runtime import Candidate
 from optimizer.stage import Progress
 from optimizer.task import Metric
@@ -92,7 +92,7 @@ def answer(
     """
     started = time.monotonic()
     scratch.mkdir()
-    process = WorkerProcess(scratch / "log", threads)
+    process = WorkerProcess(scratch / "log", threads, candidate.command or WORKER)
     files: list[Path] = []
     runs = None
     opening = {"do": "open", "candidate": candidate_to_json(candidate), "threads": threads, "watch": watch}

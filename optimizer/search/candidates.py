@@ -65,6 +65,11 @@ class Idea:
         return _SAID.get(self.precision, "")
 
     @property
+    def plain(self) -> bool:
+        """It is the export itself, as ONNX Runtime takes it."""
+        return not self.steps and self.provider.name == "cpu"
+
+    @property
     def target(self) -> str:
         return next(name for name, providers in TARGETS.items() if self.provider.name in providers)
 

@@ -88,6 +88,7 @@ class Contender:
         make: builds it; may raise :class:`CandidateFailed` or :class:`MlOptError`.
         family: those that differ only in how they were calibrated; empty for one that stands alone.
         asked: the precision that products are to run in, where that can be told from what ran; else empty.
+        plain: it is the export itself, which is kept where nothing is known to be better.
         entrant: what was built.
         is_original: what was built is the very thing that everything is compared with.
         parts: its answers, look by look.
@@ -110,6 +111,7 @@ class Contender:
     make: Callable[[], Entrant]
     family: str = ""
     asked: str = ""
+    plain: bool = False
     entrant: Entrant | None = None
     is_original: bool = False
     parts: list[Answers] = field(default_factory=list)

@@ -15,7 +15,7 @@ from optimizer.benching.measure import Plan
 from optimizer.benching.process import CandidateFailed
 from optimizer.benching.report import BenchReport, Row
 from optimizer.benching.run import bench
-from optimizer.benching.stats import Ratio
+from optimizer.benching.stats import Ratio, speedup
 from optimizer.benching.workload import Workload
 from optimizer.data.batching import Batching, budgets
 from optimizer.errors import BadInput, MlOptError
@@ -106,8 +106,9 @@ def hold(
         report = _timed(original, left, rules.plan, progress, yardstick if passing else None)
     assert report is not None
     final_s = time.monotonic() - began
+    plain = next((c for c in passing if c.plain and c.standing), None)
     decision = decide(
-        [Standing(c.name, c.gates, _cost(c.row, rules.objective), c.error, c.skipped, c.unjudged) for c in found],
+        [_standing(c, plain, rules.objective) for c in found],
         lambda cost, best: _compared(cost / best, rules.objective),
     )
     seconds = {
@@ -294,6 +295,23 @@ def _timed(
             contender.row = by_label[contender.entrant.label]
             contender.error, contender.hint = contender.row.error, contender.row.hint
     return report
+
+
+def _standing(contender: Contender, plain: Contender | None, objective: str) -> Standing:
+    tied = plain is not None and contender is not plain and not _better(contender, plain, objective)
+    cost = _cost(contender.row, objective)
+    return Standing(
+        contender.name, contender.gates, cost, contender.error, contender.skipped, contender.unjudged, tied
+    )  # fmt: skip
+
+
+def _better(contender: Contender, plain: Contender, objective: str) -> bool:
+    """Whether it is known to be better than the plain export: for times, by the interval of their own ratio."""
+    if contender.row is None or plain.row is None or contender.row.error or plain.row.error:
+        return True
+    if objective == "size":
+        return contender.row.bytes < plain.row.bytes
+    return speedup(plain.row.cells[0].rounds_ns, contender.row.cells[0].rounds_ns).low > 1
 
 
 def _cost(row: Row | None, objective: str) -> float | None:

@@ -116,7 +116,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
 
         def contend(idea: Idea) -> Contender:
             make = functools.partial(_make, idea, artifact, store, rules, Path(logs))
-            return Contender(idea.name, make, idea.family, idea.asked)
+            return Contender(idea.name, make, idea.family, idea.asked, idea.plain)
 
         kin = _kin(planned.ideas, contend, artifact, options, columns, store, rules, Path(logs))
         beside = _yardstick(artifact, options, machine, store)

@@ -296,6 +296,7 @@ class Standing:
         error: why it was not measured to the end; empty when it was.
         skipped: it was never tried, for want of time.
         unjudged: why it did not answer every row though nothing spoke against it; empty when it did.
+        tied: the plain export keeps every budget too, and this one is not known to be better.
     """
 
     name: str
@@ -304,6 +305,7 @@ class Standing:
     error: str = ""
     skipped: bool = False
     unjudged: str = ""
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,8 @@ def decide(standings: Sequence[Standing], compared: Callable[[float, float], str
     """
     whole = [s for s in standings if not s.error and not s.skipped and not s.unjudged]
     passing = [s for s in whole if outcome_of(s.gates) is Outcome.PASS and s.cost is not None]
-    best = min(passing, key=lambda s: s.cost or 0.0, default=None)
+    apart = [s for s in passing if not s.tied]
+    best = min(apart, key=lambda s: s.cost or 0.0, default=None)
     open_ones = [s for s in whole if outcome_of(s.gates) is Outcome.INCONCLUSIVE]
     reasons = {s.name: _reason(s, best, compared) for s in standings}
     if best is not None:
@@ -371,6 +374,8 @@ def _reason(standing: Standing, best: Standing | None, compared: Callable[[float
     if outcome is Outcome.PASS and standing.cost is not None:
         if best is None or standing is best:
             return "keeps every budget, and nothing that does is better"
+        if standing.tied:
+            return "keeps every budget, but is not known to be better than the plain export"
         assert best.cost is not None
         return f"keeps every budget, but {compared(standing.cost, best.cost)}"
     says = "; ".join(gate.says for gate in standing.gates if gate.outcome is outcome)

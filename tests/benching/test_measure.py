@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ def lanes(tmp_path):
         candidates = []
         for number, model in enumerate(models):
             path = tmp_path / f"{number}.json"
-            path.write_text(json.dumps(model))
-            candidates.append(Candidate(f"model {number}", path, Provider("fake")))
+            path.write_text(json.dumps({key: value for key, value in model.items() if key != "command"}))
+            command = model.get("command", ())
+            candidates.append(Candidate(f"model {number}", path, Provider("fake"), command=command))
 
         def feeds_for(specs):
             assert [spec.name for spec in specs] == ["x"]
@@ -135,3 +137,40 @@ def test_each_candidate_gets_the_same_rows_in_batches_of_its_own(tmp_path):
     ]
     assert medians[0] > 1.5 * medians[1] > 1.5 * 2 * medians[2]
     assert [len(lane.rounds) for lane in (many, few)] == [2, 1]
+
+
+#: A peer that is no part of ml-opt: the documented lines and nothing else.
+PEER = """
+import json, sys
+import numpy as np
+SPEC = {"name": "x", "dtype": "float32", "shape": ["batch", "sequence"]}
+for line in sys.stdin:
+    request = json.loads(line)
+    reply = {"ok": True, "peak_rss": 77}
+    if request["do"] == "open":
+        reply |= {"load_s": 1.5, "inputs": [SPEC], "outputs": [], "facts": {"label": request["candidate"]["label"]}}
+    elif request["do"] == "shape":
+        reply |= {"first_s": 0.5, "outputs": {}}
+    elif request["do"] == "warm":
+        reply |= {"windows_ns": [3, 3, 3], "stable": True}
+    elif request["do"] == "time":
+        reply |= {"ns": [1000 + len(request["shape"])] * request["samples"]}
+    elif request["do"] == "answer":
+        np.savez(request["out"], y=np.load(request["feeds"])["x"] * 2)
+    print(json.dumps(reply), flush=True)
+"""
+
+
+def test_a_peer_takes_part_with_a_command_of_its_own(lanes, tmp_path):
+    script = tmp_path / "peer.py"
+    script.write_text(PEER)
+    (ours, peer), _ = lanes({}, {"command": (sys.executable, str(script))})
+    assert ours.alive, ours.error
+    assert peer.alive, peer.error
+    assert peer.opened["facts"] == {"label": "model 1"}
+    for shape in SHAPES:
+        assert peer.rounds[shape] == [[1000 + len(str(shape))] * 2] * 4
+        assert len(ours.rounds[shape]) == 4
+        assert ours.rounds[shape] != peer.rounds[shape]
+    assert peer.peak_rss == 77
+    assert np.load(peer.answers[0])["y"].tolist() == [[2.0] * 4]

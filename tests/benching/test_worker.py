@@ -98,6 +98,22 @@ def test_a_whole_conversation(worker, tmp_path):
     assert one.answer({"do": "close"})["ok"]
 
 
+def test_a_peer_opens_its_models_itself(tmp_path):
+    """The loop is ml-opt's, so that a peer is timed by the same code; what is opened, and how, is the peer's."""
+    (tmp_path / "m.json").write_text("{}")
+    candidate = Candidate("a peer", tmp_path / "m.json", Provider("fake"))
+    asked = []
+
+    def opener(candidate, threads):
+        asked.append((candidate.label, threads))
+        return candidate.open(threads)
+
+    one = Worker(opener)
+    assert one.answer({"do": "open", "candidate": candidate_to_json(candidate), "threads": 3})["ok"]
+    assert asked == [("a peer", 3)]
+    assert one.answer({"do": "shape", "shape": "1", "feeds": saved(tmp_path, x=np.ones((1, 1), np.float32))})["ok"]
+
+
 def test_whole_numbers_are_cast_to_what_the_model_takes(worker, tmp_path):
     one = worker(inputs=[{"name": "x", "dtype": "int32", "shape": ["batch"]}])
     assert one.answer({"do": "shape", "shape": "2", "feeds": saved(tmp_path, x=np.array([1, 2]))})["ok"]

@@ -130,7 +130,8 @@ def test_a_verdict_is_reached_and_kept(judged: Any, home: Path) -> None:
     assert store.aliases("tiny")["best"] == f"1:{winner.ref.partition(':')[2]}"
     assert store.get("tiny@best").ref == judged.best
     passing = [c.speed.ratio.value for c in judged.candidates if c.outcome == "PASS"]
-    assert winner.speed.ratio.value == max(passing)
+    # Where nothing is known to be faster than the plain export, that is kept whatever the estimates say.
+    assert winner.name == "fp32" or winner.speed.ratio.value == max(passing)
     assert {left["name"] for left in judged.left_out} >= {"bf16-openvino"}
     assert judged.seconds["total"] > judged.seconds["make"] > 0
 

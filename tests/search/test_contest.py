@@ -309,6 +309,7 @@ def test_who_asked_for_nothing_is_held_to_nothing(tmp_path: Path, plant: Callabl
     assert found.decision.best == "fp32"
 
 
+<<<<<<< HEAD
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
@@ -342,3 +343,28 @@ def test_a_planted_loser_of_f1_loses_early(tmp_path: Path, plant: Callable[..., 
     assert found.original.right == tuple(map(list, metric.score({"logits": np.eye(5)[right]}, {}, truths, model)))
     assert good.scores.kl == pytest.approx([0.0] * 400, abs=1e-9)
     assert max(wrong.scores.kl) > 0.1
+=======
+def test_fp32_is_kept_where_nothing_is_known_to_be_better(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 150)
+    rules = Rules("latency", PLAN, ACCURACY, max_drop=0.1)
+
+    def held(**latencies: float) -> Contest:
+        entrants = [plant(name, latency_s=seconds) for name, seconds in latencies.items()]
+        contenders = [Contender(e.label, lambda e=e: e, plain=e.label == "plain") for e in entrants]
+        return hold(plant("original", latency_s=0.02), contenders, rows, MODEL, rules, silent)
+
+    assert held(plain=0.008, faster=0.004).decision.best == "faster"
+    # As fast as it, and one estimate is the larger one by chance: whichever it is, the plain export is kept.
+    found = held(same=0.008, plain=0.008, too=0.008)
+    assert found.decision.best == "plain"
+    others = [found.decision.reasons[name] for name in ("same", "too")]
+    assert all("not known to be better than the plain export" in why or "times as long" in why for why in others)
+
+
+def test_a_candidate_must_be_smaller_where_size_counts(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
+    rows = rows_of(tmp_path, 150)
+    rules = Rules("size", PLAN, ACCURACY, max_drop=0.1)
+    same, plain = plant("same"), plant("plain")
+    contenders = [Contender("same", lambda: same), Contender("plain", lambda: plain, plain=True)]
+    assert hold(plant("original"), contenders, rows, MODEL, rules, silent).decision.best == "plain"
+>>>>>>> peers

@@ -184,6 +184,9 @@ def truths(module: Any) -> Iterator[bool]:
     unjudged = stand("promising", good, 0.1, unjudged="slower by far")
     yield decide(unjudged, stand("judged", good, 1.0)).best == "judged"
     yield decide(stand("wrong", bad, 0.1), unjudged).verdict is out.INCONCLUSIVE
+    tied = decide(stand("chance", good, 0.9, tied=True), stand("plain", good, 1.0), stand("slow", good, 2.0))
+    yield tied.best == "plain"
+    yield "not known to be better" in tied.reasons["chance"] and "costs 2" in tied.reasons["slow"]
     two = module.Standing("two", (good, bad), 0.1)
     yield decide(two, stand("one", good, 1.0)).best == "one"
 
@@ -202,7 +205,8 @@ MUTANTS = [
     ("found.high < least", "found.value < least"),
     ("worst = min(cosines)", "worst = sum(cosines) / len(cosines)"),
     ("len(cosines) >= needed", "True"),
-    ("best = min(passing", "best = max(passing"),
+    ("best = min(apart", "best = max(apart"),
+    ("if not s.tied]", "]"),
     ("is Outcome.PASS and s.cost", "is not Outcome.FAIL and s.cost"),
     ("if outcome_of(s.gates) is Outcome.PASS and s.cost is not None]", "]"),
     ("if not s.error and not s.skipped", "if not s.skipped"),

@@ -1,0 +1,265 @@
+"""One model in every toolchain: accuracy of each on all rows, times of all in the same rounds, ours against each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optimizer
+from benchmarks.cases import Case, head
+from benchmarks.peers.arrange import Peer, calibrating, made_by, torch_entrants
+from optimizer.artifact import Artifact
+from optimizer.benching.candidates import Entrant, default_baseline, parse, with_model_of_first
+from optimizer.benching.inputs import save
+from optimizer.benching.measure import Plan
+from optimizer.benching.process import CandidateFailed
+from optimizer.benching.report import BenchReport
+from optimizer.benching.run import bench
+from optimizer.benching.shape import Shape
+from optimizer.benching.stats import Ratio, speedup
+from optimizer.data.preprocess import Preprocessor
+from optimizer.errors import MlOptError
+from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
+from optimizer.search.evalset import EvalSet
+from optimizer.stage import Progress
+from optimizer.store import Store
+from optimizer.task import get_task
+
+#: Rows that the first models are judged on with --quick, and for how long they are timed.
+_QUICK_ROWS = 64
+_QUICK = {"duration": 0.05, "rounds": 3}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How right one toolchain's model is, beside PyTorch in fp32 on the same rows.
+
+    Attributes:
+        accuracy: share of rows; None where rows have no labels.
+        cosine_worst: of the row that differs most from PyTorch's answer.
+        cosine_mean: over rows.
+        top1: share of rows with PyTorch's decision; None where there is none.
+        error: why it is not known.
+    """
+
+    accuracy: float | None = None
+    cosine_worst: float | None = None
+    cosine_mean: float | None = None
+    top1: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What came of one model.
+
+    Attributes:
+        model: its name among the cases.
+        ours: the label of ml-opt's winner.
+        verdict: what ``optimize`` said of it.
+        rows: that answers were judged on.
+        judged: by label.
+        against: by label and shape: the other's time over ours; above 1, ours is faster.
+        bench: every sample.
+        failed: by label, what a peer could not make.
+    """
+
+    model: str
+    ours: str
+    verdict: str
+    rows: int
+    judged: Mapping[str, Judged]
+    against: Mapping[str, Mapping[str, Ratio]]
+    bench: BenchReport
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "judged": {label: asdict(each) for label, each in self.judged.items()},
+            "against": {
+                label: {shape: ratio.to_json() for shape, ratio in shapes.items()}
+                for label, shapes in self.against.items()
+            },
+            "bench": self.bench.to_json(),
+        }
+
+
+def side_by_side(
+    name: str, case: Case, peers: Sequence[Peer], cache: Path, threads: int, progress: Progress, *, quick: bool
+) -> SideBySide:
+    """Measure one model.
+
+    Args:
+        name: of the case.
+        case: the model, its rows, its budget and its shapes.
+        peers: who takes part beside PyTorch; their environments are there.
+        cache: where the store and what peers made are kept.
+        threads: of everyone.
+        progress: told of every step.
+        quick: few rows and short times: to see that all works, and nothing else.
+    """
+    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+        scratch = Path(folder)
+        source, (rows, calib) = case.model(), case.rows()
+        if quick:
+            rows = head(rows, _QUICK_ROWS, scratch)
+        store = Store(cache / "store")
+        progress(f"{name}: ml-opt's own search")
+        settings: dict[str, Any] = {"eval": rows, "calib": calib, "threads": threads, "name": name, "store": store.root}
+        if quick:
+            settings |= {**_QUICK, "precision": ("fp32,bf16",)}
+        report = optimizer.optimize(str(source), shape=case.shapes[-1], **case.budget, **settings)
+        artifact = store.get(f"{name}:fp32")
+        winner = report.best or artifact.ref
+        ours = parse(f"{winner}+{report.provider}" if report.best and report.provider != "cpu" else winner, store)
+        base = default_baseline([ours], store)
+        entrants, failed = _entrants(artifact, source, calib, peers, cache / "peers" / name, scratch, threads, progress)
+        taking_part = list(with_model_of_first([base, ours, *entrants]))
+        judged = _judge(taking_part, rows, artifact, scratch, threads, progress)
+        plan = Plan(tuple(map(Shape.parse, case.shapes)), threads, rounds=12, seconds=3.0, samples=60)
+        if quick:
+            plan = replace(plan, shapes=plan.shapes[:1], rounds=3, seconds=0.1, samples=6, warm_limit_s=0.5)
+        timed = bench(taking_part, base.label, plan, progress)
+    return SideBySide(
+        name, ours.label, str(report.verdict), len(judged[1]), judged[0], _against(timed, ours.label), timed, failed
+    )  # fmt: skip
+
+
+def _entrants(
+    artifact: Artifact,
+    source: Path,
+    calib: Path,
+    peers: Sequence[Peer],
+    cache: Path,
+    scratch: Path,
+    threads: int,
+    progress: Progress,
+) -> tuple[list[Entrant], dict[str, str]]:
+    """Everyone but ours and the baseline, and what could not be made."""
+    found = torch_entrants(source, artifact)
+    failed: dict[str, str] = {}
+    rows = calibrating(artifact, calib, scratch)
+    for peer in peers:
+        progress(f"{peer.name}: making its models")
+        made, lacking = made_by(peer, artifact, source, rows, cache / peer.name, threads)
+        found += made
+        failed |= {f"{peer.name}: {name}": why for name, why in lacking.items()}
+    return found, failed
+
+
+def _judge(
+    entrants: Sequence[Entrant], rows: Path, artifact: Artifact, scratch: Path, threads: int, progress: Progress
+) -> tuple[dict[str, Judged], tuple[int, ...]]:
+    """Everyone's answers to all rows, held against the first one's, which is the baseline."""
+    model = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    task = get_task(str(model.get("task") or "generic"))
+    labelled = task.metric if "label" in _first(rows) else None
+    every = EvalSet.open(rows, Preprocessor.open(artifact.path, model), labelled, model)
+    made = list(every.batches(model.get("max_batch")))
+    batches = Batches(
+        tuple(save(scratch, "rows", [batch.feeds for batch in made])), tuple(batch.rows for batch in made)
+    )
+    original: Answers | None = None
+    judged: dict[str, Judged] = {}
+    for number, entrant in enumerate(entrants):
+        try:
+            answers = answer(
+                entrant.candidate, batches, scratch / f"answers-{number}", threads=threads, timeout=600.0,
+                progress=progress,
+            )  # fmt: skip
+            original = original or answers
+            judged[entrant.label] = _summary(score(original, answers, batches, model, labelled, every.truths))
+        except (CandidateFailed, MlOptError) as failed:
+            if original is None:
+                raise
+            judged[entrant.label] = Judged(error=failed.message)
+    return judged, tuple(range(len(every.rows)))
+
+
+def _first(rows: Path) -> Mapping[str, Any]:
+    from optimizer.data.readers import read_rows
+
+    return read_rows(rows, limit=1)[0].values
+
+
+def _summary(scores: Scores) -> Judged:
+    def mean(values: Sequence[float] | None) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    return Judged(mean(scores.right), min(scores.cosine), mean(scores.cosine), mean(scores.top1))
+
+
+def _against(report: BenchReport, ours: str) -> dict[str, dict[str, Ratio]]:
+    """The other's time over ours, from the rounds that both were measured in."""
+    cells = {row.label: {cell.shape: cell.rounds_ns for cell in row.cells} for row in report.rows}
+    return {
+        label: {shape: speedup(rounds, cells[ours][shape]) for shape, rounds in shapes.items()}
+        for label, shapes in cells.items()
+        if label != ours and shapes and cells[ours]
+    }
+
+
+def to_markdown(found: SideBySide) -> str:
+    """One line a toolchain: how right it is, its median at every shape, and how much faster ours is."""
+    shapes = found.bench.shapes
+    columns = [f"{shape.replace('x', ' × ')}: ms | ours is faster by" for shape in shapes]
+    lines = [
+        f"### {found.model}",
+        "",
+        f"Ours is `{found.ours}` (verdict {found.verdict}); {found.rows} rows judged, likeness to "
+        f"`{found.bench.baseline}`.",
+        "",
+        f"| | accuracy | cosine worst / mean | top-1 | {' | '.join(columns)} |",
+        "|---|" + "---|" * (3 + 2 * len(shapes)),
+    ]
+    lines += [_line(row.label, found, shapes) for row in found.bench.rows]
+    lines += [f"| {label} | not made: {why} |{' |' * (2 + 2 * len(shapes))}" for label, why in found.failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _line(label: str, found: SideBySide, shapes: Sequence[str]) -> str:
+    judged = found.judged[label]
+    row = next(row for row in found.bench.rows if row.label == label)
+    cells = [
+        f"**{label}**" if label == found.ours else label,
+        "" if judged.accuracy is None else f"{judged.accuracy:.2%}",
+        "" if judged.cosine_worst is None else f"{judged.cosine_worst:.5f} / {judged.cosine_mean:.5f}",
+        "" if judged.top1 is None else f"{judged.top1:.2%}",
+    ]
+    times = {cell.shape: cell.summary.p50_ms for cell in row.cells}
+    for shape in shapes:
+        ratio = found.against.get(label, {}).get(shape)
+        cells.append(f"{times[shape]:.3g}" if shape in times else f"failed: {row.error or judged.error}")
+        cells.append(f"{ratio.value:.2f} × ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def losses(found: SideBySide) -> list[str]:
+    """Every cell where another toolchain is faster beyond the noise, and what it gives up for that."""
+    ours = found.judged[found.ours]
+    lines = []
+    for label, shapes in found.against.items():
+        for shape, ratio in shapes.items():
+            if ratio.high < 1:
+                lines.append(
+                    f"{found.model} at {shape}: {label} takes {ratio.value:.2f} of our time"
+                    f" ({_rightness(found.judged[label])}; ours {_rightness(ours)})"
+                )
+    return lines
+
+
+def _rightness(judged: Judged) -> str:
+    if judged.accuracy is not None:
+        return f"accuracy {judged.accuracy:.2%}"
+    return judged.error or f"worst cosine {judged.cosine_worst:.5f}"
+
+
+def written(found: Sequence[SideBySide], path: Path) -> None:
+    """Everything as one JSON document."""
+    document = {"report": "peers", "schema": 1, "models": [each.to_json() for each in found]}
+    path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
