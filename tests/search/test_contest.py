@@ -309,7 +309,6 @@ def test_who_asked_for_nothing_is_held_to_nothing(tmp_path: Path, plant: Callabl
     assert found.decision.best == "fp32"
 
 
-<<<<<<< HEAD
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
@@ -343,7 +342,8 @@ def test_a_planted_loser_of_f1_loses_early(tmp_path: Path, plant: Callable[..., 
     assert found.original.right == tuple(map(list, metric.score({"logits": np.eye(5)[right]}, {}, truths, model)))
     assert good.scores.kl == pytest.approx([0.0] * 400, abs=1e-9)
     assert max(wrong.scores.kl) > 0.1
-=======
+
+
 def test_fp32_is_kept_where_nothing_is_known_to_be_better(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
     rows = rows_of(tmp_path, 150)
     rules = Rules("latency", PLAN, ACCURACY, max_drop=0.1)
@@ -367,4 +367,3 @@ def test_a_candidate_must_be_smaller_where_size_counts(tmp_path: Path, plant: Ca
     same, plain = plant("same"), plant("plain")
     contenders = [Contender("same", lambda: same), Contender("plain", lambda: plain, plain=True)]
     assert hold(plant("original"), contenders, rows, MODEL, rules, silent).decision.best == "plain"
->>>>>>> peers
