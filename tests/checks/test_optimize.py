@@ -84,7 +84,6 @@ def judged(classifier: Path, home: Path) -> Any:
         calib=home / "calib.jsonl",
         max_drop=0.05,
         precision=("fp32,int8",),
-        target=("ort",),  # the same candidates wherever this runs
         name="tiny",
         report=(home / "out" / "report.html", home / "out" / "report.json"),
         store=home / "models",
@@ -305,7 +304,7 @@ def test_a_calibration_set_is_taken_and_its_leaks_are_caught(judged: Any, home: 
     made = optimizer.calibration_set("tiny:fp32", data=home / "calib.jsonl", store=store).artifact
     report = optimizer.optimize(
         "tiny:fp32", eval=home / "eval.jsonl", calib="tiny:calib-200", min_cosine=-1.0, precision=("int8",),
-        target=("ort",), objective="size", store=store, **QUICK,
+        objective="size", store=store, **QUICK,
     )  # fmt: skip
     assert report.data["calib"] == {"file": made.ref, "sha256": made.digest}
     assert f"--calib {made.ref}" in report.command
