@@ -16,13 +16,14 @@ from tiny import phrases, tiny_bert, write
 import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput
-from optimizer.search.candidates import Machine, plan
+from optimizer.search.candidates import plan
+from optimizer.search.machine import Machine
 from optimizer.search.options import Optimize
-from optimizer.search.run import _calib_columns
+from optimizer.search.run import _columns_of
 from optimizer.store import Store
 
-QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "precision": ("fp32",)}
-FLAGS = ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--precision", "fp32"]
+QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "precision": ("fp32",), "roofline": False}
+FLAGS = ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--precision", "fp32", "--no-roofline"]
 NAMES = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
@@ -185,13 +186,36 @@ def test_what_does_not_fit_is_refused(pairs: dict[str, Any], options: dict[str, 
 
 def test_calibration_needs_no_column_of_answers(tmp_path: Path) -> None:
     calib = write(tmp_path / "calib.jsonl", [{"review": "a", "stars": 1}])
-    chosen = ("text=review", "label=stars", "score=points")
-    assert _calib_columns(Optimize(calib=calib, column=chosen)) == ("text=review", "label=stars")
-    assert _calib_columns(Optimize(eval=calib, column=chosen)) == ()
+    chosen = Optimize(calib=calib, column=("text=review", "label=stars", "score=points"))
+    assert _columns_of(calib, chosen) == ("text=review", "label=stars")
+    assert _columns_of(None, chosen) == ()
     machine = Machine(frozenset({"avx512_vnni"}))
     made = plan(machine, calib=calib, columns=("text=review",)).ideas
     static = [step.options["column"] for idea in made for step in idea.steps if "calib" in step.options]
-    assert static == [["text=review"]] * 3
+    assert static
+    assert all(column == ["text=review"] for column in static)
+
+
+def test_a_calibration_set_has_the_names_of_the_model(
+    pairs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(pairs["home"] / "models")
+    data = write(tmp_path / "data.jsonl", [{"review": " ".join(words)} for words in phrases(24, 9)])
+    made = optimizer.calibration_set(
+        "embedder:fp32", data=data, column=("text=review",), samples=16, store=store
+    ).artifact
+    assert made.manifest.options["column"] == ["text=review"]
+    assert _columns_of(made.path, Optimize(column=("text=review",))) == ()
+    quantize = ["quantize", "static", "embedder:fp32", "--calib", made.ref, "--store", str(store.root)]
+    assert run([*quantize, "--column", "text=review"]) == 2
+    assert "is a calibration set, whose columns are called what they are" in capsys.readouterr().err
+    # The same rows by another way are the same artifact.
+    of_file = optimizer.quantize_static(
+        "embedder:fp32", calib=data, column=("text=review",), samples=16, variant="of-file", store=store
+    )
+    of_set = optimizer.quantize_static("embedder:fp32", calib=made.ref, store=store)
+    assert of_set.cached
+    assert of_set.artifact.ref == of_file.artifact.ref
 
 
 def test_columns_by_name_wherever_data_is_read(
