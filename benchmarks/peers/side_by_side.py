@@ -30,7 +30,7 @@ from optimizer.store import Store
 from optimizer.task import get_task
 
 #: Rows that the first models are judged on with --quick, and for how long they are timed.
-_QUICK_ROWS = 64
+_QUICK_ROWS = 128
 _QUICK = {"duration": 0.05, "rounds": 3}
 
 

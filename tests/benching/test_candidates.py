@@ -6,6 +6,7 @@ from benching.small import add
 
 from optimizer import runtime
 from optimizer.benching.candidates import (
+    Entrant,
     candidate_from_json,
     candidate_to_json,
     default_baseline,
@@ -14,6 +15,7 @@ from optimizer.benching.candidates import (
     parse,
 )
 from optimizer.errors import BadInput, UnknownName
+from optimizer.runtime import Candidate, Provider
 
 
 def labels(refs, providers, store):
@@ -120,6 +122,9 @@ def test_size_is_of_graph_and_weights(small_store, tmp_path):
         onnx.load(entrant.candidate.path), outside, save_as_external_data=True, location="w.bin", size_threshold=0
     )
     assert file_bytes(parse(str(outside), small_store)) == outside.stat().st_size + (tmp_path / "w.bin").stat().st_size
+    (tmp_path / "m.xml").write_bytes(b"123")
+    (tmp_path / "m.bin").write_bytes(b"1234")
+    assert file_bytes(Entrant(Candidate("openvino", tmp_path / "m.xml", Provider("peer")))) == 7
     folder = tmp_path / "hf"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"12345")

@@ -44,8 +44,8 @@ main(opened)
 
 @pytest.fixture(scope="module")
 def vit() -> Path:
-    """A ViT that saw every training digit once, kept in .cache until its recipe changes."""
-    return mnist_vit(ROOT / ".cache" / "vit-1-epoch", epochs=1)
+    """A ViT that saw every training digit four times, kept in .cache until its recipe changes."""
+    return mnist_vit(ROOT / ".cache" / "vit-4-epochs", epochs=4)
 
 
 @pytest.fixture
