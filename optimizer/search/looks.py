@@ -92,8 +92,8 @@ def _sampled(rows: EvalSet, left: Sequence[int], count: int) -> list[int]:
     picked = sample(
         [rows.rows[place] for place in left],
         count,
-        # Two equal rows are two rows here: accuracy counts both.
-        content=lambda row: str(row),
+        # Two equal rows are two rows here: accuracy counts both. Where the file lies must not change what is chosen.
+        content=lambda row: str(row.number),
         lengths=[rows.lengths[place] for place in left] if rows.lengths else None,
         labels=[rows.labels[place] for place in left] if rows.labels else None,
     )

@@ -50,6 +50,17 @@ def test_every_row_is_in_one_look_and_the_first_is_like_the_whole(tmp_path: Path
     assert len(upto.feeds) == len(upto.places) == 8
 
 
+def test_what_is_looked_at_first_does_not_depend_on_where_the_file_lies(tmp_path: Path) -> None:
+    first = []
+    for folder in (tmp_path / "here", tmp_path / "elsewhere"):
+        folder.mkdir()
+        label = (np.arange(200) % 3 == 0).astype(np.int64)
+        np.savez(folder / "rows.npz", x=np.ones((200, 2), np.float32), label=label)
+        rows = EvalSet.open(folder / "rows.npz", Preprocessor.open(folder, MODEL), ACCURACY, MODEL)
+        first.append(Looks.of(rows, None, folder).parts[0].places)
+    assert first[0] == first[1]
+
+
 def test_the_errors_of_all_looks_are_half_of_what_is_allowed() -> None:
     assert 3 * (1 - early_confidence(0.95, 4)) == pytest.approx(0.025)
     assert 5 * (1 - final_confidence(0.95, 5)) == pytest.approx(0.05)
