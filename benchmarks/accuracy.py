@@ -60,7 +60,7 @@ def decisions(artifact: Artifact, data: Path, *, provider: str = "cpu", threads:
     from optimizer.runtime import Candidate, Provider
 
     rows = read_rows(data)
-    model = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    model = artifact.model_info
     preprocessor = Preprocessor.open(artifact.path, model)
     session = Candidate(artifact.ref, artifact.model_file, Provider.parse(provider), model=model).open(threads)
     try:

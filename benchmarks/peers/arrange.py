@@ -66,7 +66,7 @@ def need(peers: Sequence[Peer]) -> None:
 
 def calibrating(artifact: Artifact, calib: Path, folder: Path, *, rows: int = CALIB_ROWS) -> list[Path]:
     """Calibration rows as arrays, one ``.npz`` a row, chosen as ml-opt's own calibration chooses them."""
-    model = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    model = artifact.model_info
     preprocessor = Preprocessor.open(artifact.path, model)
     every = read_rows(calib)
     places = sample(every, rows, content=preprocessor.content, lengths=preprocessor.lengths(every))

@@ -156,9 +156,10 @@ def _judge(
     entrants: Sequence[Entrant], rows: Path, artifact: Artifact, scratch: Path, threads: int, progress: Progress
 ) -> tuple[dict[str, Judged], tuple[int, ...]]:
     """Everyone's answers to all rows, held against the first one's, which is the baseline."""
-    model = {"inputs": artifact.manifest.facts["inputs"], **artifact.model_info}
+    model = artifact.model_info
     task = get_task(str(model.get("task") or "generic"))
-    labelled = task.metric if "label" in _first(rows) else None
+    known = "label" in _first(rows) and "accuracy" in {metric.name for metric in task.metrics}
+    labelled = task.metric("accuracy", model) if known else None
     every = EvalSet.open(rows, Preprocessor.open(artifact.path, model), labelled, model)
     made = list(every.batches(model.get("max_batch")))
     batches = Batches(
