@@ -363,6 +363,21 @@ def test_fp32_is_kept_where_nothing_is_known_to_be_better(
     assert ("not known to be better than the plain export" in said) is (best == "plain")
 
 
+def test_the_plain_export_is_timed_with_the_winner_however_far_behind_it_seemed(
+    tmp_path: Path, plant: Callable[..., Entrant]
+) -> None:
+    contenders = [
+        Contender(name, lambda e=plant(name, latency_s=seconds): e, plain=name == "plain")
+        for name, seconds in (("faster", 0.004), ("plain", 0.016), ("slower", 0.016))
+    ]
+    rules = Rules("latency", PLAN, ACCURACY, max_drop=0.1)
+    found = hold(plant("original", latency_s=0.02), contenders, rows_of(tmp_path, 150), MODEL, rules, silent)
+    assert found.decision.best == "faster"
+    assert {c.name: c.seen for c in found.contenders} == {"faster": 150, "plain": 150, "slower": 64}
+    assert {"faster", "plain"} <= {row.label for row in found.bench.rows}
+    assert "slower" not in {row.label for row in found.bench.rows}
+
+
 def test_a_candidate_must_be_smaller_where_size_counts(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
     rows = rows_of(tmp_path, 150)
     rules = Rules("size", PLAN, ACCURACY, max_drop=0.1)
