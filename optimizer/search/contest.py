@@ -108,7 +108,8 @@ def hold(
     final_s = time.monotonic() - began
     plain = next((c for c in passing if c.plain and c.standing), None)
     decision = decide(
-        [_standing(c, plain, rules.objective) for c in found],
+        # Only what was timed beside it in the same rounds can be held against the plain export.
+        [_standing(c, plain if any(c is each for each in passing) else None, rules.objective) for c in found],
         lambda cost, best: _compared(cost / best, rules.objective),
     )
     seconds = {
