@@ -165,14 +165,17 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [s for s in SEARCHES if any(word in s.name for word in options.only.split(","))]
     result = CACHE / "quick.json" if options.quick else RESULT
-    rows = []
+    # Searches that are not run again stay as they were found before.
+    known = json.loads(result.read_text(encoding="utf-8"))["searches"] if result.is_file() else []
+    rows = {row["search"]: row for row in known}
     for search in wanted:
         print(f"{search.name} …", flush=True)
-        rows.append(run(search, quick=options.quick))
-        print(_line(rows[-1]), flush=True)
-        document = {"report": "verdicts", "schema": 1, "searches": rows}
-        result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(to_markdown(rows))
+        rows[search.name] = run(search, quick=options.quick)
+        print(_line(rows[search.name]), flush=True)
+        document = {"report": "verdicts", "schema": 1, "searches": list(rows.values())}
+        # Paths begin at the checkout, wherever that lies.
+        result.write_text(json.dumps(document, indent=1).replace(f"{ROOT}/", "") + "\n", encoding="utf-8")
+    print(to_markdown(list(rows.values())))
     print(result)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import optimizer
 from benchmarks.cases import Case, head
-from benchmarks.peers.arrange import Peer, calibrating, made_by, torch_entrants
+from benchmarks.peers.arrange import ROOT, Peer, calibrating, made_by, torch_entrants
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, default_baseline, parse, with_model_of_first
 from optimizer.benching.inputs import save
@@ -261,6 +261,7 @@ def _rightness(judged: Judged) -> str:
 
 
 def written(found: Sequence[SideBySide], path: Path) -> None:
-    """Everything as one JSON document."""
+    """Everything as one JSON document; paths begin at the checkout, wherever that lies."""
     document = {"report": "peers", "schema": 1, "models": [each.to_json() for each in found]}
-    path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=1, default=str).replace(f"{ROOT}/", "")
+    path.write_text(text + "\n", encoding="utf-8")
