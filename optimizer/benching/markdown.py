@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from optimizer.benching.report import BenchReport, Cell, Row
+from optimizer.benching.shape import shape_text
 
-__all__ = ["shape_text", "to_markdown"]
+__all__ = ["to_markdown"]
 
 
 def to_markdown(report: BenchReport) -> str:
@@ -108,11 +109,6 @@ def _what(row: Row, baseline: str) -> list[str]:
         f"{agreement.cosine_worst:.5f} / {agreement.cosine_mean:.5f}" if agreement else _dash(row.label == baseline),
         f"{agreement.top1:.4f}" if agreement and agreement.top1 is not None else "",
     ]
-
-
-def shape_text(shape: str) -> str:
-    """``8x128`` as ``8 × 128``; rows of a file as they are."""
-    return shape.replace("x", " × ") if shape[-1:].isdigit() else shape
 
 
 def _unit(report: BenchReport) -> str:

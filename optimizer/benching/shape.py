@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from optimizer.errors import BadInput
 from optimizer.types import JSON
 
-__all__ = ["Shape", "default_shapes"]
+__all__ = ["Shape", "default_shapes", "shape_text"]
 
 _SHAPE = re.compile(r"(?P<batch>[1-9]\d{0,6})(?:[x×](?P<sequence>[1-9]\d{0,8}))?\Z")
 
@@ -52,3 +52,8 @@ def default_shapes(model: Mapping[str, JSON]) -> Sequence[Shape]:
         return (Shape(1), Shape(8))
     long = min(128, int(model.get("max_length") or 128))
     return tuple(dict.fromkeys((Shape(1, min(16, long)), Shape(1, long), Shape(8, long))))
+
+
+def shape_text(shape: str) -> str:
+    """``8x128`` as ``8 × 128``; rows of a file as they are."""
+    return shape.replace("x", " × ") if shape[-1:].isdigit() else shape

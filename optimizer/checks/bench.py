@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
-from optimizer.benching.markdown import to_markdown
-from optimizer.benching.measure import Plan
-from optimizer.benching.report import BenchReport
-from optimizer.benching.run import bench
 from optimizer.benching.shape import Shape, default_shapes
-from optimizer.benching.workload import Load, Workload
 from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
 from optimizer.data.columns import column_opt, named_columns
-from optimizer.data.preprocess import Preprocessor
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, UnknownName
 from optimizer.files import disk_errors
@@ -24,15 +19,26 @@ from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.types import JSON, Device
 
+if TYPE_CHECKING:
+    # What measures is imported where it is used: every command's --help imports this file.
+    from optimizer.benching.report import BenchReport
+    from optimizer.benching.workload import Load
+
 __all__ = ["CHECK", "Bench"]
 
 
+def _json(report: BenchReport, path: Path) -> None:
+    report.written(path)
+
+
 def _markdown(report: BenchReport, path: Path) -> None:
+    from optimizer.benching.markdown import to_markdown
+
     path.write_text(to_markdown(report), encoding="utf-8")
 
 
 #: How a report is written, by the suffix of its file.
-_WRITERS: dict[str, Callable[[BenchReport, Path], object]] = {".json": BenchReport.written, ".md": _markdown}
+_WRITERS: dict[str, Callable[[BenchReport, Path], None]] = {".json": _json, ".md": _markdown}
 
 
 class Bench(Options):
@@ -84,6 +90,9 @@ class Bench(Options):
 
 
 def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport:
+    from optimizer.benching.measure import Plan
+    from optimizer.benching.run import bench
+
     if not refs:
         raise BadInput("nothing to measure", "name a reference (`ml-opt ls`), an .onnx file or torch:FOLDER")
     if options.data is not None and not options.data.exists():
@@ -117,6 +126,9 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
 
 def _shapes(options: Bench, taking_part: list[Entrant], model: Mapping[str, JSON]) -> tuple[Load, ...]:
     """What is timed: shapes, or a pass over the rows of a file."""
+    from optimizer.benching.workload import Workload
+    from optimizer.data.preprocess import Preprocessor
+
     if options.shapes_from is not None:
         artifact = next((e.artifact for e in taking_part if e.artifact is not None), None)
         if artifact is None:

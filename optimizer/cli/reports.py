@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimizer.benching.markdown import shape_text
+from optimizer.benching.shape import shape_text
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
 

@@ -27,7 +27,8 @@ li { margin: .25rem 0; overflow-wrap: anywhere; max-width: 48rem; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .5rem; vertical-align: bottom; font-weight: 400; }
 thead th { color: var(--dim); line-height: 1.2; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; white-space: nowrap; } td.n:last-child { white-space: normal; } thead th.n { text-align: right; }
+td.n { text-align: right; white-space: nowrap; } td.n:last-child { white-space: normal; }
+thead th.n { text-align: right; }
 tbody { border-bottom: 1px solid var(--line); break-inside: avoid; } tbody.best { background: var(--soft); }
 tr.of td, tr.of th { padding-bottom: .1rem; } th.name { font-weight: 600; white-space: nowrap; }
 th.name i { display: inline-block; min-width: 1.6em; color: var(--dim); font-style: normal; font-weight: 400; }
