@@ -16,7 +16,9 @@ from optimizer.cli.recipe_command import run_recipe_file
 
 __all__ = ["build_app"]
 
-_GROUPS = {"quantize": "Make numbers smaller: weights and activations in 8 bits (dynamic, static), or weights alone in 4 or 8."}
+_GROUPS = {
+    "quantize": "Make numbers smaller: weights and activations in 8 bits (dynamic, static), or weights alone in 4 or 8."
+}
 
 
 def _version(wanted: bool) -> None:
