@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.benching.agreement import Agreement
+from optimizer.benching.gates import Accuracy, Floor, Gate, Outcome, exit_code_of, worst_of
 from optimizer.benching.position import Position
 from optimizer.benching.roofline import Roofline
 from optimizer.benching.stats import Ratio, Summary
@@ -21,8 +22,9 @@ from optimizer.types import JSON
 
 __all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row", "load_is_high"]
 
-#: Raised by one whenever a reader of the older number would misread the file. 2 added ``roofline`` and ``position``.
-SCHEMA = 2
+#: Raised by one whenever a reader of the older number would misread the file. 2 added ``roofline`` and ``position``;
+#: 3 ``gates``, ``floors``, ``accuracy``, ``peak_vram``, ``open_loop`` and the scenario.
+SCHEMA = 3
 
 
 class Doubt(StrEnum):
@@ -92,6 +94,7 @@ class Cell:
         workload: of a pass over a data file: ``rows``, ``file``, ``batching`` (``tokens:2048``), ``batches`` and
             ``padding`` (steps computed for every step of a row); None for a shape.
         against: of such a pass: the ratio to each way in which the baseline got the same rows.
+        open_loop: of the server scenario: how the arrivals went (:mod:`optimizer.benching.openloop`); None otherwise.
     """
 
     shape: str
@@ -104,6 +107,7 @@ class Cell:
     position: Position | None = None
     workload: dict[str, JSON] | None = None
     against: dict[str, Ratio] = field(default_factory=dict)
+    open_loop: dict[str, JSON] | None = None
 
     @property
     def rows_per_s(self) -> float:
@@ -133,6 +137,7 @@ class Cell:
             "rounds_ns": self.rounds_ns,
             "workload": self.workload,
             "against": {name: _written(ratio) for name, ratio in self.against.items()},
+            "open_loop": self.open_loop,
         }
 
     @classmethod
@@ -148,6 +153,7 @@ class Cell:
             speedup=_read(data["speedup"]) if data["speedup"] else None,
             workload=data.get("workload"),
             against={name: _read(ratio) for name, ratio in data.get("against", {}).items()},
+            open_loop=data.get("open_loop"),
         )
 
 
@@ -169,6 +175,8 @@ class Row:
         beside: the same rows of a data file in other batches than its own.
         error: why it failed.
         hint: what to do about that.
+        accuracy: on labelled rows; None where that was not asked for.
+        peak_vram: most memory of a GPU that its process held, bytes; None where there is none.
     """
 
     label: str
@@ -184,6 +192,8 @@ class Row:
     beside: tuple[Cell, ...] = ()
     error: str = ""
     hint: str = ""
+    accuracy: Accuracy | None = None
+    peak_vram: int | None = None
 
     @property
     def first_s(self) -> float:
@@ -194,6 +204,7 @@ class Row:
         return {
             **vars(self),
             "agreement": self.agreement.to_json() if self.agreement else None,
+            "accuracy": self.accuracy.to_json() if self.accuracy else None,
             "cells": [cell.to_json() for cell in self.cells],
             "beside": [cell.to_json() for cell in self.beside],
         }
@@ -201,9 +212,15 @@ class Row:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         values = dict(data)
-        agreement = values.pop("agreement")
+        agreement, accuracy = values.pop("agreement"), values.pop("accuracy", None)
         cells, beside = (tuple(Cell.from_json(cell) for cell in values.pop(name, ())) for name in ("cells", "beside"))
-        return cls(**values, agreement=Agreement(**agreement) if agreement else None, cells=cells, beside=beside)
+        return cls(
+            **values,
+            agreement=Agreement(**agreement) if agreement else None,
+            accuracy=Accuracy.from_json(accuracy) if accuracy else None,
+            cells=cells,
+            beside=beside,
+        )
 
 
 @dataclass(frozen=True)
@@ -220,6 +237,8 @@ class BenchReport:
         cautions: what to know before trusting a number.
         path: where this report was written; empty when it was not.
         roofline: this machine's peaks and bandwidths, every sample in them; None when they were not asked for.
+        gates: what candidates were held to; empty when nothing was asked for.
+        floors: the noise floor at each shape; empty when it was not asked for.
     """
 
     created: str
@@ -231,11 +250,23 @@ class BenchReport:
     cautions: tuple[Caution, ...] = ()
     path: str = ""
     roofline: Roofline | None = None
+    gates: tuple[Gate, ...] = ()
+    floors: tuple[Floor, ...] = ()
+
+    @property
+    def verdict(self) -> Outcome | None:
+        """Over all gates; None without any."""
+        return worst_of(self.gates)
 
     @property
     def exit_code(self) -> int:
-        """1 when a candidate could not be measured to the end."""
-        return 1 if any(row.error for row in self.rows) else 0
+        """1 when a candidate could not be measured to the end or a gate failed, 3 when a gate is undecided."""
+        return 1 if any(row.error for row in self.rows) else exit_code_of(self.verdict)
+
+    @property
+    def scenario(self) -> str:
+        """``single-stream``, ``offline`` or ``server``."""
+        return str(self.settings.get("scenario", "single-stream"))
 
     @property
     def shapes(self) -> list[str]:
@@ -249,6 +280,9 @@ class BenchReport:
             "rows": [row.to_json() for row in self.rows],
             "cautions": [caution.to_json() for caution in self.cautions],
             "roofline": self.roofline.to_json() if self.roofline else None,
+            "verdict": self.verdict.value if self.verdict else None,
+            "gates": [gate.to_json() for gate in self.gates],
+            "floors": [floor.to_json() for floor in self.floors],
         }
 
     @classmethod
@@ -265,7 +299,7 @@ class BenchReport:
                 f"{where} has report schema {data['schema']}; this ml-opt reads up to {SCHEMA}",
                 "run: pip install --upgrade ml-opt",
             )
-        values = {name: value for name, value in data.items() if name not in ("report", "schema")}
+        values = {name: value for name, value in data.items() if name not in ("report", "schema", "verdict")}
         try:
             values["rows"] = tuple(Row.from_json(row) for row in values["rows"])
             values["cautions"] = tuple(
@@ -273,6 +307,8 @@ class BenchReport:
             )
             if roofline := values.get("roofline"):
                 values["roofline"] = Roofline.from_json(roofline)
+            values["gates"] = tuple(Gate.from_json(gate) for gate in values.get("gates", ()))
+            values["floors"] = tuple(Floor.from_json(floor) for floor in values.get("floors", ()))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{where} is not a bench report: {type(error).__name__} {error}") from None
