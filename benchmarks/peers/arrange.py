@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,9 +135,8 @@ def torch_entrants(source: Path, artifact: Artifact) -> list[Entrant]:
     if not source.is_dir():
         return []
     model = {**artifact.manifest.facts, **artifact.model_info}
-    compiled = (sys.executable, "-m", "benchmarks.peers.torch_compiled")
-    ways = (("torch: bf16", "bf16", ()), ("torch: compiled", "", compiled), ("torch: compiled bf16", "bf16", compiled))
+    ways = {"torch: bf16": "bf16", "torch: compiled": "compiled", "torch: compiled bf16": "compiled-bf16"}
     return [
-        Entrant(Candidate(label, source, Provider("torch", precision), model=model, command=command))
-        for label, precision, command in ways
+        Entrant(Candidate(label, source, Provider("torch", precision), model=model))
+        for label, precision in ways.items()
     ]

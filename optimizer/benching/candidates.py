@@ -2,7 +2,7 @@
 
 REF[+PROVIDER]       an artifact of the store: minilm:fp32, minilm:fp32+openvino:bf16
 FILE.onnx[+PROVIDER] any ONNX file
-source[:PRECISION]   the model that the first REF was exported from, run by PyTorch
+source[:PRECISION]   the model that the first REF was exported from, run by PyTorch: bf16, compiled, compiled-bf16, …
 torch:PATH[:PRECISION]  a Hugging Face model folder, run by PyTorch
 fake:FILE.json       a planted model (see optimizer/runtimes/fake.py)
 """

@@ -97,7 +97,8 @@ def count(entrant: Entrant, lane: Lane, feeds: Sequence[Path]) -> Counted | None
     """
     candidate = entrant.candidate
     path, has_graph = candidate.path, True
-    if candidate.provider.name == "torch" and candidate.label == "source" and entrant.artifact is not None:
+    is_source = candidate.label.partition(":")[0] == "source"  # source:bf16, source:compiled
+    if candidate.provider.name == "torch" and is_source and entrant.artifact is not None:
         path, has_graph = entrant.artifact.model_file, False
     if path.suffix != ".onnx":
         return None

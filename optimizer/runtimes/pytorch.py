@@ -1,8 +1,14 @@
-"""PyTorch itself, running a Hugging Face model folder eagerly: what every other runtime is compared with."""
+"""PyTorch itself, running a Hugging Face model folder: what every other runtime is compared with.
+
+Eagerly in ``fp32``, ``bf16`` or ``fp16``, or through ``torch.compile`` (``compiled`` in fp32, ``compiled-bf16``).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,9 +25,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["RUNTIME", "TorchSession"]
+__all__ = ["RUNTIME", "CompiledSession", "TorchSession"]
 
-_PRECISIONS = ("fp32", "bf16", "fp16")
+#: How a folder can be run: the number format, and whether it is compiled.
+_WAYS: Mapping[str, tuple[str, bool]] = {
+    "fp32": ("fp32", False),
+    "bf16": ("bf16", False),
+    "fp16": ("fp16", False),
+    "compiled": ("fp32", True),
+    "compiled-bf16": ("bf16", True),
+}
+#: Shapes that are compiled for when they are run, each for seconds; bench times three by default.
+_EXACT_SHAPES = 4
 
 
 class TorchSession:
@@ -47,7 +62,7 @@ class TorchSession:
 
         tensors = self._tensors(feeds)
         with _torch_errors(), torch.inference_mode():
-            answer = flat_outputs(self._module(**tensors))
+            answer = flat_outputs(self._module_for(feeds)(**tensors))
         names = [spec.name for spec in self.outputs] or list(answer)
         if lost := [name for name in names if name not in answer]:
             raise BadInput(f"{type(self._module).__name__} has no output {lost[0]!r}; it has {', '.join(answer)}")
@@ -68,6 +83,11 @@ class TorchSession:
 
         return call
 
+    def _module_for(self, feeds: Mapping[str, NDArray[np.generic]]) -> Any:
+        """What is called for inputs of these shapes."""
+        del feeds
+        return self._module
+
     def runs(self) -> None:
         """PyTorch does not say what its products were computed in."""
 
@@ -84,18 +104,78 @@ class TorchSession:
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
+class CompiledSession(TorchSession):
+    """A module behind ``torch.compile``: with code for exactly the shape where that pays, else with code for any shape.
+
+    What :meth:`bind` is given, and the first few shapes that :meth:`run` is, are compiled for each by itself, which
+    makes the fastest code; it happens in the first call of a shape. Rows of ever other lengths would compile for
+    ever, so that the shapes after these share code that takes any.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+
+    def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:
+        """A call with code for these shapes alone, which is compiled now and not while it is timed."""
+        import torch
+
+        self._shapes.add(_shapes(feeds))
+        tensors, module = self._tensors(feeds), self._exact
+
+        def call() -> None:
+            with torch.inference_mode():
+                module(**tensors)
+
+        with _torch_errors():
+            call()
+        return call
+
+    def close(self) -> None:
+        """Drop the weights and the code."""
+        super().close()
+        self.__dict__.pop("_exact", None)
+        self.__dict__.pop("_general", None)
+
+    def _module_for(self, feeds: Mapping[str, NDArray[np.generic]]) -> Any:
+        shapes = _shapes(feeds)
+        if len(self._shapes) < _EXACT_SHAPES:
+            self._shapes.add(shapes)
+        return self._exact if shapes in self._shapes else self._general
+
+    # PyTorch tells the two apart by ``dynamic``. Beyond its limit of recompilations it would go on eagerly without a
+    # word, hence a limit that no one reaches.
+    @functools.cached_property
+    def _exact(self) -> Any:
+        import torch
+
+        return torch.compile(self._module, dynamic=False, recompile_limit=1 << 16)
+
+    @functools.cached_property
+    def _general(self) -> Any:
+        import torch
+
+        return torch.compile(self._module, dynamic=True)
+
+
+def _shapes(feeds: Mapping[str, NDArray[np.generic]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(feeds[name].shape for name in sorted(feeds))
+
+
 def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> TorchSession:
     """Open a model folder as the export did, but for attention, which is left to the library (sdpa where it has it).
 
     Raises:
         BadInput: not a model folder, weights that are damaged or lacking, an unknown architecture or task.
-        MissingPiece: torch or transformers is not installed.
+        MissingPiece: torch or transformers is not installed; it is to be compiled, and there is no C++ compiler.
     """
     if not has_module("torch"):
         raise missing_package("torch", "running PyTorch models")
+    precision, compiled = _WAYS[options.provider.precision or "fp32"]
+    if compiled:
+        _need_compiler()
     import torch
 
-    precision = options.provider.precision or "fp32"
     threads = options.threads or cpu_threads()
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -107,7 +187,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
         trust_remote_code=bool(model.get("trust_remote_code")),
     )
     specs = tuple(TensorSpec.from_json(s) for s in model.get("inputs") or _usual_inputs(loaded))
-    return TorchSession(
+    return (CompiledSession if compiled else TorchSession)(
         loaded.module,
         specs,
         tuple(TensorSpec.from_json(s) for s in model.get("outputs") or ()),
@@ -115,6 +195,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
         {
             "provider": "torch",
             "precision": precision,
+            "compiled": compiled,
             "threads": threads,
             "class": loaded.class_name,
             "attention": getattr(loaded.config, "_attn_implementation", None),
@@ -123,6 +204,16 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
             "transformers": version_of("transformers"),
         },
     )
+
+
+def _need_compiler() -> None:
+    """Refuse to compile without the compiler that PyTorch would call (``cpp.cxx`` of ``torch._inductor.config``)."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise MissingPiece(
+            f"torch.compile needs a C++ compiler, and {compiler} is not here",
+            "run: apt-get install g++  (or name another compiler in the environment variable CXX)",
+        )
 
 
 def _usual_inputs(loaded: LoadedModel) -> list[dict[str, JSON]]:
@@ -148,6 +239,10 @@ def _torch_errors() -> Iterator[None]:
         yield
     except (RuntimeError, IndexError, ValueError, MemoryError) as error:
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise MissingPiece(
+                f"torch.compile cannot compile this model here: {text}", "leave `compiled` out to run it eagerly"
+            ) from error
         if isinstance(error, MemoryError) or "allocate memory" in text:
             raise MissingPiece("not enough memory for the PyTorch model", "use a smaller batch") from error
         raise BadInput(
@@ -169,8 +264,8 @@ def _available(provider: str) -> Availability:
 
 RUNTIME = Runtime(
     name="torch",
-    help="PyTorch, eagerly, on a Hugging Face model folder.",
-    providers={"torch": _PRECISIONS},
+    help="PyTorch on a Hugging Face model folder, eagerly or through torch.compile.",
+    providers={"torch": tuple(_WAYS)},
     open=_open,
     available=_available,
 )

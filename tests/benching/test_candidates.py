@@ -95,6 +95,7 @@ def test_source_is_what_the_first_reference_came_from(small_store, tmp_path):
     found = parse("source:bf16", small_store, first)
     assert found.candidate.path == tmp_path / "gone"
     assert str(found.candidate.provider) == "torch:bf16"
+    assert str(parse("source:compiled", small_store, first).candidate.provider) == "torch:compiled"
     with pytest.raises(UnknownName, match="precision of torch"):
         parse("source:int8", small_store, first)
 
@@ -109,6 +110,8 @@ def test_the_baseline_is_the_source_where_it_can_run(small_store, tmp_path):
 def test_a_torch_folder_may_carry_a_precision(small_store, tmp_path):
     found = parse(f"torch:{tmp_path}:bf16", small_store).candidate
     assert (found.path, str(found.provider)) == (tmp_path, "torch:bf16")
+    found = parse(f"torch:{tmp_path}:compiled-bf16", small_store).candidate
+    assert (found.path, str(found.provider)) == (tmp_path, "torch:compiled-bf16")
     assert str(parse(f"torch:{tmp_path}", small_store).candidate.provider) == "torch"
 
 

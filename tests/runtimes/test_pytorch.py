@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optimizer.errors import BadInput
+from optimizer.errors import BadInput, MissingPiece
 from optimizer.runtime import Provider, SessionOptions, get_runtime
 
 IDS = np.array([[1, 5, 9, 2], [1, 7, 3, 2]])
@@ -62,6 +62,69 @@ def test_bf16_is_bf16_inside_and_float32_outside(folder):
     low = opened(folder, "torch:bf16").run(FEEDS)["logits"]
     assert low.dtype == np.float32
     assert 0 < np.abs(low - exact).max() < 0.05
+
+
+def sized(rows, steps):
+    ids = np.arange(rows * steps).reshape(rows, steps) % 40
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def compilations():
+    """How many graphs PyTorch has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def test_compiled_answers_what_eager_does_with_code_for_each_shape(folder):
+    eager, compiled = opened(folder), opened(folder, "torch:compiled")
+    assert (compiled.facts["precision"], compiled.facts["compiled"]) == ("fp32", True)
+    assert not eager.facts["compiled"]
+    # Four shapes are compiled for, two more share code for any shape, and what is timed has code of its own again.
+    made = []
+    for feeds in map(sized, (2, 3, 2, 3, 4, 5), (8, 8, 12, 12, 9, 10)):
+        before = compilations()
+        assert np.allclose(compiled.run(feeds)["logits"], eager.run(feeds)["logits"], atol=1e-5)
+        made.append(compilations() - before)
+    assert made == [1, 1, 1, 1, 1, 0]
+    before = compilations()
+    call = compiled.bind(sized(5, 10))
+    assert compilations() == before + 1
+    call()
+    compiled.run(sized(5, 10))
+    assert compilations() == before + 1, "once a shape"
+
+
+def test_compiled_bf16_is_bf16(folder):
+    exact, low = opened(folder).run(FEEDS)["logits"], opened(folder, "torch:compiled-bf16").run(FEEDS)["logits"]
+    assert low.dtype == np.float32
+    assert 0 < np.abs(low - exact).max() < 0.05
+
+
+def test_compiling_without_a_compiler_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(MissingPiece, match="no-such-compiler is not here") as caught:
+        opened(folder, "torch:compiled")
+    assert "apt-get install g++" in caught.value.hint
+    opened(folder, "torch:bf16")
+
+
+def test_a_compiler_that_fails_is_no_fault_of_the_inputs(folder, monkeypatch, tmp_path):
+    from torch._inductor import config, cpp_builder
+
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    # PyTorch reads the variable when it is imported, and keeps what it found.
+    monkeypatch.setattr(config.cpp, "cxx", (None, str(broken)))
+    cpp_builder.cpp_compiler_search.cache_clear()
+    try:
+        with pytest.raises(MissingPiece, match="cannot compile this model here") as caught:
+            opened(folder, "torch:compiled").run(sized(4, 15))
+    finally:
+        cpp_builder.cpp_compiler_search.cache_clear()
+    assert "leave `compiled` out" in caught.value.hint
 
 
 def test_outputs_come_as_the_manifest_names_them(folder):
