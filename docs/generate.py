@@ -49,16 +49,17 @@ def pages() -> Iterator[tuple[Path, str]]:
         body += [
             _DOORS,
             "",
-            *_doors(stage.name, stage.function, "source", stage.options, model="source" in stage.accepts),
+            *_doors(stage.name, stage.function, "source", stage.options, target),
         ]
         yield ROOT / "docs" / "cli" / f"{stage.name}.md", "\n".join(body)
         index.append(f"| [`{words}`]({stage.name}.md) | {stage.help} |")
     for check in checks.discover().values():
-        body = [f"# ml-opt {check.name}", "", check.help, "", check.details, "", *_usage(check.name, check.takes)]
+        words = " ".join(check.words)
+        body = [f"# ml-opt {words}", "", check.help, "", check.details, "", *_usage(words, check.takes)]
         body += [*_options(check.options), _COMMON]
-        body += [_DOORS, "", *_doors(check.name, check.function, "of", check.options, model=check.model)]
+        body += [_DOORS, "", *_doors(check.name, check.function, "of", check.options, check.takes)]
         yield ROOT / "docs" / "cli" / f"{check.name}.md", "\n".join(body)
-        index.append(f"| [`{check.name}`]({check.name}.md) | {check.help} |")
+        index.append(f"| [`{words}`]({check.name}.md) | {check.help} |")
     for name, text in _written_by_hand():
         yield ROOT / "docs" / "cli" / f"{name}.md", text
         index.append(f"| [`{name}`]({name}.md) | {text.splitlines()[2]} |")
@@ -128,13 +129,16 @@ def _rows(pairs: list[tuple[str, str]]) -> list[str]:
     return ["| flag | meaning |", "|---|---|", *(f"| `{flag}` | {meaning} |" for flag, meaning in pairs)]
 
 
-def _doors(name: str, function: str, key: str, options: type[Options], *, model: bool) -> list[str]:
+def _doors(name: str, function: str, key: str, options: type[Options], takes: str) -> list[str]:
     required = [f for f in options.fields() if f.required]
     example = {Path: '"calib.jsonl"', str: '"fp16"'}
     keywords = "".join(f", {f.name}={example.get(f.element, '...')}" for f in required)
     toml = [f"{f.name} = {example.get(f.element, '...')}" for f in required]
-    first = '"path/to/model"' if model else '"minilm:fp32"'
-    origin = [] if model else ['from = "fp32"' if key == "source" else 'of = ["fp32"]']
+    first = {"MODEL": '"path/to/model"', "FILE": '"report.json"', "FILE…": '"base.json", "head.json"'}.get(
+        takes, '"minilm:fp32"'
+    )
+    of = f"of = [{first}]" if takes.startswith("FILE") else 'of = ["fp32"]'
+    origin = [] if takes == "MODEL" else ['from = "fp32"' if key == "source" else of]
     return [
         "```python",
         "import optimizer",

@@ -40,6 +40,14 @@ def bench(
     seed: int = ...,
     timeout: float = ...,
     report: tuple[Path | str, ...] | list[Path | str] = ...,
+    github: bool = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
+def bench_show(
+    *refs: str,
+    report: tuple[Path | str, ...] | list[Path | str] = ...,
+    github: bool = ...,
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,11 @@ class Check:
         run: ``run(refs, options, store, progress)`` → :class:`Report`.
         many: True when it takes several references.
         model: True when it takes what an export takes (a folder, a file, a hub id) as well as a reference.
+        files: True when it takes report files and no references.
         modules: imports without which it cannot run.
+        lines: ``lines(report, options)``: what the command line prints beside the report as it is, for whoever reads
+            its log by machine.
+        command: the words typed after ``ml-opt`` (``("bench", "show")``) where they are not its name.
     """
 
     name: str
@@ -54,13 +58,22 @@ class Check:
     run: Callable[[tuple[str, ...], Any, Any, Any], Report]
     many: bool = False
     model: bool = False
+    files: bool = False
     modules: tuple[str, ...] = ()
+    lines: Callable[[Any, Any], Iterable[str]] | None = None
+    command: tuple[str, ...] = ()
     details: str = ""
 
     @property
     def takes(self) -> str:
-        """What stands behind the command's name: ``REF``, ``REF…`` or ``MODEL``."""
-        return "MODEL" if self.model else "REF…" if self.many else "REF"
+        """What stands behind the command's name: ``REF``, ``REF…``, ``MODEL``, ``FILE`` or ``FILE…``."""
+        what = "MODEL" if self.model else "FILE" if self.files else "REF"
+        return f"{what}…" if self.many else what
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is typed after ``ml-opt``."""
+        return self.command or (self.name,)
 
     @property
     def function(self) -> str:

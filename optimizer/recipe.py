@@ -164,12 +164,12 @@ def _step(table: Any, number: int, before: list[Step], model: str, name_of_model
     elif isinstance(does, Stage):
         sources = [values.pop("from", made[-1].id if made else None)]
     else:
-        of_itself = [model] if does.model else [made[-1].id] if made else []
+        of_itself = [model] if does.model else [made[-1].id] if made and not does.files else []
         sources = values.pop("of", of_itself)
         sources = [sources] if isinstance(sources, str) else sources
-    if isinstance(does, Check) and does.model:
+    if isinstance(does, Check) and (does.model or does.files):
         sources = [_source(s, path.parent) if isinstance(s, str) else s for s in sources]
-        if name_of_model is not None:
+        if does.model and name_of_model is not None:
             values.setdefault("name", name_of_model)
     if not sources or not all(isinstance(s, str) for s in sources):
         raise BadInput(f"{where} has nothing to start from", 'add from = "STEP" (or of = ["STEP", …] to a check)')

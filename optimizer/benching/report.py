@@ -229,7 +229,7 @@ class BenchReport:
 
     Attributes:
         created: UTC time, ISO 8601.
-        settings: shapes, threads, rounds, seconds, samples and seed.
+        settings: shapes, threads, rounds, seconds, samples, seed, scenario and the command line.
         inputs: where timed inputs came from (``golden`` or ``synthetic``), and what answers were compared on.
         environment: the machine and the versions.
         baseline: label of the row that the others are compared with.

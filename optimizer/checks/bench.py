@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
+from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
 from optimizer.benching.shape import Shape, default_shapes
+from optimizer.benching.writing import check_formats, report_opt, write_copies
 from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.environment import cpu_threads
-from optimizer.errors import BadInput, UnknownName
-from optimizer.files import disk_errors
+from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 from optimizer.stage import Progress
 from optimizer.store import Store
@@ -25,20 +28,6 @@ if TYPE_CHECKING:
     from optimizer.benching.workload import Load
 
 __all__ = ["CHECK", "Bench"]
-
-
-def _json(report: BenchReport, path: Path) -> None:
-    report.written(path)
-
-
-def _markdown(report: BenchReport, path: Path) -> None:
-    from optimizer.benching.markdown import to_markdown
-
-    path.write_text(to_markdown(report), encoding="utf-8")
-
-
-#: How a report is written, by the suffix of its file.
-_WRITERS: dict[str, Callable[[BenchReport, Path], None]] = {".json": _json, ".md": _markdown}
 
 
 class Bench(Options):
@@ -74,7 +63,8 @@ class Bench(Options):
     roofline: bool = opt(True, "Count operations, and measure this machine's GEMM peaks and bandwidth to compare with.")
     seed: int = opt(0, "Of the order, of made-up inputs and of the bootstrap.", ge=0)
     timeout: float = opt(300.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
-    report: tuple[Path, ...] = opt((), "Where to write the report: FILE.json or FILE.md; repeatable.", key=False)
+    report: tuple[Path, ...] = report_opt()
+    github: bool = github_opt()
 
     def check(self) -> None:
         for text in self.shape:
@@ -84,9 +74,7 @@ class Bench(Options):
             raise BadInput("--shape and --shapes-from contradict each other", "leave one of them out")
         if named_columns(self.column) and self.data is None and self.shapes_from is None:
             raise BadInput("--column says what the columns of --data are, which is not given", "add --data FILE")
-        for path in self.report:
-            if path.suffix not in _WRITERS:
-                raise UnknownName("report format", path.suffix or str(path), _WRITERS)
+        check_formats(self.report)
 
 
 def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport:
@@ -95,6 +83,8 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
 
     if not refs:
         raise BadInput("nothing to measure", "name a reference (`ml-opt ls`), an .onnx file or torch:FOLDER")
+    if options.github:
+        summary_file()
     if options.data is not None and not options.data.exists():
         raise BadInput(f"no such file: {options.data}")
     taking_part = entrants(refs, options.provider, store, provider_of(options.device))
@@ -114,13 +104,14 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         roofline=options.roofline,
     )
     report = bench(taking_part, baseline, plan, progress, options.data, named_columns(options.column))
+    command = shlex.join(["ml-opt", "bench", *refs, *options.to_flags()])
+    report = replace(report, settings={**report.settings, "command": command})
     about = next((e.artifact for e in taking_part if e.artifact), None)
     if about is not None and about.ref:
         report = keep(report, "bench", about.ref, store)
-    for path in options.report:
-        with disk_errors("writing a report", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _WRITERS[path.suffix](report, path)
+    write_copies(report, options.report)
+    if options.github:
+        add_summary(report)
     return report
 
 
@@ -163,6 +154,7 @@ CHECK = Check(
     "and an .onnx file is taken as it is. Exit code 1 when a candidate could not be measured.",
     options=Bench,
     run=_run,
+    lines=annotations_of,
     many=True,
     modules=("numpy",),
 )

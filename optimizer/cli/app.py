@@ -11,6 +11,7 @@ from optimizer import check as checks
 from optimizer import stage as stages
 from optimizer.cli import store_commands
 from optimizer.cli.generate import check_command, plain, stage_command
+from optimizer.cli.groups import CommandWithSubcommands
 from optimizer.cli.machine_commands import doctor
 from optimizer.cli.recipe_command import run_recipe_file
 
@@ -63,12 +64,25 @@ def build_app() -> typer.Typer:
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name, rich_help_panel="Make artifacts")
     for check in checks.discover().values():
-        panel = "Judge artifacts"
-        app.command(check.name, help=_help(check.help, check.details), rich_help_panel=panel)(check_command(check))
+        if len(check.words) == 1:
+            _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
     app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
     store_commands.add(app)
     app.command("doctor", rich_help_panel="This machine")(doctor)
     return app
+
+
+def _add_check(app: typer.Typer, check: checks.Check, subcommands: list[checks.Check]) -> None:
+    """The command of a check; with others under its name both ``ml-opt bench REF`` and ``ml-opt bench show FILE``."""
+    help, panel = _help(check.help, check.details), "Judge artifacts"
+    if not subcommands:
+        app.command(check.name, help=help, rich_help_panel=panel)(check_command(check))
+        return
+    group = typer.Typer()
+    for each in subcommands:
+        group.command(each.words[-1], help=_help(each.help, each.details))(check_command(each))
+    run = check_command(check)
+    app.add_typer(group, name=check.name, cls=CommandWithSubcommands, callback=run, help=help, rich_help_panel=panel)
 
 
 def _in_order(found: dict[str, stages.Stage]) -> list[stages.Stage]:

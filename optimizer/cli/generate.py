@@ -22,11 +22,16 @@ _PANEL = "Everywhere"
 
 
 def complete_ref(ctx: typer.Context, incomplete: str) -> list[str]:
-    """References of the store, for the shell's completion; a broken store completes to nothing."""
+    """References of the store, for the shell's completion; a broken store completes to nothing.
+
+    Where a subcommand could stand instead (``ml-opt bench sh``), those too.
+    """
+    subcommands = [] if ctx.params.get("refs") else getattr(ctx.command, "commands", ())
+    named = [name for name in subcommands if name.startswith(incomplete)]
     try:
-        return Store(ctx.params.get("store")).complete(incomplete)
+        return named + Store(ctx.params.get("store")).complete(incomplete)
     except Exception:
-        return []
+        return named
 
 
 def plain(text: str) -> str:
@@ -124,33 +129,36 @@ def check_command(check: Check) -> Callable[..., int]:
     """The command of a check."""
 
     def command(**values: Any) -> int:
-        from optimizer.api import run_check
         from optimizer.cli.render import render_report
 
         outside = Common(values)
         refs = values.pop("refs")
+        options = check.options.from_mapping(_given(check.options, values), check.name)
         with outside.output.work() as progress:
-            report = run_check(
-                check,
-                tuple(refs) if check.many else (refs,),
-                _given(check.options, values),
-                store=outside.store,
-                progress=progress,
-            )
+            report = check.apply(tuple(refs) if check.many else (refs,), options, outside.store, progress)
         if outside.output.json:
             outside.output.result(report.to_json())
         else:
             render_report(report, outside.output)
+        for line in check.lines(report, options) if check.lines is not None else ():
+            outside.output.line(line)
         return report.exit_code
 
-    help = "Artifact: name[@version|@alias][:variant]" + (", +provider[:precision] if you like." if check.many else ".")
-    if check.model:
-        help = f"Model folder, .onnx file, hub id (org/name), or {help[0].lower()}{help[1:]}"
-    argument = typer.Argument(metavar=check.takes, help=help, autocompletion=complete_ref)
+    argument = typer.Argument(
+        metavar=check.takes, help=plain(_taken(check)), autocompletion=None if check.files else complete_ref
+    )
     annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
     parameters = [_parameter("refs", annotation, inspect.Parameter.empty)]
     parameters += [_option(field) for field in check.options.fields()]
     return _with_parameters(command, [*parameters, *_common_parameters()])
+
+
+def _taken(check: Check) -> str:
+    """What a check's argument is, in words."""
+    if check.files:
+        return "A report, as JSON: what `--report FILE.json` wrote."
+    help = "Artifact: name[@version|@alias][:variant]" + (", +provider[:precision] if you like." if check.many else ".")
+    return f"Model folder, .onnx file, hub id (org/name), or {help[0].lower()}{help[1:]}" if check.model else help
 
 
 def _given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,12 @@ class Output:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
+    def line(self, text: str) -> None:
+        """A line for whoever reads the log by machine: on stdout, or beside the one document that is there."""
+        stream = sys.stderr if self.json else sys.stdout
+        stream.write(text + "\n")
+        stream.flush()
+
     def error(self, error: MlOptError) -> None:
         """Say what is wrong and what to type next, to people and, under ``--json``, to machines."""
         if self.json:

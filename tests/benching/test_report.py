@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.benching.agreement import Agreement
-from optimizer.benching.markdown import to_markdown
+from optimizer.benching.formats.markdown import to_markdown
 from optimizer.benching.position import Position
 from optimizer.benching.report import SCHEMA, BenchReport, Caution, Cell, Doubt, Row
 from optimizer.benching.roofline import Bandwidth, Peak, Roofline, Run

@@ -20,7 +20,7 @@ def test_the_help_of_a_command_says_all_that_was_declared(
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("TERMINAL_WIDTH", "400")
     does = DECLARATIONS[name]
-    words = list(does.words) if isinstance(does, stage.Stage) else [name]
+    words = list(does.words)
     assert run([*words, "--help"]) == 0
     shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     for sentence in (does.help, does.details):

@@ -155,7 +155,7 @@ def test_three_doors_are_equal(
         build_app.cache_clear()
     try:
         # The command line.
-        command = list(does.words) if is_stage else [name]
+        command = list(does.words)
         store = ["--store", str(tmp_path / "models")]
         assert run([*command, "toy", *words_of(does.options, values), *store]) == 2
         assert "captured" in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_an_unknown_option_is_refused_at_every_door(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     does = DECLARATIONS[name]
-    command = list(does.words) if isinstance(does, stage.Stage) else [name]
+    command = list(does.words)
     assert run([*command, "toy", "--no-such-option", "1"]) == 2
     assert "--no-such-option" in capsys.readouterr().err
     with pytest.raises(BadInput, match=f"unknown option of {name}: 'no_such_option'"):

@@ -2,43 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from optimizer.benching.facts import machine_facts, version_text
+from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
+from optimizer.benching.writing import Format
+from optimizer.types import JSON
 
-__all__ = ["to_markdown"]
+__all__ = ["FORMAT", "gate_table", "machine_lines", "md_table", "to_markdown"]
+
+#: Libraries that the first line names; the others are at the end.
+_NAMED = ("torch", "onnxruntime", "onnxruntime-gpu")
 
 
 def to_markdown(report: BenchReport) -> str:
-    """One table of what each candidate is, one of how fast it is at every shape, and what to be careful about."""
+    """The verdict and its gates, what each candidate is, how fast at every shape, and what to be careful about."""
     lines = [
-        "# Benchmark",
+        f"# Benchmark: {report.verdict.value}" if report.verdict else "# Benchmark",
         "",
         _machine(report),
         "",
-        *_table(
+        *gate_table(report.gates),
+        *md_table(
             ["candidate", "runs on", "MB", "load s", "first call ms", "peak MB", "cosine worst / mean", "top-1"],
             [_what(row, report.baseline) for row in report.rows],
         ),
         "",
         f"{_unit(report)}; in brackets, times faster than `{report.baseline}` with the 95 % interval.",
         "",
-        *_table(
+        *md_table(
             ["candidate", *map(shape_text, report.shapes)],
             [_speed(row, report) for row in report.rows],
         ),
         "",
-        *_table(
+        *md_table(
             ["candidate", "shape", "samples", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s"],
             [_detail(row, cell) for row in report.rows for cell in (*row.cells, *row.beside)],
         ),
         "",
+        *_accuracy(report),
         *_roofline(report),
+        *_floors(report),
     ]
     failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.rows if row.error]
-    for title, entries in (("## Failed", failed), ("## Careful", _careful(report))):
+    about = [("## Failed", failed), ("## Careful", _careful(report)), ("## Machine", machine_lines(report.environment))]
+    for title, entries in about:
         if entries:
             lines += [title, "", *entries, ""]
+    if command := report.settings.get("command"):
+        lines += ["```console", f"$ {command}", "```", ""]
     return "\n".join(lines)
+
+
+def gate_table(gates: Sequence[Gate]) -> list[str]:
+    """Every gate with what is known of it, the worst outcome first; nothing without gates."""
+    if not gates:
+        return []
+    order = ("REGRESSION", "INCONCLUSIVE", "PASS")
+    ordered = sorted(gates, key=lambda gate: order.index(gate.outcome.value))
+    rows = [[f"**{g.outcome.value}**", f"`{g.about}`", g.title, g.says] for g in ordered]
+    return [*md_table(["outcome", "candidate", "gate", "what is known"], rows), ""]
+
+
+def _accuracy(report: BenchReport) -> list[str]:
+    """How right each candidate is on labelled rows, where that was asked for."""
+    rows = [
+        [
+            f"`{row.label}`",
+            f"{row.accuracy.value:.4f}",
+            f"{row.accuracy.rows:,}",
+            "" if row.accuracy.drop is None else f"{row.accuracy.drop:+.4f}",
+            "" if row.accuracy.low is None else f"{row.accuracy.low:+.4f} to {row.accuracy.high:+.4f}",
+        ]
+        for row in report.rows
+        if row.accuracy is not None
+    ]
+    metric = next((row.accuracy.metric for row in report.rows if row.accuracy is not None), "")
+    return [*md_table(["candidate", metric, "rows", "drop", "bounds of the drop"], rows), ""] if rows else []
+
+
+def _floors(report: BenchReport) -> list[str]:
+    """What a comparison with itself came to, where that was asked for."""
+    rows = [
+        [
+            shape_text(floor.shape),
+            f"`{floor.about}`",
+            f"{floor.value:.3f} ×",
+            f"{floor.low:.3f} to {floor.high:.3f}",
+            f"{floor.share:.1%}",
+        ]
+        for floor in report.floors
+    ]
+    head = ["shape", "against itself", "ratio", "95 % interval", "noise floor"]
+    return [*md_table(head, rows), ""] if rows else []
+
+
+def machine_lines(environment: Mapping[str, JSON]) -> list[str]:
+    """The machine and its versions, one line a fact."""
+    return [f"- {name.replace('_', ' ')}: {text}" for name, text in machine_facts(environment).items() if text]
 
 
 def _roofline(report: BenchReport) -> list[str]:
@@ -60,7 +123,7 @@ def _roofline(report: BenchReport) -> list[str]:
         for row, cell, at in placed
     ]
     head = ["candidate", "shape", "GFLOP", "in", "MB at least", "GFLOP/s", "% of GEMM peak", "bound by"]
-    return [*_table(head, rows), "", f"Measured here: {'; '.join(report.roofline.sentences())}.", ""]
+    return [*md_table(head, rows), "", f"Measured here: {'; '.join(report.roofline.sentences())}.", ""]
 
 
 def _careful(report: BenchReport) -> list[str]:
@@ -76,10 +139,8 @@ def _careful(report: BenchReport) -> list[str]:
 def _machine(report: BenchReport) -> str:
     cpu = report.environment["cpu"]
     settings = report.settings
-    versions = report.environment["versions"]
-    named = ", ".join(
-        f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "onnxruntime-gpu") if name in versions
-    )
+    versions = {name: text for name, text in report.environment["versions"].items() if name in _NAMED}
+    named = version_text({"versions": versions})
     gpus = "".join(f", {gpu['name']}" for gpu in report.environment["gpus"])
     return (
         f"{cpu['model']}, {cpu['cores']} cores ({', '.join(cpu['features']) or 'no int8 or bf16 units'}){gpus}; "
@@ -88,7 +149,9 @@ def _machine(report: BenchReport) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def md_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table, every cell with its bars escaped."""
+
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -146,3 +209,6 @@ def _detail(row: Row, cell: Cell) -> list[str]:
         *("" if p is None else f"{p:.3g}" for p in percentiles),
         f"{cell.rows_per_s:.4g}",
     ]
+
+
+FORMAT = Format(".md", "Markdown, for pull requests and documentation", to_markdown)

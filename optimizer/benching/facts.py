@@ -1,0 +1,53 @@
+"""What stands beside the numbers in every format: the machine, the versions and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from optimizer.benching.report import BenchReport
+from optimizer.types import JSON
+
+__all__ = ["machine_facts", "setting_facts", "version_text"]
+
+
+def machine_facts(environment: Mapping[str, JSON]) -> dict[str, str]:
+    """The machine in words by name, in the order in which it is read; what is not known is an empty text.
+
+    Args:
+        environment: as :func:`optimizer.environment.describe` gave it.
+    """
+    cpu = environment["cpu"]
+    return {
+        "cpu": cpu["model"],
+        "cores": str(cpu["cores"]),
+        "cpu_features": " ".join(cpu["features"]),
+        "governor": cpu.get("governor") or "",
+        "memory": f"{environment.get('memory_bytes', 0) / 2**30:.1f} GiB",
+        "gpu": "; ".join(gpu["name"] for gpu in environment["gpus"]),
+        "gpu_driver": "; ".join(dict.fromkeys(str(gpu.get("driver", "")) for gpu in environment["gpus"])),
+        "platform": environment["platform"],
+        "python": environment["python"],
+        "versions": version_text(environment),
+    }
+
+
+def version_text(environment: Mapping[str, JSON]) -> str:
+    """Every library with its version, in one line."""
+    return ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+
+
+def setting_facts(report: BenchReport) -> dict[str, str]:
+    """How it was measured, in words by name."""
+    settings = {
+        "created": report.created,
+        "scenario": report.scenario,
+        "baseline": report.baseline,
+        "inputs": str(report.inputs["timed"]),
+        "compared_on": str(report.inputs["compared"]),
+    }
+    settings |= {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in report.settings.items()
+        if name != "scenario" and value not in (None, "", [])
+    }
+    return settings

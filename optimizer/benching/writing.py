@@ -1,0 +1,77 @@
+"""Reports in files: the format is found by the suffix, and a new file in ``formats/`` is all that a new one needs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.discovery import members
+from optimizer.errors import UnknownName
+from optimizer.files import disk_errors, write_text
+from optimizer.options import opt
+
+if TYPE_CHECKING:
+    from optimizer.benching.report import BenchReport
+
+__all__ = ["Format", "check_formats", "format_of", "formats", "report_opt", "write_copies"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a report.
+
+    Attributes:
+        name: the end of the file's name: ``.csv``, or ``.smaller.json``.
+        help: what it is, in a few words.
+        bench: the file's content for a report of ``bench``.
+    """
+
+    name: str
+    help: str
+    bench: Callable[[BenchReport], str]
+
+
+@functools.cache
+def formats() -> dict[str, Format]:
+    """Every format of :mod:`optimizer.benching.formats`, by its suffix."""
+    return members("optimizer.benching.formats", "FORMAT")
+
+
+def format_of(path: Path) -> Format:
+    """The format with the longest suffix that a file's name ends in; :class:`UnknownName` when there is none."""
+    fitting = [suffix for suffix in formats() if path.name.endswith(suffix) and path.name != suffix]
+    if not fitting:
+        raise UnknownName("report format", path.suffix or str(path), formats())
+    return formats()[max(fitting, key=len)]
+
+
+def check_formats(paths: Iterable[Path]) -> None:
+    """Refuse a file that no format is for, before anything is measured (:class:`UnknownName`)."""
+    for path in paths:
+        format_of(path)
+
+
+def report_opt() -> Any:
+    """The option ``--report``, the same for every check that writes reports of measurements."""
+    return opt(
+        (),
+        "Where to write the report: FILE.json, .csv, .md, .html, .xml (JUnit) or .smaller.json "
+        "(github-action-benchmark); repeatable.",
+        key=False,
+    )
+
+
+def write_copies(report: BenchReport, paths: Sequence[Path]) -> None:
+    """Write a report to files, each in the format that its name says.
+
+    Raises:
+        UnknownName: a file that no format is for.
+        MissingPiece: the disk is full, or a folder may not be written to.
+    """
+    for path in paths:
+        with disk_errors("writing a report", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, format_of(path).bench(replace(report, path=str(path))))

@@ -1,0 +1,56 @@
+"""bench show: a report of ``bench`` again, in a terminal or in any other format, from its JSON alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
+from optimizer.benching.writing import check_formats, report_opt, write_copies
+from optimizer.check import Check
+from optimizer.errors import BadInput
+from optimizer.options import Options
+
+if TYPE_CHECKING:
+    from optimizer.benching.report import BenchReport
+    from optimizer.stage import Progress
+    from optimizer.store import Store
+
+__all__ = ["CHECK", "BenchShow"]
+
+
+class BenchShow(Options):
+    """Options of bench show."""
+
+    report: tuple[Path, ...] = report_opt()
+    github: bool = github_opt()
+
+    def check(self) -> None:
+        check_formats(self.report)
+
+
+def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Progress) -> BenchReport:
+    from optimizer.benching.report import BenchReport
+
+    if len(refs) != 1:
+        raise BadInput(f"bench show takes one report, and got {len(refs)}", "run: ml-opt bench show FILE.json")
+    if options.github:
+        summary_file()
+    report = BenchReport.read(Path(refs[0]))
+    write_copies(report, options.report)
+    if options.github:
+        add_summary(report)
+    return report
+
+
+CHECK = Check(
+    name="bench-show",
+    command=("bench", "show"),
+    help="Show a report of bench again, and write it in any other format, from its JSON alone.",
+    details="Files of every earlier schema are read. The exit code is that of the run which wrote it: 1 when a "
+    "candidate could not be measured or a gate failed, 3 when one is undecided.",
+    options=BenchShow,
+    run=_run,
+    lines=annotations_of,
+    files=True,
+)
