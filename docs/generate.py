@@ -185,6 +185,7 @@ def _stub() -> str:
         "from pathlib import Path",
         "",
         "from optimizer.artifact import Artifact as Artifact",
+        "from optimizer.benching.scenario import Scenario",
         "from optimizer.check import Report",
     ]
     errors = ("BadInput", "Damaged", "GateFailed", "Inconclusive", "MissingPiece", "MlOptError", "UnknownName")

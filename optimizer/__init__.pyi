@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from optimizer.artifact import Artifact as Artifact
+from optimizer.benching.scenario import Scenario
 from optimizer.check import Report
 from optimizer.errors import BadInput as BadInput
 from optimizer.errors import Damaged as Damaged
@@ -27,6 +28,9 @@ def bench(
     shape: tuple[str, ...] | list[str] = ...,
     shapes_from: Path | str | None = ...,
     batching: str = ...,
+    scenario: Scenario | str = ...,
+    qps: float = ...,
+    streams: int = ...,
     against: str | None = ...,
     provider: tuple[str, ...] | list[str] = ...,
     device: Device | str = ...,

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.openloop import Served
 from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
+from optimizer.benching.scenario import Scenario
 from optimizer.benching.workload import Load, Workload, name_of
 from optimizer.runtime import Candidate
 from optimizer.stage import Progress
@@ -42,6 +44,10 @@ class Plan:
         timeout: seconds after which one request to a worker counts as hung, beside the time asked for.
         warm_limit_s: longest warm-up of one candidate at one shape.
         roofline: whether this machine's peaks are measured as well, and operations counted.
+        scenario: how queries come. Single-stream and offline are measured alike, one call after the other, and
+            differ in what is made of it.
+        qps: of the server scenario: queries a second that each candidate is sent.
+        streams: of the server scenario: queries that a candidate answers at once.
     """
 
     shapes: tuple[Load, ...]
@@ -53,6 +59,14 @@ class Plan:
     timeout: float = 300.0
     warm_limit_s: float = 3.0
     roofline: bool = False
+    scenario: Scenario = Scenario.SINGLE_STREAM
+    qps: float = 0.0
+    streams: int = 1
+
+    @property
+    def queries(self) -> int:
+        """Of the server scenario: queries of a round, enough of them for both the seconds and the samples."""
+        return math.ceil(max(self.qps * self.seconds, self.samples) / self.rounds)
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class Lane:
         warm: medians of the warm-up's windows in nanoseconds, by shape.
         unstable: shapes whose warm-up never became stable.
         rounds: samples in nanoseconds, by shape, one list a round.
+        served: of the server scenario: how each round's queries went, by shape.
         answers: files with the answers to the compared inputs.
         peak_rss: bytes, after the last round.
     """
@@ -90,6 +105,7 @@ class Lane:
     warm: dict[Load, list[int]] = field(default_factory=dict)
     unstable: list[Load] = field(default_factory=list)
     rounds: dict[Load, list[list[int]]] = field(default_factory=dict)
+    served: dict[Load, list[Served]] = field(default_factory=dict)
     answers: list[Path] = field(default_factory=list)
     peak_rss: int = 0
     process: WorkerProcess | None = None
@@ -232,7 +248,10 @@ def _race(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
                 progress(f"measuring, round {number} of {plan.rounds}", done, total)
                 done += 1
                 for load in lanes[index].loads[place]:
-                    _time(lanes[index], load, plan, seconds)
+                    if plan.scenario is Scenario.SERVER:
+                        _serve(lanes[index], load, plan, number)
+                    else:
+                        _time(lanes[index], load, plan, seconds)
 
 
 def _time(lane: Lane, load: Load, plan: Plan, seconds: float) -> None:
@@ -244,6 +263,22 @@ def _time(lane: Lane, load: Load, plan: Plan, seconds: float) -> None:
     with lane.trying() as ask:
         reply = ask("time", plan.timeout + seconds, shape=name_of(load), seconds=seconds, samples=samples)
         lane.rounds.setdefault(load, []).append(list(reply["ns"]))
+
+
+def _serve(lane: Lane, load: Load, plan: Plan, number: int) -> None:
+    """One turn of one candidate in an open loop: the same schedule as everyone's in this round."""
+    if not lane.alive:
+        return
+    # What is offered more than it can answer takes as long as answering takes.
+    takes = plan.queries * max(1 / plan.qps, 2 * lane.warm[load][-1] / 1e9)
+    asked: dict[str, JSON] = {"qps": plan.qps, "queries": plan.queries, "streams": plan.streams}
+    with lane.trying() as ask:
+        reply = ask("serve", plan.timeout + takes, shape=name_of(load), seed=f"{plan.seed}:{number}", **asked)
+        if "scheduled" not in reply:
+            raise CandidateFailed("its process does not know `serve`", "bench it in another --scenario")
+        served = Served(reply["scheduled"], reply["issued"], reply["done"], reply["lag"])
+        lane.served.setdefault(load, []).append(served)
+        lane.rounds.setdefault(load, []).append(served.latency)
 
 
 def _compare(lanes: list[Lane], plan: Plan, feeds: Feeds, scratch: Path, progress: Progress) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from optimizer.benching.agreement import Agreement
 from optimizer.benching.gates import Accuracy, Floor, Gate, Outcome, exit_code_of, worst_of
+from optimizer.benching.openloop import OpenLoop
 from optimizer.benching.position import Position
 from optimizer.benching.roofline import Roofline
 from optimizer.benching.stats import Ratio, Summary
@@ -39,6 +40,7 @@ class Doubt(StrEnum):
     ABOVE_PEAK = "above-peak"
     NO_PEAK = "no-peak"
     UNCOUNTED = "uncounted"
+    INVALID = "invalid"
 
     @property
     def advice(self) -> str:
@@ -55,6 +57,8 @@ _ADVICE = {
     Doubt.DIFFERENT: "answers differ from the baseline's; run `ml-opt verify` before trusting the speed",
     Doubt.ABOVE_PEAK: "faster than the GEMM that was measured as this machine's peak: that measurement is doubtful, or "
     "another library multiplies faster here",
+    Doubt.INVALID: "latencies under this load are no property of the candidate; ask for fewer --qps, or quieten the "
+    "machine where the generator was late",
     Doubt.NO_PEAK: "the GEMM peak of what it computes in could not be measured, so that no share of it is known",
     Doubt.UNCOUNTED: "operators that are not counted: GFLOP/s and the share of the peak are lower bounds",
 }
@@ -89,12 +93,14 @@ class Cell:
         warm_ns: medians of the warm-up's windows, nanoseconds.
         rounds_ns: every sample, nanoseconds, one list a round.
         summary: what the samples say.
-        speedup: against the baseline; None for the baseline itself, or when it failed.
+        speedup: against the baseline; None for the baseline itself, or when it failed. Of medians; of the offline
+            scenario, of means.
         position: under this machine's roofs; None when they were not asked for, or there is no graph to count.
         workload: of a pass over a data file: ``rows``, ``file``, ``batching`` (``tokens:2048``), ``batches`` and
             ``padding`` (steps computed for every step of a row); None for a shape.
         against: of such a pass: the ratio to each way in which the baseline got the same rows.
-        open_loop: of the server scenario: how the arrivals went (:mod:`optimizer.benching.openloop`); None otherwise.
+        open_loop: of the server scenario: how the arrivals went; None otherwise.
+        throughput: of the offline scenario: rows a second with their interval; None otherwise.
     """
 
     shape: str
@@ -107,12 +113,20 @@ class Cell:
     position: Position | None = None
     workload: dict[str, JSON] | None = None
     against: dict[str, Ratio] = field(default_factory=dict)
-    open_loop: dict[str, JSON] | None = None
+    open_loop: OpenLoop | None = None
+    throughput: Ratio | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether its times may be judged: an open loop that fell behind, or whose generator did, may not."""
+        return self.open_loop is None or self.open_loop.valid
 
     @property
     def rows_per_s(self) -> float:
-        """Throughput of one call after another, from the mean."""
-        return self.batch / self.summary.mean_ms * 1e3
+        """Throughput of one call after another, from the mean; of an open loop, what was answered."""
+        if self.open_loop is not None:
+            return self.batch * self.open_loop.achieved_qps
+        return self.throughput.value if self.throughput else self.batch / self.summary.mean_ms * 1e3
 
     @property
     def batching(self) -> str:
@@ -121,8 +135,10 @@ class Cell:
 
     @property
     def figure(self) -> str:
-        """What a table says: median milliseconds of a call, or rows a second of a pass."""
-        return f"{self.rows_per_s:.0f}/s" if self.workload else f"{self.summary.p50_ms:.3g}"
+        """What a table says: median milliseconds of a call, or rows a second where throughput is what counts."""
+        if not self.valid:
+            return "INVALID"
+        return f"{self.rows_per_s:.0f}/s" if self.workload or self.throughput else f"{self.summary.p50_ms:.3g}"
 
     def to_json(self) -> dict[str, JSON]:
         return {
@@ -137,7 +153,8 @@ class Cell:
             "rounds_ns": self.rounds_ns,
             "workload": self.workload,
             "against": {name: _written(ratio) for name, ratio in self.against.items()},
-            "open_loop": self.open_loop,
+            "open_loop": self.open_loop.to_json() if self.open_loop else None,
+            "throughput": _written(self.throughput) if self.throughput else None,
         }
 
     @classmethod
@@ -153,7 +170,8 @@ class Cell:
             speedup=_read(data["speedup"]) if data["speedup"] else None,
             workload=data.get("workload"),
             against={name: _read(ratio) for name, ratio in data.get("against", {}).items()},
-            open_loop=data.get("open_loop"),
+            open_loop=OpenLoop.from_json(loop) if (loop := data.get("open_loop")) else None,
+            throughput=_read(data["throughput"]) if data.get("throughput") else None,
         )
 
 

@@ -12,9 +12,11 @@ from optimizer.benching.agreement import Agreement, compare
 from optimizer.benching.candidates import Entrant, file_bytes, with_model_of_first
 from optimizer.benching.inputs import Examples, save
 from optimizer.benching.measure import Feeds, Lane, Plan, measure
+from optimizer.benching.openloop import judge
 from optimizer.benching.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
 from optimizer.benching.roofs import find_roofs
-from optimizer.benching.stats import Ratio, speedup, summarize
+from optimizer.benching.scenario import Scenario
+from optimizer.benching.stats import Ratio, speedup, summarize, throughput
 from optimizer.benching.workload import Load, Workload
 from optimizer.data.golden import Golden
 from optimizer.environment import describe
@@ -92,6 +94,8 @@ def bench(
             "seconds": plan.seconds,
             "samples": plan.samples,
             "seed": plan.seed,
+            "scenario": plan.scenario.value,
+            **({"qps": plan.qps, "streams": plan.streams} if plan.scenario is Scenario.SERVER else {}),
         },
         inputs={"timed": source, "compared": str(data) if data else source},
         environment=describe(),
@@ -158,11 +162,13 @@ def _cell(load: Load, lane: Lane, base: Lane, theirs: Sequence[Load], plan: Plan
             for other in theirs
             if compared and isinstance(other, Workload)
         },
+        open_loop=judge(lane.served[load], plan.qps, plan.streams) if lane.served else None,
+        throughput=throughput(rounds, load.batch, seed=plan.seed) if plan.scenario is Scenario.OFFLINE else None,
     )
 
 
 def _ratio(baseline: list[list[int]], candidate: list[list[int]], plan: Plan) -> Ratio:
-    return speedup(baseline, candidate, seed=plan.seed)
+    return speedup(baseline, candidate, seed=plan.seed, of_means=plan.scenario is Scenario.OFFLINE)
 
 
 def _cautions(rows: Sequence[Row], lanes: Sequence[Lane], plan: Plan, source: str, busy: float | None) -> list[Caution]:
@@ -178,6 +184,8 @@ def _cautions(rows: Sequence[Row], lanes: Sequence[Lane], plan: Plan, source: st
             continue
         found += [Caution(Doubt.UNSTABLE, f"{row.label} at {shape}") for shape in lane.unstable]
         for cell in row.cells:
+            if cell.open_loop is not None and not cell.valid:
+                found.append(Caution(Doubt.INVALID, f"{row.label} at {cell.shape}", cell.open_loop.reason))
             if cell.summary.spread > _NOISY:
                 detail = f"{cell.summary.spread:.2f} times"
                 found.append(Caution(Doubt.NOISY, f"{row.label} at {cell.shape}", detail))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from optimizer.types import JSON
 
-__all__ = ["PERCENTILES", "Ratio", "Summary", "samples_needed", "speedup", "summarize"]
+__all__ = ["PERCENTILES", "Ratio", "Summary", "samples_needed", "speedup", "summarize", "throughput"]
 
 #: What is reported when there are enough samples for it.
 PERCENTILES = (90.0, 99.0, 99.9)
@@ -71,10 +71,10 @@ def summarize(rounds: Sequence[Sequence[int]]) -> Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster, with the 95 % interval of it.
+    """How many times faster (or how many rows a second), with the 95 % interval of it.
 
     Attributes:
-        value: the estimate; above 1 is faster than the baseline.
+        value: the estimate; of a speed-up, above 1 is faster than the baseline.
         low: lower end of the interval.
         high: upper end.
     """
@@ -88,7 +88,12 @@ class Ratio:
 
 
 def speedup(
-    baseline: Sequence[Sequence[int]], candidate: Sequence[Sequence[int]], *, seed: int = 0, draws: int = 4000
+    baseline: Sequence[Sequence[int]],
+    candidate: Sequence[Sequence[int]],
+    *,
+    seed: int = 0,
+    draws: int = 4000,
+    of_means: bool = False,
 ) -> Ratio:
     """The baseline's time over the candidate's.
 
@@ -105,6 +110,7 @@ def speedup(
         candidate: samples, the same number of rounds, in the same order.
         seed: of the drawing.
         draws: how many bootstrap draws.
+        of_means: compare means of rounds and not their medians: throughput, which slow calls count in.
 
     Returns:
         the ratio; with fewer than three rounds the interval is 0 to infinity, as nothing is known of it.
@@ -113,13 +119,39 @@ def speedup(
 
     if len(baseline) != len(candidate) or not baseline:
         raise ValueError("a ratio needs the same rounds of both")
-    logs = np.array([np.log(np.median(b)) - np.log(np.median(c)) for b, c in zip(baseline, candidate, strict=True)])
-    middle = float(np.median(logs))
-    count = len(logs)
+    middle = np.mean if of_means else np.median
+    return _over_rounds(
+        [float(np.log(middle(b)) - np.log(middle(c))) for b, c in zip(baseline, candidate, strict=True)], seed, draws
+    )
+
+
+def throughput(rounds: Sequence[Sequence[int]], batch: int, *, seed: int = 0, draws: int = 4000) -> Ratio:
+    """Rows a second of calls one after the other, with its interval.
+
+    A round's throughput is its rows over its time, slow calls included; the estimate is the median over rounds and the
+    interval that of :func:`speedup`.
+
+    Args:
+        rounds: nanoseconds of each call, one sequence a round.
+        batch: rows of a call.
+        seed: of the drawing.
+        draws: how many bootstrap draws.
+    """
+    import numpy as np
+
+    return _over_rounds([math.log(batch * 1e9 / float(np.mean(times))) for times in rounds], seed, draws)
+
+
+def _over_rounds(logs: Sequence[float], seed: int, draws: int) -> Ratio:
+    """The exponential of the median of one number a round, with the interval of a bootstrap over rounds."""
+    import numpy as np
+
+    found = np.asarray(logs)
+    middle, count = float(np.median(found)), len(found)
     if count < 3:
         return Ratio(math.exp(middle), 0.0, math.inf)
     random = np.random.default_rng(seed)
-    drawn = np.median(logs[random.integers(0, count, (draws, count))], axis=1)
+    drawn = np.median(found[random.integers(0, count, (draws, count))], axis=1)
     widen = math.sqrt(count / (count - 1))
     low, high = (middle + widen * (float(np.percentile(drawn, p)) - middle) for p in (2.5, 97.5))
     return Ratio(math.exp(middle), math.exp(low), math.exp(high))

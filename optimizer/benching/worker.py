@@ -9,18 +9,23 @@ the same few requests, or by calling :func:`main` with what opens its models, in
     {"do": "pass", "shape": "512 rows", "feeds": ["….npz", …]}      → {"ok": true, "first_s"}
     {"do": "warm", "shape": "8x128", "limit_s": 3.0}     → {"ok": true, "windows_ns": […], "stable": true}
     {"do": "time", "shape": "8x128", "seconds": 0.25, "samples": 8}  → {"ok": true, "ns": […]}
+    {"do": "serve", "shape": "8x128", "qps": 50.0, "queries": 64, "seed": "0:1", "streams": 1}
+                                                         → {"ok": true, "scheduled": […], "issued", "done", "lag"}
     {"do": "answer", "feeds": "….npz", "out": "….npz"}   → {"ok": true}
     {"do": "runs"}                                       → {"ok": true, "runs": {"int8": 36, …} or null}
     {"do": "close"}                                      → {"ok": true}
 
 What "pass" names is timed like a shape: one call of it feeds every file of the list, inputs and outputs copied as in
-serving. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries ``peak_rss``
+serving. "serve" is an open loop (:mod:`optimizer.benching.openloop`) over a shape, answered in nanoseconds from its
+beginning. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries ``peak_rss``
 in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the process lives on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -28,11 +33,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from optimizer.benching.candidates import candidate_from_json
+from optimizer.benching.openloop import SystemClock, arrivals, drive, precise_timers
 from optimizer.errors import BadInput, MlOptError
 from optimizer.runtime import Candidate, Session
 from optimizer.types import JSON
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 
 Opener = Callable[[Candidate, int], Session]
 
-__all__ = ["Worker", "die_with_parent", "main", "measure", "peak_rss", "warm_up"]
+__all__ = ["Worker", "die_with_parent", "main", "measure", "peak_rss", "settle", "undisturbed", "warm_up"]
 
 #: A warm-up window: at least this many calls and this many nanoseconds.
 _WINDOW_CALLS = 3
@@ -51,13 +57,13 @@ _WINDOW_NS = 30_000_000
 #: Warm when the medians of this many windows in a row differ by no more than this factor.
 _WINDOWS = 3
 _STABLE = 1.10
-#: Calls before a block whose times are thrown away: another candidate has just had the caches.
+#: Calls before a block whose times are thrown away.
 _SETTLE_NS = 20_000_000
 _PR_SET_PDEATHSIG = 1
 
 
 def measure(
-    call: Callable[[], None], seconds: float, samples: int, settle: Callable[[], None] | None = None
+    call: Callable[[], None], seconds: float, samples: int, first: Callable[[], None] | None = None
 ) -> list[int]:
     """Time a call until both enough seconds and enough samples are there.
 
@@ -68,22 +74,16 @@ def measure(
         call: what is timed.
         seconds: at least so long.
         samples: at least so often.
-        settle: what is called before, until caches are this candidate's again [the call itself].
+        first: what is called before, until caches are this candidate's again [the call itself].
 
     Returns:
         nanoseconds of each call.
     """
-    settle = settle or call
     clock = time.perf_counter_ns
     times: list[int] = []
     add = times.append
-    gc.collect()
-    gc.disable()
-    try:
-        settled = clock() + _SETTLE_NS
-        settle()
-        while clock() < settled:
-            settle()
+    with undisturbed():
+        settle(first or call)
         end = clock() + int(seconds * 1e9)
         while True:
             start = clock()
@@ -92,8 +92,25 @@ def measure(
             add(stop - start)
             if stop >= end and len(times) >= samples:
                 return times
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Collect garbage before, and not inside the block."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         gc.enable()
+
+
+def settle(call: Callable[[], object]) -> None:
+    """Call for 20 ms, at least once: another candidate has just had the caches."""
+    settled = time.perf_counter_ns() + _SETTLE_NS
+    call()
+    while time.perf_counter_ns() < settled:
+        call()
 
 
 def warm_up(call: Callable[[], None], limit_s: float, calls: int = _WINDOW_CALLS) -> tuple[list[int], bool]:
@@ -136,6 +153,8 @@ class Worker:
         self._opener = opener
         self._session: Session | None = None
         self._calls: dict[str, Callable[[], None]] = {}
+        #: What makes one more call of the same, for another thread.
+        self._binding: dict[str, Callable[[], Callable[[], None]]] = {}
         #: Of a pass: its first call, which is enough to settle.
         self._settling: dict[str, Callable[[], None]] = {}
 
@@ -147,6 +166,7 @@ class Worker:
             "pass": self._pass,
             "warm": self._warm,
             "time": self._time,
+            "serve": self._serve,
             "answer": self._answer,
             "runs": self._runs,
             "close": self._close,
@@ -178,7 +198,8 @@ class Worker:
         started = time.perf_counter()
         outputs = self._opened.run(feeds)
         first = time.perf_counter() - started
-        self._calls[request["shape"]] = self._opened.bind(feeds)
+        bind = self._binding[request["shape"]] = functools.partial(self._opened.bind, feeds)
+        self._calls[request["shape"]] = bind()
         return {"first_s": first, "outputs": {name: list(array.shape) for name, array in outputs.items()}}
 
     def _pass(self, request: dict[str, JSON]) -> dict[str, JSON]:
@@ -189,13 +210,13 @@ class Worker:
             for feeds in batches:
                 run(feeds)
 
-        def settle() -> None:
+        def first_batch() -> None:
             run(batches[0])
 
         started = time.perf_counter()
         call()
         first = time.perf_counter() - started
-        self._calls[request["shape"]], self._settling[request["shape"]] = call, settle
+        self._calls[request["shape"]], self._settling[request["shape"]] = call, first_batch
         return {"first_s": first}
 
     def _warm(self, request: dict[str, JSON]) -> dict[str, JSON]:
@@ -206,8 +227,18 @@ class Worker:
 
     def _time(self, request: dict[str, JSON]) -> dict[str, JSON]:
         shape = request["shape"]
-        settle = self._settling.get(shape)
-        return {"ns": measure(self._calls[shape], request["seconds"], request["samples"], settle)}
+        return {"ns": measure(self._calls[shape], request["seconds"], request["samples"], self._settling.get(shape))}
+
+    def _serve(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        shape, streams = request["shape"], request["streams"]
+        scheduled = arrivals(request["qps"], request["queries"], request["seed"])
+        # Two threads cannot share the buffers of one bound call.
+        calls = [self._calls[shape], *(self._binding[shape]() for _ in range(streams - 1))]
+        precise_timers()
+        with undisturbed():
+            for call in calls:
+                settle(call)
+            return drive(scheduled, calls, SystemClock() if streams == 1 else SystemClock(spin_ns=0)).to_json()
 
     def _answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
         import numpy as np
@@ -222,6 +253,7 @@ class Worker:
     def _close(self, request: dict[str, JSON]) -> dict[str, JSON]:
         del request
         self._calls.clear()
+        self._binding.clear()
         self._settling.clear()
         self._opened.close()
         return {}

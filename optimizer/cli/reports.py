@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import shape_text
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
@@ -57,7 +58,7 @@ def render_bench(report: BenchReport, output: Output) -> None:
     console = output.console()
     cpu = report.environment["cpu"]
     console.print(
-        f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, median latency of "
+        f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, scenario {report.scenario}, "
         f"{report.settings['rounds']} interleaved rounds, one process a candidate"
     )
     what, speed = _what_columns(report), [shape_text(shape) for shape in report.shapes]
@@ -79,9 +80,9 @@ def render_bench(report: BenchReport, output: Output) -> None:
         said = "; ".join(report.roofline.sentences())
         console.print(f"% is of the GEMM peak that was measured here: {said}", style="dim", soft_wrap=True)
     passes = any(cell.workload for row in report.rows for cell in row.cells)
-    unit = "rows a second" if passes else "milliseconds a call"
-    console.print(f"{unit}; × is times faster than {report.baseline}, median of rounds", style="dim")
-    for line in _batchings(report):
+    unit = "Rows a second of a pass" if passes else Scenario(report.scenario).unit
+    console.print(f"{unit}; × is times faster than {report.baseline}, median of rounds", style="dim", soft_wrap=True)
+    for line in (*_batchings(report), *_arrivals(report)):
         console.print(line, style="dim", soft_wrap=True)
     for row in report.rows:
         if row.error:
@@ -146,10 +147,11 @@ def _speed_cells(row: Row, report: BenchReport) -> list[str]:
         if cell is None:
             cells.append("failed" if row.error else "–")
         else:
-            times = f"  {cell.speedup.value:.2f}×" if cell.speedup is not None else "       "
+            times = f"  {cell.speedup.value:.2f}×" if cell.speedup is not None and cell.valid else "       "
             share = cell.position.peak_share if cell.position is not None else None
             of_peak = f"  {share:4.0%}" if share is not None else "      " if report.roofline is not None else ""
-            figure = cell.figure if cell.workload else f"{cell.summary.p50_ms:.2f}"
+            in_ms = cell.valid and not cell.workload and not cell.throughput
+            figure = f"{cell.summary.p50_ms:.2f}" if in_ms else cell.figure
             cells.append(f"{figure}{times}{of_peak}")
     return cells
 
@@ -165,4 +167,22 @@ def _batchings(report: BenchReport) -> list[str]:
             padding = f"{cell.workload['padding']:.2f} steps computed a step"
             line = f"{row.label}: {cell.batching}, {padding}, {cell.rows_per_s:.0f} rows/s"
             lines.append(escape(f"{line}; {against}" if against else line))
+    return lines
+
+
+def _arrivals(report: BenchReport) -> list[str]:
+    """Of an open loop: the tail, and whether what was asked is what was measured."""
+    lines = []
+    for row in report.rows:
+        for cell in row.cells:
+            if (loop := cell.open_loop) is None:
+                continue
+            tail = "".join(f", {name} {value:.3g} ms" for name, value in cell.summary.percentiles_ms.items())
+            load = f", load {loop.load:.0%}" if loop.load is not None else ""
+            lag = f"lag p50 {loop.lag_ms['p50']:.3f}, p99 {loop.lag_ms['p99']:.3f}, max {loop.lag_ms['max']:.3f} ms"
+            said = (
+                f"asked {loop.qps:g}/s, answered {loop.achieved_qps:.4g}/s{load}, queue up to {loop.queue_max}, {lag}"
+            )
+            verdict = "" if loop.valid else f"; INVALID, {loop.reason}"
+            lines.append(escape(f"{row.label} at {shape_text(cell.shape)}{tail}: {said}{verdict}"))
     return lines

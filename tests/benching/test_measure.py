@@ -11,6 +11,7 @@ from benching.passes import workload_of
 
 from optimizer.benching.inputs import save
 from optimizer.benching.measure import Feeds, Plan, measure, orders
+from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import Shape
 from optimizer.benching.stats import speedup
 from optimizer.data.batching import Batching
@@ -174,3 +175,22 @@ def test_a_peer_takes_part_with_a_command_of_its_own(lanes, tmp_path):
         assert ours.rounds[shape] != peer.rounds[shape]
     assert peer.peak_rss == 77
     assert np.load(peer.answers[0])["y"].tolist() == [[2.0] * 4]
+
+
+def test_a_peer_that_knows_no_open_loop_says_so(lanes, tmp_path):
+    script = tmp_path / "peer.py"
+    script.write_text(PEER)
+    (ours, peer), _ = lanes({}, {"command": (sys.executable, str(script))}, scenario=Scenario.SERVER, qps=200.0)
+    assert ours.alive, ours.error
+    assert peer.error == "its process does not know `serve`"
+
+
+def test_everyone_gets_the_same_arrivals_and_every_round_others(lanes):
+    planted = {"latency_s": 0.001, "wait": "sleep"}
+    (one, other), _ = lanes(planted, planted, scenario=Scenario.SERVER, qps=200.0, samples=24, seconds=0.2)
+    for shape in SHAPES:
+        mine, theirs = ([served.scheduled for served in lane.served[shape]] for lane in (one, other))
+        assert mine == theirs
+        assert [len(times) for times in mine] == [10] * 4  # 0.2 s at 200 a second are more than 24 samples
+        assert len({tuple(times) for times in mine}) == 4
+        assert one.rounds[shape] == [served.latency for served in one.served[shape]]

@@ -1,5 +1,6 @@
 """The child's side, in this process: timing loops and answers to requests."""
 
+import gc
 import json
 import time
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.openloop import arrivals
 from optimizer.benching.worker import Worker, measure, peak_rss, warm_up
 from optimizer.runtime import Candidate, Provider
 
@@ -96,6 +98,24 @@ def test_a_whole_conversation(worker, tmp_path):
     assert one.answer({"do": "answer", "feeds": feeds, "out": str(out)})["ok"]
     assert np.load(out)["y"].shape == (2, 4)
     assert one.answer({"do": "close"})["ok"]
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_queries_of_a_schedule_are_answered(worker, tmp_path, streams):
+    one = worker(latency_s=0.004, wait="sleep")
+    feeds = saved(tmp_path, x=np.ones((2, 3), np.float32))
+    assert one.answer({"do": "shape", "shape": "2x3", "feeds": feeds})["ok"]
+    asked = {"do": "serve", "shape": "2x3", "qps": 400.0, "queries": 40, "seed": "0:1", "streams": streams}
+    reply = one.answer(asked)
+    assert reply["ok"], reply
+    assert reply["scheduled"] == arrivals(400.0, 40, "0:1")
+    assert all(len(reply[name]) == 40 for name in ("issued", "done", "lag"))
+    assert all(issued >= due for due, issued in zip(reply["scheduled"], reply["issued"], strict=True))
+    assert all(done - issued >= 4_000_000 for issued, done in zip(reply["issued"], reply["done"], strict=True))
+    # More than one stream can answer at the time of another, and one cannot.
+    overlaps = sum(a > b for a, b in zip(reply["done"], reply["issued"][1:], strict=False))
+    assert (overlaps > 0) == (streams > 1)
+    assert gc.isenabled()
 
 
 def test_a_peer_opens_its_models_itself(tmp_path):

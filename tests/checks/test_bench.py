@@ -1,5 +1,6 @@
 """bench from references to report, with real processes and a model small enough to wait for."""
 
+import csv
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from benching.small import add, small_store
 from optimizer.benching.report import BenchReport, Doubt
 from optimizer.check import get_check
 from optimizer.checks.bench import Bench
+from optimizer.cli.output import Output
+from optimizer.cli.reports import render_bench
 from optimizer.errors import BadInput, UnknownName
 from optimizer.stage import silent
 from optimizer.store import Store
@@ -24,7 +27,7 @@ QUICK = {"duration": 0.08, "min_samples": 8, "rounds": 4, "threads": 1, "timeout
 
 
 def bench(store, *refs, **options):
-    return get_check("bench").run(refs, Bench(**{**QUICK, **options}), store, silent)
+    return get_check("bench").run(refs, Bench.from_mapping({**QUICK, **options}), store, silent)
 
 
 @pytest.fixture
@@ -253,3 +256,64 @@ def test_rows_of_a_file_are_timed_with_their_own_lengths(minilm_store, sentences
 def test_bad_batches_are_refused(options, message):
     with pytest.raises(BadInput, match=message):
         Bench(**options)
+
+
+def test_throughput_counts_slow_calls_and_a_median_does_not(tmp_path, fake):
+    """A tenth of the calls takes twenty times as long: the same median, and a third of the throughput."""
+    refs = [fake("even", latency_s=0.002, wait="sleep"), fake("spiky", latency_s=0.002, wait="sleep", spikes=[0.1, 20])]
+    asked = {"shape": ("4x4",), "min_samples": 240}
+    closed = bench(Store(tmp_path), *refs, **asked)
+    offline = bench(Store(tmp_path), *refs, **asked, scenario="offline", report=(tmp_path / "r.json",))
+    assert (closed.scenario, offline.scenario) == ("single-stream", "offline")
+    assert closed.rows[1].cells[0].speedup.value > 0.8
+    assert offline.rows[1].cells[0].speedup.value < 0.6
+    even = offline.rows[0].cells[0]
+    assert even.throughput.low <= even.rows_per_s <= even.throughput.high
+    assert even.rows_per_s < 4 / 0.002
+    assert BenchReport.read(tmp_path / "r.json").rows == offline.rows
+
+
+def test_arrivals_at_random_wait_for_each_other(tmp_path, fake):
+    ref = fake("m", latency_s=0.005, wait="sleep")
+    written = out, table, sheet = [tmp_path / f"r.{suffix}" for suffix in ("json", "md", "csv")]
+    asked = {"scenario": "server", "qps": 100.0, "min_samples": 120}
+    report = bench(Store(tmp_path), ref, shape=("2x4",), **asked, report=written)
+    (cell,) = report.rows[0].cells
+    assert (report.scenario, report.settings["qps"]) == ("server", 100.0)
+    assert cell.summary.samples == cell.open_loop.queries == 120
+    assert cell.summary.mean_ms > 5.5  # half of the time is taken, so that some queries wait
+    assert cell.rows_per_s == 2 * cell.open_loop.achieved_qps
+    assert cell.open_loop.load >= 0.5
+    assert BenchReport.read(out).rows == report.rows
+    assert f"| 100 | {cell.open_loop.scheduled_qps:.4g} |" in table.read_text()
+    (line,) = csv.DictReader(sheet.read_text().splitlines())
+    assert (line["qps"], float(line["achieved_qps"])) == ("100.0", cell.open_loop.achieved_qps)
+
+
+def test_more_than_it_can_answer_is_invalid(tmp_path, fake, capsys):
+    ref = fake("m", latency_s=0.01, wait="sleep")
+    report = bench(Store(tmp_path), ref, shape=("1x4",), scenario="server", qps=300.0, report=(tmp_path / "r.md",))
+    (cell,) = report.rows[0].cells
+    assert not cell.valid
+    assert cell.open_loop.reason.startswith("overloaded")
+    assert Doubt.INVALID in {caution.doubt for caution in report.cautions}
+    assert "| INVALID |" in (tmp_path / "r.md").read_text()
+    render_bench(report, Output())
+    shown = capsys.readouterr().out
+    assert "INVALID, overloaded: 300 queries a second are" in shown
+    assert "(open loop)" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"scenario": "server"}, "needs the rate of its queries, --qps N", "70 % of what one query after another"),
+        ({"qps": 3.0}, "belong to --scenario server", "leave them out"),
+        ({"scenario": "offline", "streams": 2}, "belong to --scenario server", "leave them out"),
+        ({"scenario": "server", "qps": 3.0, "shapes_from": Path("r.jsonl")}, "not passes over", "use --shape"),
+    ],
+)
+def test_scenarios_that_contradict_themselves_are_refused(options, message, hint):
+    with pytest.raises(BadInput, match=message) as refused:
+        Bench.from_mapping(options)
+    assert hint in refused.value.hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def candidates(field: OptionField, folder: Path) -> list[Any]:
     """Values of an option that are not its default, the likely ones first."""
     if field.opt.choices:
         values: list[Any] = list(field.opt.choices)
-    elif isinstance(field.element, type) and issubclass(field.element, enum.Enum):
+    elif is_enum(field):
         values = [m.value for m in field.element]
     elif field.element is bool:
         values = [True, False]
@@ -69,6 +70,10 @@ def candidates(field: OptionField, folder: Path) -> list[Any]:
     return [(v, values[-1]) if field.many else v for v in values] + ([(v,) for v in values] if field.many else [])
 
 
+def is_enum(field: OptionField) -> bool:
+    return isinstance(field.element, type) and issubclass(field.element, enum.Enum)
+
+
 def needed(options: type[Options], folder: Path) -> dict[str, Any]:
     """A value for every option that must be given."""
     return {f.name: candidates(f, folder)[0] for f in options.fields() if f.required}
@@ -77,11 +82,13 @@ def needed(options: type[Options], folder: Path) -> dict[str, Any]:
 def accepted(options: type[Options], field: OptionField, folder: Path) -> dict[str, Any] | None:
     """Options with this one not at its default; None when it needs others beside it."""
     base = needed(options, folder)
-    # Some options are allowed only beside another one: --no-sweep beside --data, --alpha beside --smooth.
-    others = [f for f in options.fields() if f.element in (Path, bool, int) and f.name != field.name]
-    besides = [{f.name: candidates(f, folder)[0]} for f in others]
+    # Some options are allowed only beside others: --alpha beside --smooth, --streams beside --scenario and --qps.
+    others = [f for f in options.fields() if f.element is not str and f.name != field.name]
+    each = [
+        {f.name: value} for f in others for value in candidates(f, folder)[: 9 if issubclass(f.element, str) else 1]
+    ]
     for value in candidates(field, folder):
-        for beside in ({}, *besides):
+        for beside in ({}, *each, *(a | b for a, b in itertools.combinations(each, 2))):
             values = {**base, **beside, field.name: value}
             try:
                 options.from_mapping(values)

@@ -24,6 +24,7 @@ COLUMNS = (
     "outcome", "gates", "error",
     "threads", "rounds", "cpu", "cores", "cpu_features", "governor", "memory", "gpu", "gpu_driver", "platform",
     "python", "versions",
+    "qps", "scheduled_qps", "achieved_qps", "load", "queue_max", "lag_p99_ms", "valid",
 )  # fmt: skip
 
 
@@ -41,7 +42,14 @@ def to_csv(report: BenchReport) -> str:
 def _lines(row: Row, report: BenchReport) -> Iterator[dict[str, object]]:
     shared = {**_run(report), **_candidate(row)}
     for cell in (*row.cells, *row.beside):
-        yield {**shared, **_time(cell), **_roof(cell), **_floor(cell.shape, report), **_gates(row, cell.shape, report)}
+        yield {
+            **shared,
+            **_time(cell),
+            **_arrivals(cell),
+            **_roof(cell),
+            **_floor(cell.shape, report),
+            **_gates(row, cell.shape, report),
+        }
     measured = {cell.shape for cell in row.cells}
     for shape in report.shapes:
         if row.error and shape not in measured:
@@ -101,6 +109,14 @@ def _time(cell: Cell) -> dict[str, object]:
         "first_s": cell.first_s,
         **({"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high} if ratio else {}),
     }
+
+
+def _arrivals(cell: Cell) -> dict[str, object]:
+    """Of an open loop: what was asked, and whether its times are valid."""
+    if (loop := cell.open_loop) is None:
+        return {}
+    names = ("qps", "scheduled_qps", "achieved_qps", "load", "queue_max", "valid")
+    return {**{name: getattr(loop, name) for name in names}, "lag_p99_ms": loop.lag_ms["p99"]}
 
 
 def _roof(cell: Cell) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from optimizer.benching.facts import machine_facts, version_text
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
+from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import shape_text
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
@@ -43,6 +44,7 @@ def to_markdown(report: BenchReport) -> str:
         ),
         "",
         *_accuracy(report),
+        *_arrivals(report),
         *_roofline(report),
         *_floors(report),
     ]
@@ -102,6 +104,29 @@ def _floors(report: BenchReport) -> list[str]:
 def machine_lines(environment: Mapping[str, JSON]) -> list[str]:
     """The machine and its versions, one line a fact."""
     return [f"- {name.replace('_', ' ')}: {text}" for name, text in machine_facts(environment).items() if text]
+
+
+def _arrivals(report: BenchReport) -> list[str]:
+    """Of an open loop: whether what was asked is what was measured."""
+    loops = [(row, cell, cell.open_loop) for row in report.rows for cell in row.cells if cell.open_loop is not None]
+    if not loops:
+        return []
+    rows = [
+        [
+            f"`{row.label}`",
+            shape_text(cell.shape),
+            f"{loop.qps:g}",
+            f"{loop.scheduled_qps:.4g}",
+            f"{loop.achieved_qps:.4g}",
+            f"{loop.load:.0%}" if loop.load is not None else "",
+            f"{loop.queue_max}",
+            *(f"{loop.lag_ms[name]:.3f}" for name in ("p50", "p99", "max")),
+            "valid" if loop.valid else f"INVALID: {loop.reason}",
+        ]
+        for row, cell, loop in loops
+    ]
+    head = ["candidate", "shape", "asked/s", "drawn/s", "answered/s", "load", "longest queue"]
+    return [*md_table([*head, "lag ms p50", "p99", "max", "arrivals"], rows), ""]
 
 
 def _roofline(report: BenchReport) -> list[str]:
@@ -175,8 +200,9 @@ def _what(row: Row, baseline: str) -> list[str]:
 
 
 def _unit(report: BenchReport) -> str:
-    passes = any(cell.workload for row in report.rows for cell in row.cells)
-    return "Rows a second of a pass over the data" if passes else "Median milliseconds a call"
+    if any(cell.workload for row in report.rows for cell in row.cells):
+        return "Rows a second of a pass over the data"
+    return Scenario(report.scenario).unit
 
 
 def _dash(is_baseline: bool) -> str:
@@ -191,7 +217,7 @@ def _speed(row: Row, report: BenchReport) -> list[str]:
         if cell is None:
             cells.append("failed")
             continue
-        ratio = cell.speedup
+        ratio = cell.speedup if cell.valid else None
         times = f" ({ratio.value:.2f} ×, {ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
         cells.append(f"{cell.figure}{times}")
     return [f"`{row.label}`", *cells]
