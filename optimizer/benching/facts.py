@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from optimizer.benching.report import BenchReport
 from optimizer.types import JSON
 
-__all__ = ["machine_facts", "setting_facts", "version_text"]
+__all__ = ["doubts", "machine_facts", "setting_facts", "version_text"]
 
 
 def machine_facts(environment: Mapping[str, JSON]) -> dict[str, str]:
@@ -51,3 +51,13 @@ def setting_facts(report: BenchReport) -> dict[str, str]:
         if name != "scenario" and value not in (None, "", [])
     }
     return settings
+
+
+def doubts(report: BenchReport) -> list[tuple[str, str]]:
+    """Each doubt with its advice and everything that raised it."""
+    found = []
+    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
+        raised = [", ".join(filter(None, (c.about, c.detail))) for c in report.cautions if c.doubt is doubt]
+        named = "; ".join(filter(None, raised))
+        found.append((doubt.value, doubt.advice + (f" ({named})" if named else "")))
+    return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimizer.drawing.page import bullets, document, escape, machine, number_cell, prose, section
+from optimizer.drawing.page import facts as boxes
+from optimizer.drawing.svg import bars, histogram
 from optimizer.search.columns import Column, filled
-from optimizer.search.plot import bars, histogram, pareto
-from optimizer.search.style import STYLE
+from optimizer.search.plot import pareto
 from optimizer.types import JSON
 
 __all__ = ["to_html"]
@@ -20,46 +20,22 @@ def to_html(report: Mapping[str, JSON]) -> str:
     title = f"{report['verdict']}: {report['best'] or report['model']}"
     body = [
         _head(report),
-        _section(
+        section(
             f"{_judged_by(report)} against time",
             pareto(report) + _legend(report),
         ),
-        _section("Every candidate", _table(report)),
-        _section("What to know", _list([_shared(report), *report["notes"]])),
-        _section("Not tried", _list(f"{e['name']}: {e['reason']}" for e in report["left_out"]))
+        section("Every candidate", _table(report)),
+        section("What to know", bullets([_shared(report), *report["notes"]])),
+        section("Not tried", bullets(f"{e['name']}: {e['reason']}" for e in report["left_out"]))
         if report["left_out"]
         else "",
-        _section("What int8 costs each node", _sensitivity(report["sensitivity"])) if report["sensitivity"] else "",
-        _section("The data", _data(report)),
-        _section("The machine", _machine(report)),
-        _section("Where the time went", _seconds(report)),
-        _section("Commands", _commands(report)),
+        section("What int8 costs each node", _sensitivity(report["sensitivity"])) if report["sensitivity"] else "",
+        section("The data", _data(report)),
+        section("The machine", _machine(report)),
+        section("Where the time went", _seconds(report)),
+        section("Commands", _commands(report)),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_e(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _e(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _prose(text: str) -> str:
-    """A sentence, with `commands` and --flags as such: a line should not end inside of one."""
-    said = re.sub(r"`([^`]*)`", r"<code>\1</code>", _e(text))
-    return re.sub(r"(?<![\w-])(--[a-z][a-z-]*)(?![^<]*</code>)", r"<code>\1</code>", said)
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{_e(title)}</h2>\n{body}\n</section>"
-
-
-def _list(items: Any) -> str:
-    return "<ul>" + "".join(f"<li>{_prose(item)}</li>" for item in items) + "</ul>"
+    return document(title, body)
 
 
 def _judged_by(report: Mapping[str, JSON]) -> str:
@@ -98,13 +74,12 @@ def _head(report: Mapping[str, JSON]) -> str:
         facts.append((f"{agreement['value']:.2%}", f"of decisions are the original's, at least {agreement['low']:.2%}"))
     if report["cosine"] and (report["metric"] == "fidelity" or "min_cosine" in report["budgets"]):
         facts.append((f"{report['cosine']['worst']:.5f}", "worst cosine to the original"))
-    cells = "".join(f"<div><b>{_e(value)}</b><span>{_e(text)}</span></div>" for value, text in facts)
     budgets = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in report["budgets"].items())
     return (
-        f'<h1><span class="verdict {_e(verdict)}">{_e(verdict)}</span> {_e(name)}</h1>\n'
-        f'<p class="dim">{_e(called)}budget: {_e(budgets)}; objective: {_e(report["objective"])}; '
-        f"judged by {_e(report['metric'])}; {_e(report['created'][:16].replace('T', ' '))} UTC</p>\n"
-        f'<div class="facts">{cells}</div>'
+        f'<h1><span class="verdict {escape(verdict)}">{escape(verdict)}</span> {escape(name)}</h1>\n'
+        f'<p class="dim">{escape(called)}budget: {escape(budgets)}; objective: {escape(report["objective"])}; '
+        f"judged by {escape(report['metric'])}; {escape(report['created'][:16].replace('T', ' '))} UTC</p>\n"
+        f"{boxes(facts)}"
     )
 
 
@@ -129,7 +104,7 @@ def _shared(report: Mapping[str, JSON]) -> str:
 
 def _table(report: Mapping[str, JSON]) -> str:
     columns = filled([report["original"], *report["candidates"]], report["metric"])
-    head = "<th>candidate</th>" + "".join(f'<th class="n">{_e(column.head)}</th>' for column in columns)
+    head = "<th>candidate</th>" + "".join(f'<th class="n">{escape(column.head)}</th>' for column in columns)
     rows = [_row(report["original"], 0, columns, "")]
     for number, each in enumerate(report["candidates"], 1):
         rows.append(_row(each, number, columns, "best" if each is _winner(report) else ""))
@@ -138,13 +113,12 @@ def _table(report: Mapping[str, JSON]) -> str:
 
 def _row(each: Mapping[str, Any], number: int, columns: Sequence[Column], kind: str) -> str:
     """Two lines that stay together: the numbers, and why it won or lost."""
-    cells = f'<th class="name" scope="row"><i>{number}</i>{_e(each["name"])}</th>'
+    cells = f'<th class="name" scope="row"><i>{number}</i>{escape(each["name"])}</th>'
     for column in columns:
-        text = column.cell(each)
-        cells += f'<td class="n" data-head="{_e(column.head)}">{_e(text)}</td>' if text else '<td class="n"></td>'
+        cells += number_cell(column.head, column.cell(each) or "")
     outcome = each["outcome"]
-    said = f'<b class="{_e(outcome)}">{_e(outcome)}</b> ' if outcome else ""
-    said += _prose(each["reason"] + (f" ({each['hint']})" if each["hint"] else ""))
+    said = f'<b class="{escape(outcome)}">{escape(outcome)}</b> ' if outcome else ""
+    said += prose(each["reason"] + (f" ({each['hint']})" if each["hint"] else ""))
     return (
         f'<tbody class="{kind}"><tr class="of">{cells}</tr>'
         f'<tr><td class="why" colspan="{1 + len(columns)}">{said}</td></tr></tbody>'
@@ -153,11 +127,11 @@ def _row(each: Mapping[str, Any], number: int, columns: Sequence[Column], kind: 
 
 def _data(report: Mapping[str, JSON]) -> str:
     rows = report["data"]["eval"]
-    text = f"<p>{rows['rows']:,} rows of {_e(rows['file'])}, sha256 {_e(rows['sha256'][:16])}…"
+    text = f"<p>{rows['rows']:,} rows of {escape(rows['file'])}, sha256 {escape(rows['sha256'][:16])}…"
     if rows["labels"]:
-        text += "; labels: " + _e(", ".join(f"{name} {count}" for name, count in rows["labels"].items()))
+        text += "; labels: " + escape(", ".join(f"{name} {count}" for name, count in rows["labels"].items()))
     if calib := report["data"]["calib"]:
-        text += f"; calibrated on {_e(calib['file'])}, sha256 {_e(calib['sha256'][:16])}…"
+        text += f"; calibrated on {escape(calib['file'])}, sha256 {escape(calib['sha256'][:16])}…"
     return text + "</p>" + (histogram(rows["histogram"]) if rows["histogram"] else "")
 
 
@@ -171,17 +145,9 @@ def _sensitivity(nodes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _machine(report: Mapping[str, JSON]) -> str:
-    found = report["environment"]
-    cpu, timing = found["cpu"], report["bench"]["settings"]
-    items = [
-        f"{cpu['model']}, {cpu['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB",
-        f"features: {', '.join(cpu['features']) or 'none that matter here'}",
-        *(f"{gpu['name']}, driver {gpu['driver']}" for gpu in found["gpus"]),
-        f"{found['platform']}, Python {found['python']}",
-        ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
-        f"{timing['threads']} thread{'' if timing['threads'] == 1 else 's'}, {timing['rounds']} interleaved rounds",
-    ]
-    return _list(items)
+    timing = report["bench"]["settings"]
+    threads = f"{timing['threads']} thread{'' if timing['threads'] == 1 else 's'}"
+    return machine(report["environment"], f"{threads}, {timing['rounds']} interleaved rounds")
 
 
 _DOING = {
@@ -205,7 +171,7 @@ def _seconds(report: Mapping[str, JSON]) -> str:
         (name, total, f"made in {parts.get('make', 0):.1f} s, judged in {parts.get('answer', 0):.1f} s")
         for name, total, parts in sorted(each, key=lambda entry: -entry[1])
     ]
-    return f"<p>{_e(line)}</p>{bars(phases)}" + (f"<p>Of it, by candidate:</p>{bars(dearest)}" if dearest else "")
+    return f"<p>{escape(line)}</p>{bars(phases)}" + (f"<p>Of it, by candidate:</p>{bars(dearest)}" if dearest else "")
 
 
 def _commands(report: Mapping[str, JSON]) -> str:
@@ -219,4 +185,4 @@ def _commands(report: Mapping[str, JSON]) -> str:
             parts.append([f"# {each['name']}: {each['ref']}, run on {each['provider']}", *new])
     if report["recipe"]:
         parts.append(["# the winner again", f"ml-opt run {report['recipe']}"])
-    return f"<pre>{_e(chr(10).join(chr(10).join([*part, '']) for part in parts).rstrip())}</pre>"
+    return f"<pre>{escape(chr(10).join(chr(10).join([*part, '']) for part in parts).rstrip())}</pre>"

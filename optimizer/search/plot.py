@@ -1,28 +1,18 @@
-"""The Pareto plot: accuracy or likeness upwards, time rightwards, bounds and budget drawn; inline SVG, nothing loaded.
-
-Places are percentages of the drawing and text has a size of its own, so that one drawing is read on a phone, on a wide
-screen and on paper.
-"""
+"""The Pareto plot: accuracy or likeness upwards, time rightwards, bounds and budget drawn."""
 
 from __future__ import annotations
 
 import html
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optimizer.drawing.svg import circle, key, laid_out, line, text, ticks
 from optimizer.search.verdict import is_drop
 from optimizer.types import JSON
 
-__all__ = ["bars", "histogram", "pareto"]
-
-#: The narrowest drawing that numbers beside points are laid out for, in pixels; on a wider one they lie further apart.
-_NARROW, _TALL = 280, 300
-_DOT = 6
-#: Where a number may stand beside its point, in pixels, the best place first.
-_BESIDE = tuple((dx, dy) for far in (11, 22, 33) for dx, dy in ((far, -far), (far, far), (-far, -far), (-far, far)))
+__all__ = ["pareto"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ def pareto(report: Mapping[str, JSON]) -> str:
         points.append(_Point(number, each["name"], kind, x, x_low, x_high, *y))
     if len(points) < 2:
         return '<p class="dim">No candidate was timed: what is known to miss a budget is not.</p>'
-    return _drawn(points, axis) + _key(points)
+    return _drawn(points, axis) + key([(p.number, p.label, p.kind) for p in points])
 
 
 def _axis(report: Mapping[str, JSON]) -> _Axis:
@@ -103,17 +93,11 @@ def _height(each: Mapping[str, Any], report: Mapping[str, JSON], axis: _Axis) ->
     return gate["value"], gate["value"], gate["value"]  # of the worst row there is no estimate but the worst seen
 
 
-def _key(points: Sequence[_Point]) -> str:
-    """Which number is whose, as a list of words."""
-    names = (f'<span class="{p.kind}"><b>{p.number}</b> {html.escape(p.label)}</span>' for p in points)
-    return f'<p class="key">{" ".join(names)}</p>'
-
-
 def _drawn(points: Sequence[_Point], axis: _Axis) -> str:
-    x_ticks = _ticks(0.0, max(p.x_high for p in points) * 1.04)
+    x_ticks = ticks(0.0, max(p.x_high for p in points) * 1.04)
     ys = [axis.budget, *(value for p in points for value in (p.y_low, p.y_high))]
     spread = max(max(ys) - min(ys), 1e-4)
-    y_ticks = _ticks(min(ys) - 0.04 * spread, min(1.0, max(ys) + 0.04 * spread))
+    y_ticks = ticks(min(ys) - 0.04 * spread, min(1.0, max(ys) + 0.04 * spread))
     x_end, y_start = x_ticks[-1], y_ticks[0]
     y_range = y_ticks[-1] - y_start
 
@@ -125,49 +109,27 @@ def _drawn(points: Sequence[_Point], axis: _Axis) -> str:
 
     parts = [f'<div class="plot"><svg role="img" aria-label="{html.escape(axis.title)} against time">']
     for tick in x_ticks:
-        parts.append(_line(across(tick), 0, across(tick), 100, "grid"))
-        parts.append(_text(across(tick), 100, f"{tick:g}", "middle", dy=18))
+        parts.append(line(across(tick), 0, across(tick), 100, "grid"))
+        parts.append(text(across(tick), 100, f"{tick:g}", "middle", dy=18))
     for tick in y_ticks:
-        parts.append(_line(0, up(tick), 100, up(tick), "grid"))
-        parts.append(_text(0, up(tick), f"{100 * tick:.6g} %" if axis.percent else f"{tick:.6g}", "end", dx=-6, dy=4))
-    parts.append(_text(50, 100, "time of a call, the original's = 1", "middle", dy=38))
-    parts.append(_text(0, 0, axis.title, "start", dx=-56, dy=-12))
-    parts.append(_line(0, up(axis.budget), 100, up(axis.budget), "budget"))
-    parts.append(_text(100, up(axis.budget), "budget", "end", dx=-4, dy=-5, kind="budget"))
+        parts.append(line(0, up(tick), 100, up(tick), "grid"))
+        parts.append(text(0, up(tick), f"{100 * tick:.6g} %" if axis.percent else f"{tick:.6g}", "end", dx=-6, dy=4))
+    parts.append(text(50, 100, "time of a call, the original's = 1", "middle", dy=38))
+    parts.append(text(0, 0, axis.title, "start", dx=-56, dy=-12))
+    parts.append(line(0, up(axis.budget), 100, up(axis.budget), "budget"))
+    parts.append(text(100, up(axis.budget), "budget", "end", dx=-4, dy=-5, kind="budget"))
     front = _front(points)
     for one, two in itertools.pairwise(front):
-        parts.append(_line(across(one.x), up(one.y), across(two.x), up(two.y), "front"))
-    beside = _laid_out(points, across, up)
+        parts.append(line(across(one.x), up(one.y), across(two.x), up(two.y), "front"))
+    beside = laid_out([(across(p.x), up(p.y)) for p in points])
     for p in sorted(points, key=lambda p: p.kind == "best"):  # drawn last, the best hides under none
         x, y = across(p.x), up(p.y)
-        parts.append(_line(across(p.x_low), y, across(p.x_high), y, f"bound {p.kind}"))
-        parts.append(_line(x, up(p.y_low), x, up(p.y_high), f"bound {p.kind}"))
-        parts.append(f'<circle class="{p.kind}" cx="{x:.2f}%" cy="{y:.2f}%" r="{_DOT}"/>')
+        parts.append(line(across(p.x_low), y, across(p.x_high), y, f"bound {p.kind}"))
+        parts.append(line(x, up(p.y_low), x, up(p.y_high), f"bound {p.kind}"))
+        parts.append(circle(x, y, p.kind))
     for p, (dx, dy) in zip(points, beside, strict=True):
-        parts.append(_text(across(p.x), up(p.y), str(p.number), "middle", dx=dx, dy=dy + 4, kind=p.kind))
+        parts.append(text(across(p.x), up(p.y), str(p.number), "middle", dx=dx, dy=dy + 4, kind=p.kind))
     return "".join([*parts, "</svg></div>"])
-
-
-def _laid_out(
-    points: Sequence[_Point], across: Callable[[float], float], up: Callable[[float], float]
-) -> list[tuple[float, float]]:
-    """For each point, where its number stands beside it: away from other numbers and from other points."""
-    dots = [(across(p.x) * _NARROW / 100, up(p.y) * _TALL / 100) for p in points]
-    numbers: list[tuple[float, float]] = []
-    found: list[tuple[float, float]] = []
-    for place, (x, y) in enumerate(dots):
-        taken = [*dots[:place], *dots[place + 1 :], *numbers]
-        free = (
-            (dx, dy)
-            for dx, dy in _BESIDE
-            if x + dx > 5
-            and -8 < y + dy < _TALL + 8
-            and all(abs(x + dx - a) > 13 or abs(y + dy - b) > 12 for a, b in taken)
-        )
-        dx, dy = next(free, _BESIDE[0])
-        numbers.append((x + dx, y + dy))
-        found.append((dx, dy))
-    return found
 
 
 def _front(points: Sequence[_Point]) -> list[_Point]:
@@ -177,61 +139,3 @@ def _front(points: Sequence[_Point]) -> list[_Point]:
         if not front or point.y > front[-1].y:
             front.append(point)
     return front
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to eight round numbers that cover a range."""
-    step = 10 ** math.floor(math.log10((high - low) / 4))
-    for factor in (1, 2, 5, 10):
-        if (high - low) / (step * factor) <= 6:
-            step *= factor
-            break
-    first = math.floor(low / step + 1e-9)
-    count = math.ceil(high / step - 1e-9) - first
-    return [round((first + i) * step, 12) for i in range(count + 1)]
-
-
-def histogram(found: Mapping[str, JSON]) -> str:
-    """An SVG of how long the rows are: ``low``, ``width`` and ``counts``."""
-    counts = found["counts"]
-    bar = 100 / len(counts)
-    parts = ['<div class="lengths"><svg role="img" aria-label="lengths of the rows">']
-    for place, count in enumerate(counts):
-        tall = 100 * count / max(counts)
-        parts.append(
-            f'<rect class="bar" x="{(place + 0.06) * bar:.2f}%" y="{100 - tall:.2f}%" width="{0.88 * bar:.2f}%" '
-            f'height="{tall:.2f}%"/>'
-        )
-    for place in range(0, len(counts), max(1, -(-len(counts) // 8))):
-        low = found["low"] + place * found["width"]
-        parts.append(_text((place + 0.5) * bar, 100, str(low), "middle", dy=18))
-    parts.append(_text(0, 0, f"rows; the highest bar is {max(counts):,}", "start", dy=-8))
-    parts.append(_text(50, 100, "length as the model sees it", "middle", dy=38))
-    return "".join([*parts, "</svg></div>"])
-
-
-def bars(lines: Sequence[tuple[str, float, str]]) -> str:
-    """A list of names, each with a bar as long as its value and the value in words.
-
-    Args:
-        lines: name, value (not negative), and what is written behind the bar.
-    """
-    most = max((value for _, value, _ in lines), default=0.0) or 1.0
-    items = []
-    for name, value, text in lines:
-        drawn = f'<rect class="bar" width="{100 * value / most:.2f}%" height="100%"/>'
-        said = f'<span>{html.escape(name)}</span><span class="n">{html.escape(text)}</span>'
-        items.append(f'<li>{said}<svg class="bar" aria-hidden="true">{drawn}</svg></li>')
-    return f'<ul class="bars">{"".join(items)}</ul>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.2f}%" y1="{y1:.2f}%" x2="{x2:.2f}%" y2="{y2:.2f}%"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, *, dx: float = 0, dy: float = 0, kind: str = "") -> str:
-    """Text at a place in percent, moved from it by pixels."""
-    return (
-        f'<text class="{kind}" x="{x:.2f}%" y="{y:.2f}%" dx="{dx:g}" dy="{dy:g}" text-anchor="{anchor}">'
-        f"{html.escape(text)}</text>"
-    )

@@ -33,7 +33,7 @@ def test_a_format_is_as_it_was(path):
 
 
 @pytest.mark.parametrize("name", ["bench-1.json", "bench-3.json"])
-@pytest.mark.parametrize("suffix", [".json", ".csv", ".md", ".xml", ".smaller.json"])
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".html", ".md", ".xml", ".smaller.json"])
 def test_every_schema_is_written_in_every_format(name, suffix, tmp_path):
     read = BenchReport.read(HERE / name)
     out = tmp_path / "deep" / f"out{suffix}"
@@ -43,7 +43,7 @@ def test_every_schema_is_written_in_every_format(name, suffix, tmp_path):
             assert row.label.split(":")[0] in out.read_text()
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".md", ".xml", ".smaller.json"])
+@pytest.mark.parametrize("suffix", [".csv", ".html", ".md", ".xml", ".smaller.json"])
 def test_the_environment_is_in_all_of_them(report, suffix):
     text = formats()[suffix].bench(report)
     for fact in ("A Processor", "amx_int8", "performance", "A GPU", "570.1", "onnxruntime 1.32.0", "3.11.7"):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from optimizer.search.plot import bars, histogram, pareto
+from optimizer.drawing.svg import bars, histogram
+from optimizer.search.plot import pareto
 
 
 def gate(name: str, value: float, low: float, high: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optimizer.benching.facts import machine_facts, version_text
+from optimizer.benching.facts import doubts, machine_facts, version_text
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.scenario import Scenario
@@ -49,7 +49,11 @@ def to_markdown(report: BenchReport) -> str:
         *_floors(report),
     ]
     failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.rows if row.error]
-    about = [("## Failed", failed), ("## Careful", _careful(report)), ("## Machine", machine_lines(report.environment))]
+    about = [
+        ("## Failed", failed),
+        ("## Careful", [f"- **{doubt}**: {words}" for doubt, words in doubts(report)]),
+        ("## Machine", machine_lines(report.environment)),
+    ]
     for title, entries in about:
         if entries:
             lines += [title, "", *entries, ""]
@@ -149,16 +153,6 @@ def _roofline(report: BenchReport) -> list[str]:
     ]
     head = ["candidate", "shape", "GFLOP", "in", "MB at least", "GFLOP/s", "% of GEMM peak", "bound by"]
     return [*md_table(head, rows), "", f"Measured here: {'; '.join(report.roofline.sentences())}.", ""]
-
-
-def _careful(report: BenchReport) -> list[str]:
-    """One line a doubt, with everything that raised it."""
-    lines = []
-    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
-        raised = [", ".join(filter(None, (c.about, c.detail))) for c in report.cautions if c.doubt is doubt]
-        named = "; ".join(filter(None, raised))
-        lines.append(f"- **{doubt.value}**: {doubt.advice}" + (f" ({named})" if named else ""))
-    return lines
 
 
 def _machine(report: BenchReport) -> str:

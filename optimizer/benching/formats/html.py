@@ -1,0 +1,221 @@
+"""One HTML file that loads nothing, for a browser, a phone and paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from optimizer.benching.facts import doubts, setting_facts
+from optimizer.benching.gates import Accuracy, Gate, Outcome
+from optimizer.benching.plots import batch_plots, color_of, latency_plots, roof_names, roofline_plot
+from optimizer.benching.report import BenchReport, Cell, Row
+from optimizer.benching.shape import shape_text
+from optimizer.benching.writing import Format
+from optimizer.drawing.page import bullets, document, escape, facts, machine, number_cell, prose, section
+
+__all__ = ["FORMAT", "gate_list", "to_html"]
+
+_ORDER = (Outcome.REGRESSION, Outcome.INCONCLUSIVE, Outcome.PASS)
+
+
+def to_html(report: BenchReport) -> str:
+    """The verdict and its gates, every candidate, its times, throughput, the roofline and what to be careful about."""
+    title = " against ".join([", ".join(r.label for r in report.rows if r.label != report.baseline), report.baseline])
+    body = [
+        _head(report),
+        section("Gates", gate_list(report.gates)),
+        section("Every candidate", _table(_candidates(report)) + _about(report)),
+        section("Load, memory and likeness", _table(_particulars(report))),
+        section("Careful", bullets(f"{doubt}: {words}" for doubt, words in doubts(report))),
+        section("How the times lie", _explained(latency_plots(report), _LANES)),
+        section("Every time", _table(_times(report))),
+        section("Throughput against batch", batch_plots(report)),
+        section("Under this machine's roofs", _roofs(report)),
+        section("Compared with itself", bullets(_floors(report))),
+        section("The machine", machine(report.environment)),
+        section("How it was measured", _settings(report)),
+    ]
+    verdict = f"{report.verdict.value}: " if report.verdict else ""
+    return document(f"{verdict}{title.removeprefix(' against ')}", body)
+
+
+def _head(report: BenchReport) -> str:
+    verdict = report.verdict
+    said = f'<span class="verdict {verdict.value}">{verdict.value}</span> ' if verdict else ""
+    boxes = []
+    for shape in report.shapes:
+        timed = [(row, cell) for row in report.rows for cell in row.cells if cell.shape == shape and cell.speedup]
+        if not timed:
+            continue
+        row, cell = max(timed, key=lambda each: each[1].speedup.value if each[1].speedup else 0.0)
+        ratio = cell.speedup
+        if ratio is not None:
+            place = f"at {shape_text(shape)} by {row.label}, {ratio.low:.2f} to {ratio.high:.2f}"
+            boxes.append((f"{ratio.value:.2f} ×", f"as fast as {report.baseline} {place}"))
+    line = (
+        f"{report.scenario}; against {report.baseline}; {report.settings['threads']} threads, "
+        f"{report.settings['rounds']} interleaved rounds, one process a candidate; "
+        f"{report.created[:16].replace('T', ' ')} UTC"
+    )
+    return f'<h1>{said}Benchmark</h1>\n<p class="dim">{escape(line)}</p>\n{facts(boxes)}'
+
+
+def gate_list(gates: Sequence[Gate]) -> str:
+    """Every gate with what is known of it, the worst outcome first; nothing without gates."""
+    lines = [
+        f'<li><b class="{gate.outcome.value}">{gate.outcome.value}</b> <b>{escape(gate.about)}</b> {escape(gate.title)}'
+        f'<br><span class="dim">{prose(gate.says)}</span></li>'
+        for gate in sorted(gates, key=lambda gate: _ORDER.index(gate.outcome))
+    ]
+    return f'<ul class="plain">{"".join(lines)}</ul>' if lines else ""
+
+
+#: A table's line: the number of the candidate, its name, columns by their heads, and a sentence below.
+_Line = tuple[int, str, dict[str, str], str]
+
+
+def _table(lines: Sequence[_Line]) -> str:
+    """Lines with the columns that any of them fills."""
+    filled = {head for _, _, cells, _ in lines for head, text in cells.items() if text}
+    heads = [head for head in dict.fromkeys(head for _, _, cells, _ in lines for head in cells) if head in filled]
+    if not filled:
+        return ""
+    head = "<th>candidate</th>" + "".join(f'<th class="n">{escape(head)}</th>' for head in heads)
+    rows = []
+    for number, name, cells, below in lines:
+        label = f'<th class="name" scope="row"><i class="{color_of(number)}">{number}</i>{escape(name)}</th>'
+        numbers = "".join(number_cell(head, cells.get(head, "")) for head in heads)
+        why = f'<tr><td class="why" colspan="{1 + len(heads)}">{prose(below)}</td></tr>' if below else ""
+        rows.append(f'<tbody><tr class="of">{label}{numbers}</tr>{why}</tbody>')
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
+
+
+def _candidates(report: BenchReport) -> list[_Line]:
+    """What decides between candidates: how fast at every shape, how faithful, how large."""
+    lines = []
+    for number, row in enumerate(report.rows):
+        agreement, accuracy = row.agreement, row.accuracy
+        cells = {
+            **_speed(row, report),
+            "worst cosine": f"{agreement.cosine_worst:.5f}" if agreement else "",
+            "top-1": f"{agreement.top1:.2%}" if agreement and agreement.top1 is not None else "",
+            _metric(report): f"{accuracy.value:.4f}" if accuracy else "",
+            "MB": f"{row.bytes / 1e6:.1f}",
+        }
+        lines.append((number, row.label, cells, " ".join(filter(None, (row.error, row.hint)))))
+    return lines
+
+
+def _metric(report: BenchReport) -> str:
+    return next((row.accuracy.metric for row in report.rows if row.accuracy), "accuracy")
+
+
+def _particulars(report: BenchReport) -> list[_Line]:
+    """The rest of what is known of each candidate that was measured."""
+    lines = []
+    for number, row in enumerate(report.rows):
+        agreement, accuracy = row.agreement, row.accuracy
+        cells = {
+            "runs on": row.provider,
+            "load s": f"{row.load_s:.2f}",
+            "first call ms": f"{row.first_s * 1e3:.1f}",
+            "peak MB": f"{row.peak_rss / 1e6:.0f}" if row.peak_rss else "",
+            "GPU MB": f"{row.peak_vram / 1e6:.0f}" if row.peak_vram is not None else "",
+            "mean cosine": f"{agreement.cosine_mean:.5f}" if agreement else "",
+            "rows compared": f"{agreement.rows:,}" if agreement else "",
+            f"drop of {_metric(report)}": _drop(accuracy) if accuracy else "",
+        }
+        if row.cells:
+            lines.append((number, row.label, cells, ""))
+    return lines
+
+
+def _drop(accuracy: Accuracy) -> str:
+    if accuracy.drop is None:
+        return ""
+    bounds = f" ({accuracy.low:+.4f} to {accuracy.high:+.4f})" if accuracy.low is not None else ""
+    return f"{accuracy.drop:+.4f}{bounds}"
+
+
+def _speed(row: Row, report: BenchReport) -> dict[str, str]:
+    cells = {cell.shape: cell for cell in row.cells}
+    found = {}
+    for shape in report.shapes:
+        cell = cells.get(shape)
+        ratio = f" ({cell.speedup.value:.2f} ×)" if cell and cell.speedup else ""
+        found[shape_text(shape)] = f"{cell.figure}{ratio}" if cell else "failed" if row.error else ""
+    return found
+
+
+def _about(report: BenchReport) -> str:
+    passes = any(cell.workload for row in report.rows for cell in row.cells)
+    unit = "rows a second of a pass over the data" if passes else "median milliseconds a call"
+    return f'<p class="dim">By shape: {unit}; × is times faster than {escape(report.baseline)}.</p>'
+
+
+_LANES = (
+    "Each shape is a histogram of one candidate's calls on a shared logarithmic axis; the long line in it is the "
+    "median, the short ones are p90, p99 and p99.9, where there are enough calls for them."
+)
+
+
+def _explained(drawn: str, words: str) -> str:
+    return f'<p class="dim">{escape(words)}</p>{drawn}' if drawn else ""
+
+
+def _times(report: BenchReport) -> list[_Line]:
+    """Every cell by itself, those in other batches too."""
+    lines = []
+    for shape in report.shapes:
+        for number, row in enumerate(report.rows):
+            for cell in row.cells:
+                if cell.shape == shape:
+                    lines.append((number, row.label, _time(cell), ""))
+    lines += [(number, row.label, _time(cell), "") for number, row in enumerate(report.rows) for cell in row.beside]
+    return lines
+
+
+def _time(cell: Cell) -> dict[str, str]:
+    summary, ratio = cell.summary, cell.speedup
+    return {
+        "shape": " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
+        "calls": f"{summary.samples:,}",
+        "mean ms": f"{summary.mean_ms:.3g}",
+        "p50": f"{summary.p50_ms:.3g}",
+        **{name: f"{value:.3g}" for name, value in summary.percentiles_ms.items()},
+        "rows/s": f"{cell.rows_per_s:,.4g}",
+        "× baseline": f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
+        "% of GEMM peak": f"{cell.position.peak_share:.0%}"
+        if cell.position is not None and cell.position.peak_share is not None
+        else "",
+        "bound by": cell.position.bound if cell.position is not None else "",
+    }
+
+
+def _roofs(report: BenchReport) -> str:
+    if report.roofline is None or not report.roofline.peaks:
+        return ""
+    drawn = roofline_plot(report)
+    words = (
+        "Both axes are logarithmic. A level line is the GEMM peak of an arithmetic, a sloping one the bandwidth of a "
+        "copy, all measured in this run; each dot is a candidate at a shape. What has no graph of its own has no "
+        "bytes, and no dot."
+    )
+    return _explained(drawn, words) + bullets(roof_names(report.roofline))
+
+
+def _floors(report: BenchReport) -> Iterator[str]:
+    for floor in report.floors:
+        yield (
+            f"{floor.about} at {shape_text(floor.shape)}: {floor.value:.3f} times itself, {floor.low:.3f} to "
+            f"{floor.high:.3f}; a slowdown below {floor.share:.1%} cannot be told from noise."
+        )
+
+
+def _settings(report: BenchReport) -> str:
+    settings = setting_facts(report)
+    command = settings.pop("command", "")
+    said = bullets(f"{name.replace('_', ' ')}: {text}" for name, text in settings.items())
+    return said + (f"<pre>{escape(command)}</pre>" if command else "")
+
+
+FORMAT = Format(".html", "one page that loads nothing", to_html)
