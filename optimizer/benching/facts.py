@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from optimizer.benching.report import BenchReport
+from optimizer.benching.scenario import Scenario
 from optimizer.types import JSON
 
-__all__ = ["doubts", "machine_facts", "setting_facts", "version_text"]
+__all__ = ["doubts", "machine_facts", "setting_facts", "unit_of", "version_text"]
 
 
 def machine_facts(environment: Mapping[str, JSON]) -> dict[str, str]:
@@ -61,3 +62,10 @@ def doubts(report: BenchReport) -> list[tuple[str, str]]:
         named = "; ".join(filter(None, raised))
         found.append((doubt.value, doubt.advice + (f" ({named})" if named else "")))
     return found
+
+
+def unit_of(report: BenchReport) -> str:
+    """What the figures of a table are."""
+    if any(cell.workload for row in report.rows for cell in row.cells):
+        return "Rows a second of a pass over the data"
+    return Scenario(report.scenario).unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from optimizer.benching.facts import doubts, setting_facts
+from optimizer.benching.facts import doubts, setting_facts, unit_of
 from optimizer.benching.gates import Accuracy, Gate, Outcome
 from optimizer.benching.plots import batch_plots, color_of, latency_plots, roof_names, roofline_plot
 from optimizer.benching.report import BenchReport, Cell, Row
@@ -147,9 +147,8 @@ def _speed(row: Row, report: BenchReport) -> dict[str, str]:
 
 
 def _about(report: BenchReport) -> str:
-    passes = any(cell.workload for row in report.rows for cell in row.cells)
-    unit = "rows a second of a pass over the data" if passes else "median milliseconds a call"
-    return f'<p class="dim">By shape: {unit}; × is times faster than {escape(report.baseline)}.</p>'
+    words = f"{unit_of(report)}; × is times faster than {report.baseline}."
+    return f'<p class="dim">{escape(words)}</p>'
 
 
 _LANES = (
@@ -175,7 +174,7 @@ def _times(report: BenchReport) -> list[_Line]:
 
 
 def _time(cell: Cell) -> dict[str, str]:
-    summary, ratio = cell.summary, cell.speedup
+    summary, ratio, loop = cell.summary, cell.speedup, cell.open_loop
     return {
         "shape": " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
         "calls": f"{summary.samples:,}",
@@ -184,6 +183,9 @@ def _time(cell: Cell) -> dict[str, str]:
         **{name: f"{value:.3g}" for name, value in summary.percentiles_ms.items()},
         "rows/s": f"{cell.rows_per_s:,.4g}",
         "× baseline": f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
+        "asked/s": f"{loop.qps:g}" if loop else "",
+        "lag p99 ms": f"{loop.lag_ms['p99']:.3f}" if loop else "",
+        "arrivals": ("valid" if loop.valid else f"INVALID: {loop.reason}") if loop else "",
         "% of GEMM peak": f"{cell.position.peak_share:.0%}"
         if cell.position is not None and cell.position.peak_share is not None
         else "",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optimizer.benching.facts import doubts, machine_facts, version_text
+from optimizer.benching.facts import doubts, machine_facts, unit_of, version_text
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
-from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import shape_text
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
@@ -31,7 +30,7 @@ def to_markdown(report: BenchReport) -> str:
             [_what(row, report.baseline) for row in report.rows],
         ),
         "",
-        f"{_unit(report)}; in brackets, times faster than `{report.baseline}` with the 95 % interval.",
+        f"{unit_of(report)}; in brackets, times faster than `{report.baseline}` with the 95 % interval.",
         "",
         *md_table(
             ["candidate", *map(shape_text, report.shapes)],
@@ -191,12 +190,6 @@ def _what(row: Row, baseline: str) -> list[str]:
         f"{agreement.cosine_worst:.5f} / {agreement.cosine_mean:.5f}" if agreement else _dash(row.label == baseline),
         f"{agreement.top1:.4f}" if agreement and agreement.top1 is not None else "",
     ]
-
-
-def _unit(report: BenchReport) -> str:
-    if any(cell.workload for row in report.rows for cell in row.cells):
-        return "Rows a second of a pass over the data"
-    return Scenario(report.scenario).unit
 
 
 def _dash(is_baseline: bool) -> str:
