@@ -23,7 +23,7 @@ from optimizer.runtime import Candidate, Provider
 from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec
 
-__all__ = ["Bandwidth", "Key", "Peak", "Roofline", "Run", "measure_roofline", "on_gpu"]
+__all__ = ["Bandwidth", "Key", "Peak", "Roofline", "Run", "measure_roofline", "on_gpu", "roofline_s"]
 
 #: A provider and the arithmetic that it is to multiply in.
 Key = tuple[Provider, str]
@@ -41,6 +41,8 @@ _COLUMNS = 2**17
 _ROUNDS = 3
 _SECONDS = 0.3
 _WARM_S = 0.5
+#: Seconds that a process takes to start and to open one product.
+_OPEN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,12 @@ def measure_roofline(keys: Sequence[Key], plan: Plan, scratch: Path, progress: P
     for provider in dict.fromkeys(provider for provider, _ in keys if on_gpu(provider)):
         bandwidths.append(_gpu_copies(provider, plan, _made(scratch / f"copy-{provider.name}"), progress))
     return Roofline(tuple(peaks), tuple(bandwidths), time.monotonic() - started)
+
+
+def roofline_s(peaks: int) -> float:
+    """About how many seconds :func:`measure_roofline` takes for so many peaks on a processor."""
+    each = _SECONDS + _WARM_S
+    return peaks * (_OPEN_S + len(_GEMMS[False][0]) * each) + _OPEN_S + (len(_SETS) + 1) * each
 
 
 def _made(folder: Path) -> Path:

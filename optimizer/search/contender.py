@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from optimizer.benching.candidates import Entrant
+from optimizer.benching.candidates import Entrant, file_bytes
+from optimizer.benching.gemm import ARITHMETICS
 from optimizer.benching.measure import Plan
 from optimizer.benching.report import Row
+from optimizer.benching.roofline import roofline_s
 from optimizer.errors import GateFailed
 from optimizer.search.accuracy import Answers, Scores
 from optimizer.search.verdict import Gate
@@ -62,8 +65,17 @@ class Rules:
         return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.started)
 
     def timing_s(self, lanes: int, call_s: float = 0.0) -> float:
-        """About how long it takes to time so many candidates, if a call takes ``call_s``."""
-        return lanes * (max(self.plan.seconds, self.plan.samples * call_s) * _OVERRUN + _WARM_S)
+        """About how long it takes to time so many candidates, quickly and at length, if a call takes ``call_s``.
+
+        With this machine's peaks, of which there is no more than one a candidate and one an arithmetic.
+        """
+        quickly = self._lane_s(self.quick, call_s, _WARM_S / _QUICK)
+        roofs = roofline_s(min(lanes, len(ARITHMETICS))) if self.plan.roofline else 0.0
+        return lanes * (quickly + self._lane_s(self.plan, call_s, _WARM_S)) + roofs
+
+    @staticmethod
+    def _lane_s(plan: Plan, call_s: float, warm_s: float) -> float:
+        return max(plan.seconds, plan.samples * call_s) * _OVERRUN + warm_s
 
     @property
     def quick(self) -> Plan:
@@ -145,6 +157,13 @@ class Contender:
                 f"asked for {self.asked} and got none: of its {sum(ran.values())} products {said}",
                 "its provider has no kernel for this form: try another provider",
             )
+
+    @cached_property
+    def bytes(self) -> int:
+        """Size of what was built: graph and weights."""
+        if self.entrant is None:
+            raise ValueError(f"{self.name} was not built")
+        return file_bytes(self.entrant)
 
     @property
     def standing(self) -> bool:

@@ -1,4 +1,4 @@
-"""Milder kin of static int8: what is tried while every plain way of calibrating misses a budget at first look.
+"""Milder kin of static int8: what may be tried while every plain way of calibrating misses a budget.
 
 First other ranges (entropy), then mixed precision: the few nodes that lose most in int8 stay in float, 2, 4, 8 … of
 them, from one ranking that is made once and kept. Which plain candidate they start from is decided by what was seen.
@@ -50,6 +50,12 @@ class Kin:
         self.made: dict[str, Idea] = {}
         self.ranking: tuple[NodeNoise, ...] = ()
         self.trouble = ""
+
+    @property
+    def untried(self) -> str:
+        """What has not been tried, as one name."""
+        plain = next(iter(self._ideas))
+        return f"{plain}-mixed-N" if f"{plain}-entropy" in self.made else f"{plain}-entropy and -mixed-N"
 
     def __call__(self, tried: Sequence[Contender]) -> Contender | None:
         """The next one, or None when there is none left."""

@@ -50,7 +50,7 @@ def pareto(report: Mapping[str, JSON]) -> str:
     points = []
     for number, each in enumerate([report["original"], *report["candidates"]]):
         y = _height(each, report, axis) if number else _of_original(report, axis)
-        if each["speed"] is None or y is None:
+        if each["speed"] is None or y is None or _was_cut(each):
             continue
         is_best = bool(number and report["best"]) and (each["ref"], each["provider"]) == (
             report["best"],
@@ -63,6 +63,11 @@ def pareto(report: Mapping[str, JSON]) -> str:
     if len(points) < 2:
         return '<p class="dim">No candidate was timed: what is known to miss a budget is not.</p>'
     return _drawn(points, axis) + key([(p.number, p.label, p.kind) for p in points])
+
+
+def _was_cut(each: Mapping[str, Any]) -> bool:
+    """It missed a budget before it had answered every row: drawn, it would squeeze those that are close."""
+    return each["outcome"] == "FAIL" and bool(each["rows"].get("places"))
 
 
 def _axis(report: Mapping[str, JSON]) -> _Axis:

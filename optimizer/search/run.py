@@ -30,7 +30,7 @@ from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import is_name
 from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
 from optimizer.search.build import build, export, ranked
-from optimizer.search.candidates import TARGETS, Idea, Plan, plan, split_names
+from optimizer.search.candidates import TARGETS, Idea, LeftOut, Plan, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.evalset import EvalSet, refuse_overlap
 from optimizer.search.keep import check_writable, keep
@@ -122,6 +122,8 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         beside = _yardstick(artifact, options, machine, store)
         contest = hold(original, [contend(idea) for idea in planned.ideas], rows, info, rules, progress, kin, beside)
     made = [idea for each in kin.values() for idea in each.made.values()]
+    held_back = (LeftOut(kin[family].untried, reason) for family, reason in contest.held_back.items())
+    planned = replace(planned, left_out=(*planned.left_out, *held_back))
     report = summarized(contest, original, planned, made, rules, store)
     ranking = next((each.ranking for each in kin.values() if each.ranking), ())
     report = replace(
@@ -165,7 +167,7 @@ def _kin(
     rules: Rules,
     logs: Path,
 ) -> dict[str, Kin]:
-    """By family: the milder candidates that are tried when its plain members lose too much."""
+    """By family: the milder candidates that may be tried when its plain members lose too much."""
     if options.calib is None:
         return {}
     data: dict[str, JSON] = {"calib": str(options.calib), "column": list(columns)}

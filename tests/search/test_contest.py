@@ -14,6 +14,7 @@ from benching.passes import workload_of
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Plan
+from optimizer.benching.roofline import roofline_s
 from optimizer.benching.shape import Shape
 from optimizer.benching.stats import Ratio
 from optimizer.data.batching import Batching
@@ -350,8 +351,8 @@ def test_fp32_is_kept_where_nothing_is_known_to_be_better(
     tmp_path: Path, plant: Callable[..., Entrant], monkeypatch: pytest.MonkeyPatch, low: float, best: str
 ) -> None:
     """The estimate is twice as fast both times; what decides is the lower end of its interval against the export."""
-    monkeypatch.setattr("optimizer.search.contest.speedup", lambda *rounds: Ratio(2.0, low, 3.0))
-    monkeypatch.setattr("optimizer.search.contest._behind", lambda *rest: "")
+    monkeypatch.setattr("optimizer.search.timing.speedup", lambda *rounds: Ratio(2.0, low, 3.0))
+    monkeypatch.setattr("optimizer.search.timing.behind", lambda *rest: "")
     contenders = [
         Contender(name, lambda e=plant(name, latency_s=seconds): e, plain=name == "plain")
         for name, seconds in (("faster", 0.004), ("plain", 0.008), ("slower", 0.016))
@@ -384,3 +385,12 @@ def test_a_candidate_must_be_smaller_where_size_counts(tmp_path: Path, plant: Ca
     same, plain = plant("same"), plant("plain")
     contenders = [Contender("same", lambda: same), Contender("plain", lambda: plain, plain=True)]
     assert hold(plant("original"), contenders, rows, MODEL, rules, silent).decision.best == "plain"
+
+
+def test_the_time_of_timing_has_the_quick_one_and_the_roofs_in_it() -> None:
+    bare, under_roofs = Rules("latency", PLAN), Rules("latency", replace(PLAN, roofline=True))
+    alone = 0.05 * 1.5 + 3.0
+    assert bare.timing_s(4) == pytest.approx(4 * (alone + alone / 4))
+    assert bare.timing_s(4, call_s=1.0) > 4 * (6 + 3)
+    assert under_roofs.timing_s(4) - bare.timing_s(4) == pytest.approx(roofline_s(4))
+    assert under_roofs.timing_s(9) - bare.timing_s(9) == pytest.approx(roofline_s(4)), "arithmetics are four"

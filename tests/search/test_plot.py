@@ -20,7 +20,8 @@ def candidate(
     name: str, ratio: float, gates: list[dict[str, Any]], outcome: str = "PASS", **more: Any
 ) -> dict[str, Any]:
     speed = {"ratio": {"value": ratio, "low": ratio * 0.8, "high": ratio * 1.25}}
-    return {"name": name, "ref": name, "provider": "cpu", "outcome": outcome, "gates": gates, "speed": speed, **more}
+    known = {"name": name, "ref": name, "provider": "cpu", "outcome": outcome, "gates": gates, "speed": speed}
+    return {**known, "rows": {}, **more}
 
 
 def report(candidates: list[dict[str, Any]], **budgets: float) -> dict[str, Any]:
@@ -101,6 +102,14 @@ def test_the_front_joins_what_nothing_beats() -> None:
     front = re.findall(r'<line class="front" x1="([\d.]+)%" y1="[\d.]+%" x2="([\d.]+)%"', svg)
     xs = {kind: x for kind, x, _ in circles(svg)}
     assert front == [(f"{xs['pass']:.2f}", f"{xs['best']:.2f}")]
+
+
+def test_what_was_cut_does_not_squeeze_what_is_close() -> None:
+    close = [candidate(name, 2.0, [gate("worst cosine", 0.9999, -1.0, 0.9999)]) for name in ("a", "b")]
+    cut = candidate("c", 3.0, [gate("worst cosine", 0.2, -1.0, 0.2)], "FAIL", rows={"places": [0, 2]})
+    whole = candidate("d", 3.0, [gate("worst cosine", 0.2, -1.0, 0.2)], "FAIL")
+    assert pareto(report([*close, cut], min_cosine=0.999)) == pareto(report(close, min_cosine=0.999))
+    assert pareto(report([*close, whole], min_cosine=0.999)) != pareto(report(close, min_cosine=0.999))
 
 
 def test_bars_are_as_long_as_their_values() -> None:
