@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimizer.task import get_task
+from optimizer.hf import AUTO_CLASSES
 
 __all__ = ["ARCHITECTURES", "Architecture", "build", "save"]
 
@@ -194,7 +194,7 @@ def build(name: str, task: str, *, class_name: str = "", seed: int = 0, **settin
     if class_name:
         model = getattr(transformers, class_name)(config)
     else:
-        model = getattr(transformers, get_task(task).auto_class).from_config(config)
+        model = getattr(transformers, AUTO_CLASSES[task]).from_config(config)
     _widen(model)
     return model.eval()
 

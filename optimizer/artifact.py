@@ -61,8 +61,9 @@ class Artifact:
 
     @property
     def model_info(self) -> dict[str, JSON]:
-        """What the manifest says of the model, its inputs with it: those that the export gave it, else the file's."""
-        return {"inputs": self.manifest.facts.get("inputs", []), **self.manifest.model}
+        """What the manifest says of the model, inputs and outputs with it: as the export named them, else the file's."""
+        facts = self.manifest.facts
+        return {name: facts.get(name, []) for name in ("inputs", "outputs")} | self.manifest.model
 
     @classmethod
     def open(cls, path: Path, ref: str = "") -> Artifact:

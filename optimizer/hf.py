@@ -22,7 +22,7 @@ from optimizer.hf_errors import config_error, weights_error
 from optimizer.types import JSON
 
 __all__ = [
-    "SUPPORTED_TASKS",
+    "AUTO_CLASSES",
     "LoadedModel",
     "flat_outputs",
     "infer_task",
@@ -52,7 +52,7 @@ _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Double
 _TRAINING_ONLY = ("masked_spec_embed", "mask_token")
 
 #: Task → the ``transformers`` class that picks the architecture's own.
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -61,7 +61,6 @@ _AUTO_CLASSES = {
     "audio-classification": "AutoModelForAudioClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }
-SUPPORTED_TASKS = tuple(_AUTO_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def infer_task(config: Mapping[str, JSON]) -> str:
         if name.endswith(suffix):
             return "audio-classification" if task == "text-classification" and _is_audio(config) else task
     raise BadInput(
-        f"{name} does none of the tasks that export-onnx knows ({', '.join(SUPPORTED_TASKS)})",
+        f"{name} does none of the tasks that export-onnx knows ({', '.join(AUTO_CLASSES)})",
         "--task feature-extraction exports what lies under its head",
     )
 
@@ -165,7 +164,7 @@ def load_model(
 
     Args:
         folder: holds ``config.json`` and weights.
-        task: one of :data:`SUPPORTED_TASKS`.
+        task: one of :data:`AUTO_CLASSES`.
         class_name: what an earlier load chose (:attr:`LoadedModel.class_name`); empty to choose now.
         dtype: ``fp32``, ``fp16`` or ``bf16``: what the weights are converted to.
         attention: ``eager`` or ``sdpa``; None leaves it to the library.
@@ -176,8 +175,8 @@ def load_model(
             configuration, or lack some that the task needs: those would be random.
         MissingPiece: torch, transformers or a package that the model wants is not installed.
     """
-    if task not in _AUTO_CLASSES:
-        raise UnknownName("task", task, SUPPORTED_TASKS)
+    if task not in AUTO_CLASSES:
+        raise UnknownName("task", task, AUTO_CLASSES)
     raw = read_config(folder)
     try:
         import torch
@@ -191,7 +190,7 @@ def load_model(
         )
     wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     chosen = class_name.removesuffix(".encoder") or _choose_class(raw, task, transformers, trust_remote_code)
-    cls = getattr(transformers, chosen, None) or getattr(transformers, _AUTO_CLASSES[task])
+    cls = getattr(transformers, chosen, None) or getattr(transformers, AUTO_CLASSES[task])
     arguments: dict[str, Any] = {
         "dtype": wanted,
         "attn_implementation": attention,
@@ -252,7 +251,7 @@ def _judge_weights(
 
 def _choose_class(raw: Mapping[str, JSON], task: str, transformers: Any, trust_remote_code: bool) -> str:
     """The checkpoint's own class when it does the task (some have several for one), the Auto class otherwise."""
-    auto = _AUTO_CLASSES[task]
+    auto = AUTO_CLASSES[task]
     own = _own_class(raw)
     if trust_remote_code and auto in (raw.get("auto_map") or {}):
         return auto  # a class of the folder's own code, which may be called like one of the library's

@@ -29,9 +29,11 @@ __all__ = [
     "SessionOptions",
     "discover",
     "get_runtime",
+    "is_openvino",
     "openvino_here",
     "preferred",
     "probe",
+    "works",
 ]
 
 Arrays = "dict[str, NDArray[np.generic]]"
@@ -190,24 +192,45 @@ def get_runtime(provider: Provider) -> Runtime:
     return runtime
 
 
-#: The two ways that OpenVINO comes, the better known first, and the module that is there when one is installed.
-_OPENVINO = {"openvino": "onnxruntime_ep_openvino", "openvino-native": "openvino"}
+#: Providers in packages of their own, and the module that is there when one is installed; the extra of ml-opt that
+#: brings it has the provider's name.
+_PACKAGES = {
+    "openvino": "onnxruntime_ep_openvino",
+    "openvino-native": "openvino",
+    "rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+}
+#: The two ways that OpenVINO comes, the better known first.
+_OPENVINO = ("openvino", "openvino-native")
+
+
+def works(provider: str) -> Availability:
+    """What :func:`probe` says, which takes a second, without it for a package that is not installed."""
+    module = _PACKAGES.get(provider)
+    if module and not has_module(module):
+        reason, hint = f"the provider {provider} is not installed", f'pip install "ml-opt[{provider}]"'
+        return Availability(provider, False, reason, hint)
+    return probe(provider)
 
 
 def openvino_here() -> str | None:
-    """The provider by which OpenVINO computes on this machine, each tried as :func:`probe` does.
+    """The provider by which OpenVINO computes on this machine, each tried as :func:`works` does.
 
     Returns:
         ``openvino`` where ONNX Runtime's plugin is installed and has a device, ``openvino-native`` where the package of
         its own works, None where neither does.
     """
-    return next((name for name, module in _OPENVINO.items() if has_module(module) and probe(name).ok), None)
+    return next((name for name in _OPENVINO if works(name).ok), None)
+
+
+def is_openvino(provider: Provider) -> bool:
+    """Whether OpenVINO computes there, whichever way it comes."""
+    return provider.name in _OPENVINO
 
 
 def preferred(text: str) -> Provider:
     """The provider that an artifact says it is made for: ``openvino`` is either of the two that works here."""
     provider = Provider.parse(text)
-    if provider.name in _OPENVINO and (here := openvino_here()):
+    if is_openvino(provider) and (here := openvino_here()):
         return replace(provider, name=here)
     return provider
 

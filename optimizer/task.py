@@ -84,7 +84,6 @@ class Task:
     Attributes:
         name: the field's own word (``text-classification``).
         help: one sentence.
-        auto_class: the ``transformers`` class that loads such a model; empty for ``generic``.
         modalities: what its inputs can be: ``text``, ``image``, ``audio``, ``tensor``.
         agree: ``agree(reference, candidate, feeds, model)``: both outputs by name, the inputs they answer, and the
             manifest's ``model`` → measures by name, each an array with one number a row: always ``cosine``, and where
@@ -95,7 +94,6 @@ class Task:
 
     name: str
     help: str
-    auto_class: str
     modalities: tuple[str, ...]
     agree: Callable[
         [

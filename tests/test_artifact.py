@@ -34,7 +34,7 @@ def test_what_an_artifact_says_of_itself(artifact: Artifact) -> None:
     assert artifact.kind is Kind.ONNX
     assert artifact.variant == "int8-static"
     assert artifact.model_file.read_bytes() == b"model"
-    assert artifact.model_info == {"inputs": [], "task": "t"}
+    assert artifact.model_info == {"inputs": [], "outputs": [], "task": "t"}
     assert artifact.digest == artifact.manifest.digest
     assert set(artifact.manifest.files) == {"model.onnx", "sub/manifest.json"}
     artifact.check()

@@ -114,7 +114,7 @@ def parse(text: str, store: Store, first: Artifact | None = None, default: Provi
             raise BadInput(f"no such file: {head}", "give a reference of the store (`ml-opt ls`) or an .onnx file")
         return Entrant(_onnx(text, path, asked or default))
     artifact = store.get(head)
-    model = _model_of(artifact)
+    model = artifact.model_info
     prefers = model.get("prefers")
     provider = asked or (preferred(str(prefers)) if prefers else default)
     return Entrant(_onnx(text, artifact.model_file, provider, artifact.manifest.key, model), artifact)
@@ -152,7 +152,7 @@ def _folder_or_fake(text: str, word: str, rest: str, asked: Provider | None) -> 
 
 
 def _source(first: Artifact, precision: str) -> Entrant:
-    source = dict(_model_of(first).get("source") or {})
+    source = dict(first.model_info.get("source") or {})
     path = Path(str(source.get("path", "")))
     if not source or not path.exists():
         raise BadInput(
@@ -163,18 +163,10 @@ def _source(first: Artifact, precision: str) -> Entrant:
     if path.is_file():
         if precision:
             raise BadInput(f"{label}: the source of {first.ref} is an ONNX file, which has its own precision")
-        return Entrant(_onnx(label, path, _CPU, model=_model_of(first)), first)
+        return Entrant(_onnx(label, path, _CPU, model=first.model_info), first)
     provider = Provider("torch", precision)
     get_runtime(provider)
-    return Entrant(Candidate(label, path, provider, model=_model_of(first)), first)
-
-
-def _model_of(artifact: Artifact) -> dict[str, JSON]:
-    """The manifest's ``model``, with the inputs and outputs that were read back where the export named none."""
-    facts: dict[str, JSON] = {
-        name: artifact.manifest.facts[name] for name in ("inputs", "outputs") if name in artifact.manifest.facts
-    }
-    return {**facts, **artifact.manifest.model}
+    return Entrant(Candidate(label, path, provider, model=first.model_info), first)
 
 
 def check_source(artifact: Artifact, store: Store) -> None:

@@ -11,7 +11,7 @@ from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Lane
 from optimizer.benching.roofline import Key, Roofline
 from optimizer.graph.cost import Cost, model_cost
-from optimizer.runtime import Provider
+from optimizer.runtime import Provider, is_openvino, openvino_here
 from optimizer.types import JSON
 
 __all__ = ["Counted", "Position", "count", "place"]
@@ -120,12 +120,15 @@ def _key(provider: Provider, arithmetic: str) -> Key:
 
     OpenVINO computes floats in the precision that it was opened with, and PyTorch everything; ONNX Runtime's own
     kernels for processors have no other float than fp32, and put casts around the rest. PyTorch's peak is not measured
-    through PyTorch: that of ONNX Runtime, or of OpenVINO for other precisions than fp32, stands for it.
+    through PyTorch: that of ONNX Runtime, or for other precisions than fp32 of the OpenVINO that works here, stands for
+    it.
     """
     if provider.name == "torch":
         precision = provider.precision or "fp32"
-        return (Provider("cpu") if precision == "fp32" else Provider("openvino", precision)), precision
-    if provider.name == "openvino" and arithmetic != "int8":
+        if precision == "fp32":
+            return Provider("cpu"), precision
+        return Provider(openvino_here() or "openvino", precision), precision
+    if is_openvino(provider) and arithmetic != "int8":
         return provider, provider.precision
     if provider.name == "cpu" and arithmetic in ("fp16", "bf16"):
         return provider, "fp32"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -146,15 +145,15 @@ class Cell:
             "batch": self.batch,
             **self.summary.to_json(),
             "rows_per_s": self.rows_per_s,
-            "speedup": _written(self.speedup) if self.speedup else None,
+            "speedup": self.speedup.to_json() if self.speedup else None,
             "first_s": self.first_s,
             "position": self.position.to_json() if self.position else None,
             "warm_ns": self.warm_ns,
             "rounds_ns": self.rounds_ns,
             "workload": self.workload,
-            "against": {name: _written(ratio) for name, ratio in self.against.items()},
+            "against": {name: ratio.to_json() for name, ratio in self.against.items()},
             "open_loop": self.open_loop.to_json() if self.open_loop else None,
-            "throughput": _written(self.throughput) if self.throughput else None,
+            "throughput": self.throughput.to_json() if self.throughput else None,
         }
 
     @classmethod
@@ -167,11 +166,11 @@ class Cell:
             rounds_ns=data["rounds_ns"],
             summary=Summary(**{name: data[name] for name in Summary.__dataclass_fields__}),
             position=Position.from_json(data["position"]) if data.get("position") else None,
-            speedup=_read(data["speedup"]) if data["speedup"] else None,
+            speedup=Ratio.from_json(data["speedup"]) if data["speedup"] else None,
             workload=data.get("workload"),
-            against={name: _read(ratio) for name, ratio in data.get("against", {}).items()},
+            against={name: Ratio.from_json(ratio) for name, ratio in data.get("against", {}).items()},
             open_loop=OpenLoop.from_json(loop) if (loop := data.get("open_loop")) else None,
-            throughput=_read(data["throughput"]) if data.get("throughput") else None,
+            throughput=Ratio.from_json(data["throughput"]) if data.get("throughput") else None,
         )
 
 
@@ -345,15 +344,6 @@ class BenchReport:
         known = replace(self, path=str(path))
         write_report(path, known.to_json())
         return known
-
-
-def _written(ratio: Ratio) -> dict[str, JSON]:
-    """JSON has no infinity: an open end of an interval is null."""
-    return {**ratio.to_json(), "high": ratio.high if math.isfinite(ratio.high) else None}
-
-
-def _read(ratio: Mapping[str, Any]) -> Ratio:
-    return Ratio(ratio["value"], ratio["low"], math.inf if ratio["high"] is None else ratio["high"])
 
 
 def load_is_high(threads: int) -> float | None:

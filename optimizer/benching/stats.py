@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from optimizer.types import JSON
 
@@ -76,15 +77,19 @@ class Ratio:
     Attributes:
         value: the estimate; of a speed-up, above 1 is faster than the baseline.
         low: lower end of the interval.
-        high: upper end.
+        high: upper end; infinite where nothing is known of it. JSON has no infinity: null stands for it there.
     """
 
     value: float
     low: float
-    high: float
+    high: float = field(metadata={"null": math.inf})
 
     def to_json(self) -> dict[str, JSON]:
-        return dict(vars(self))
+        return {**vars(self), "high": self.high if math.isfinite(self.high) else None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ratio:
+        return cls(data["value"], data["low"], math.inf if data["high"] is None else data["high"])
 
 
 def speedup(

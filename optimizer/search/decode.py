@@ -19,7 +19,8 @@ def decoded(kind: Any, value: Any, where: str = "") -> Any:
         kind: a dataclass, an enum, ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``tuple[X, ...]``,
             ``Mapping[str, X]``, or :data:`~optimizer.types.JSON` for anything.
         value: what ``json.loads`` gave for it. Keys that a dataclass does not know are left out: a newer ml-opt may add
-            some. Fields with a default may be missing: an older one did not know them.
+            some. Fields with a default may be missing: an older one did not know them. Null is what a field's
+            ``metadata["null"]`` says, where it says something.
         where: the way to it, for errors.
 
     Raises:
@@ -56,7 +57,9 @@ def _made(kind: Any, value: Any, where: str) -> Any:
     values = {}
     for field in fields(kind):
         inside = f"{where}.{field.name}" if where else field.name
-        if field.name in value:
+        if field.name in value and value[field.name] is None and "null" in field.metadata:
+            values[field.name] = field.metadata["null"]
+        elif field.name in value:
             values[field.name] = decoded(hints[field.name], value[field.name], inside)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{inside} is missing")

@@ -6,18 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optimizer.environment import cpu_facts, gpu_facts, has_module, version_of
-from optimizer.runtime import probe
+from optimizer.runtime import works
 
 __all__ = ["GPU_PROVIDERS", "Machine"]
 
 GPU_PROVIDERS = ("tensorrt", "rtx", "cuda")
+#: Those that come with ONNX Runtime's build for GPUs.
+_OF_THE_GPU_BUILD = ("tensorrt", "cuda")
 _NATIVE = "openvino-native"
-#: Providers in packages of their own: the module that is there when one is installed, and the extra that brings it.
-_PACKAGES = {
-    "openvino": ("onnxruntime_ep_openvino", "openvino"),
-    _NATIVE: ("openvino", _NATIVE),
-    "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx"),
-}
 
 
 @dataclass(frozen=True)
@@ -78,11 +74,7 @@ def _reason(provider: str) -> str:
     """Why a provider does not work here; empty when it does. What cannot work is not tried, as that takes a second."""
     if provider in GPU_PROVIDERS and not gpu_facts():
         return "no NVIDIA GPU here"
-    if provider in _PACKAGES:
-        module, extra = _PACKAGES[provider]
-        if not has_module(module):
-            return f'the provider {provider} is not installed: pip install "ml-opt[{extra}]"'
-    elif version_of("onnxruntime-gpu") is None:
+    if provider in _OF_THE_GPU_BUILD and version_of("onnxruntime-gpu") is None:
         return 'onnxruntime-gpu is not installed: pip uninstall onnxruntime && pip install "ml-opt[gpu]"'
-    found = probe(provider)
+    found = works(provider)
     return "" if found.ok else f"{found.reason} ({found.hint})" if found.hint else found.reason

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from optimizer.benching.stats import Ratio
 from optimizer.errors import BadInput, Damaged
 from optimizer.files import write_report
 from optimizer.search.candidates import Plan
@@ -42,18 +43,18 @@ class Speed:
 
     p50_ms: float
     rows_per_s: float
-    ratio: Bounded
+    ratio: Ratio
     bytes: int
     load_s: float
     peak_rss: int
     gflops: float | None = None
     peak_share: float | None = None
     batching: str = ""
-    against: Mapping[str, Bounded] = field(default_factory=dict)
+    against: Mapping[str, Ratio] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
-        against = {way: dict(vars(ratio)) for way, ratio in self.against.items()}
-        return {**vars(self), "ratio": dict(vars(self.ratio)), "against": against}
+        against = {way: ratio.to_json() for way, ratio in self.against.items()}
+        return {**vars(self), "ratio": self.ratio.to_json(), "against": against}
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class OptimizeReport:
             "exit_code": self.exit_code,
             "best": self.best or None,
             "provider": self.provider or None,
-            "speedup": {**vars(winner.speed.ratio), "shape": self.shape} if winner and winner.speed else None,
+            "speedup": {**winner.speed.ratio.to_json(), "shape": self.shape} if winner and winner.speed else None,
             "accuracy": self._accuracy(winner),
             "agreement": _bounded(winner.agreement) if winner else None,
             "cosine": dict(winner.cosine) if winner else None,

@@ -153,18 +153,18 @@ def _kl(values: Sequence[float] | None) -> dict[str, float]:
 def _speed(row: Row | None) -> Speed | None:
     if row is None or row.error or not row.cells:
         return None
-    cell, ratio = row.cells[0], ratio_of(row)
+    cell = row.cells[0]
     return Speed(
         p50_ms=cell.summary.p50_ms,
         rows_per_s=cell.rows_per_s,
-        ratio=Bounded(ratio.value, ratio.low, ratio.high),
+        ratio=ratio_of(row),
         bytes=row.bytes,
         load_s=row.load_s,
         peak_rss=row.peak_rss,
         gflops=cell.position.gflops if cell.position else None,
         peak_share=cell.position.peak_share if cell.position else None,
         batching=cell.batching,
-        against={way: Bounded(r.value, r.low, r.high) for way, r in cell.against.items()},
+        against=cell.against,
     )
 
 

@@ -9,7 +9,6 @@ from optimizer.tasks._classify import agree_on_class
 TASK = Task(
     name="audio-classification",
     help="Which class a sound belongs to.",
-    auto_class="AutoModelForAudioClassification",
     modalities=("audio",),
     agree=agree_on_class,
     metrics=(ACCURACY,),

@@ -33,7 +33,6 @@ def _agree(reference: Arrays, candidate: Arrays, feeds: Arrays, model: Mapping[s
 TASK = Task(
     name="feature-extraction",
     help="Vectors that stand for texts, images or sounds.",
-    auto_class="AutoModel",
     modalities=("text", "image", "audio"),
     agree=_agree,
     metrics=(SPEARMAN, PEARSON),

@@ -8,7 +8,6 @@ from optimizer.tasks._tokens import agree_on_tokens
 TASK = Task(
     name="fill-mask",
     help="Which token stands behind each mask.",
-    auto_class="AutoModelForMaskedLM",
     modalities=("text",),
     agree=agree_on_tokens,
 )

@@ -66,7 +66,6 @@ def _equal(a: Array, b: Array, rows: int) -> NDArray[np.float64]:
 TASK = Task(
     name="generic",
     help="Any model, fed with arrays by input name.",
-    auto_class="",
     modalities=("tensor",),
     agree=_agree,
     metrics=(ACCURACY,),

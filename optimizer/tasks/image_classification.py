@@ -9,7 +9,6 @@ from optimizer.tasks._classify import agree_on_class
 TASK = Task(
     name="image-classification",
     help="Which class an image belongs to.",
-    auto_class="AutoModelForImageClassification",
     modalities=("image",),
     agree=agree_on_class,
     metrics=(ACCURACY,),

@@ -32,7 +32,6 @@ def _agree(reference: Arrays, candidate: Arrays, feeds: Arrays, model: Mapping[s
 TASK = Task(
     name="question-answering",
     help="Where in a text the answer to a question stands.",
-    auto_class="AutoModelForQuestionAnswering",
     modalities=("text",),
     agree=_agree,
     metrics=(ANSWER_F1, EXACT_MATCH),

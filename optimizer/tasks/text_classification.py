@@ -9,7 +9,6 @@ from optimizer.tasks._classify import agree_on_class
 TASK = Task(
     name="text-classification",
     help="Which class a text, or a pair of texts, belongs to.",
-    auto_class="AutoModelForSequenceClassification",
     modalities=("text",),
     agree=agree_on_class,
     metrics=(ACCURACY,),

@@ -9,7 +9,6 @@ from optimizer.tasks._tokens import agree_on_tokens
 TASK = Task(
     name="token-classification",
     help="Which class each token of a text belongs to.",
-    auto_class="AutoModelForTokenClassification",
     modalities=("text",),
     agree=agree_on_tokens,
     metrics=(ENTITY_F1, WORD_ACCURACY),

@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from optimizer.benching.position import Counted, Position, place
+from optimizer.benching import position
+from optimizer.benching.candidates import Entrant
+from optimizer.benching.measure import Lane
+from optimizer.benching.position import Counted, Position, count, place
 from optimizer.benching.report import Cell, Doubt, Row
 from optimizer.benching.roofline import Bandwidth, Peak, Roofline, Run
 from optimizer.benching.roofs import Roofs
 from optimizer.benching.stats import summarize
 from optimizer.graph.cost import Cost, Uncounted
-from optimizer.runtime import Provider
+from optimizer.runtime import Candidate, Provider
 
 CPU = Provider("cpu")
 #: 100 GFLOP/s in fp32 and 400 in int8; 50 GB/s up to 16 MiB and 10 GB/s beyond.
@@ -96,6 +99,23 @@ def test_a_position_survives_json():
     assert at.is_lower_bound
     assert Position.from_json(json.loads(json.dumps(at.to_json()))) == at
     assert Roofline.from_json(json.loads(json.dumps(ROOFS.to_json()))) == ROOFS
+
+
+@pytest.mark.parametrize("here", ["openvino", "openvino-native"])
+def test_floats_on_openvino_are_computed_as_it_was_opened_whichever_way_it_comes(monkeypatch, tmp_path, here):
+    """The fp32 products of a file in bf16, and int8 as int8; PyTorch's bf16 by the OpenVINO that works here."""
+    monkeypatch.setattr(position, "openvino_here", lambda: here)
+    monkeypatch.setattr(position, "model_cost", lambda path, shapes: Cost({"fp32": 10**9, "int8": 10**9}))
+
+    def keys(provider, precision):
+        entrant = Entrant(Candidate("a", tmp_path / "a.onnx", provider))
+        lane = Lane(entrant.candidate, opened={"facts": {"precision": precision}})
+        return count(entrant, lane, []).keys
+
+    in_bf16 = Provider(here, "bf16")
+    assert keys(Provider(here), "bf16") == {"fp32": (in_bf16, "bf16"), "int8": (in_bf16, "int8")}
+    assert set(keys(Provider("torch"), "bf16").values()) == {(in_bf16, "bf16")}
+    assert set(keys(Provider("torch"), "fp32").values()) == {(CPU, "fp32")}
 
 
 def row(label, ms):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from optimizer import runtime
 from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.runtime import Availability
 from optimizer.search import machine
@@ -144,8 +145,8 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
         tried.append(name)
         return Availability(name, False, "it finds no device", "look elsewhere")
 
-    monkeypatch.setattr(machine, "probe", probed)
-    monkeypatch.setattr(machine, "has_module", lambda name: name != "onnxruntime_ep_nv_tensorrt_rtx")
+    monkeypatch.setattr(runtime, "probe", probed)
+    monkeypatch.setattr(runtime, "has_module", lambda name: name != "onnxruntime_ep_nv_tensorrt_rtx")
     monkeypatch.setattr(machine, "gpu_facts", lambda: ())
     found = Machine.here()
     assert tried == ["openvino", "openvino-native"], "what cannot work is not tried"
@@ -156,10 +157,10 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
     assert "onnxruntime-gpu is not installed" in Machine.here().why_not("cuda")
     assert "ml-opt[rtx]" in Machine.here().why_not("rtx")
     monkeypatch.setattr(machine, "version_of", lambda name: "1.32")
-    monkeypatch.setattr(machine, "probe", lambda name: Availability(name, name != "openvino", "it finds no device"))
+    monkeypatch.setattr(runtime, "probe", lambda name: Availability(name, name != "openvino", "it finds no device"))
     assert Machine.here().providers == {"cpu", "openvino-native", "cuda", "tensorrt"}
     assert Machine.here().gpu
-    monkeypatch.setattr(machine, "probe", lambda name: Availability(name, True))
+    monkeypatch.setattr(runtime, "probe", lambda name: Availability(name, True))
     assert Machine.here().providers == {"cpu", "openvino", "cuda", "tensorrt"}, "what both can do is tried once"
 
 

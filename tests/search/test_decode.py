@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from optimizer.benching.stats import Ratio
 from optimizer.search.decode import decoded
 from optimizer.search.verdict import Bounded, Outcome
 from optimizer.types import JSON
@@ -64,6 +67,15 @@ def test_new_fields_are_left_out_and_old_files_lack_some() -> None:
 def test_another_type_is_named_by_its_way(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decoded(Outer, {**WHOLE, **change})
+
+
+def test_an_interval_that_is_open_is_null() -> None:
+    open_ended = Ratio(2.0, 0.0, math.inf)
+    written = json.loads(json.dumps(open_ended.to_json(), allow_nan=False))
+    assert written["high"] is None
+    assert decoded(Ratio, written) == Ratio.from_json(written) == open_ended
+    with pytest.raises(ValueError, match="low is NoneType"):
+        decoded(Ratio, {**written, "low": None})
 
 
 def test_the_document_itself() -> None:

@@ -69,7 +69,7 @@ def test_it_covers_what_it_was_chosen_from(made: Any, home: Path) -> None:
     from optimizer.data.readers import Row
 
     source = Store(home / "models").get("tiny:fp32")
-    pre = Preprocessor.open(source.path, {"inputs": source.manifest.facts["inputs"], **source.model_info})
+    pre = Preprocessor.open(source.path, source.model_info)
     strata = facts["coverage"]["strata"]
     for which, rows in (("offered", list(offered.values())), ("used", kept)):
         lengths = pre.lengths([Row(home / "x", 1, row) for row in rows])
