@@ -61,7 +61,7 @@ class Artifact:
 
     @property
     def model_info(self) -> dict[str, JSON]:
-        """What the manifest says of the model, inputs and outputs with it: as the export named them, else the file's."""
+        """What the manifest says of the model; inputs and outputs as the export named them, else as the file does."""
         facts = self.manifest.facts
         return {name: facts.get(name, []) for name in ("inputs", "outputs")} | self.manifest.model
 
