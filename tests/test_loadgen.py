@@ -197,7 +197,6 @@ def test_conformance_times_one_session_under_both(tmp_path: Path, scenario: Scen
     plan = Plan((Shape(2, 4),), 1, rounds=3, seconds=0.2, samples=48, timeout=60.0, scenario=scenario, qps=qps)
     found = conformance.compared_by(entrant, plan)
     assert all(count >= 48 for count in found["samples"].values())
-    assert found["judged"] in ("agree", "too wide to tell", "disagree", "INVALID")  # this machine may be busy
     for name in ("ml-opt", "loadgen"):
         if scenario is Scenario.OFFLINE:
             assert 0 < found[name]["rows/s"] <= 500
