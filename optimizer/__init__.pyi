@@ -48,6 +48,15 @@ def bench(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
+def bench_compare(
+    *refs: str,
+    fail_if_slower: str | None = ...,
+    cross_machine: bool = ...,
+    report: tuple[Path | str, ...] | list[Path | str] = ...,
+    github: bool = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def bench_show(
     *refs: str,
     report: tuple[Path | str, ...] | list[Path | str] = ...,

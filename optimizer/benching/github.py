@@ -15,6 +15,7 @@ from optimizer.files import disk_errors
 from optimizer.options import opt
 
 if TYPE_CHECKING:
+    from optimizer.benching.comparing import Comparison
     from optimizer.benching.gates import Gate
     from optimizer.benching.report import BenchReport
 
@@ -43,22 +44,21 @@ def summary_file() -> Path:
     return Path(named)
 
 
-def add_summary(report: BenchReport) -> None:
+def add_summary(report: BenchReport | Comparison) -> None:
     """Append the report as Markdown to the summary of this step."""
     from optimizer.benching.writing import format_of
 
     path = summary_file()
     with disk_errors("adding to the job's summary", path.parent), path.open("a", encoding="utf-8") as summary:
-        summary.write(format_of(Path("summary.md")).bench(report) + "\n")
+        summary.write(format_of(Path("summary.md")).text(report) + "\n")
 
 
-def annotations_of(report: BenchReport, options: Any) -> Iterator[str]:
+def annotations_of(report: BenchReport | Comparison, options: Any) -> Iterator[str]:
     """Workflow commands: an error for every candidate and gate that failed, a warning for what is undecided."""
     if not options.github:
         return
-    for row in report.rows:
-        if row.error:
-            yield annotation("error", f"{row.label} could not be measured", f"{row.error} {row.hint}".strip())
+    for row in report.failed:
+        yield annotation("error", f"{row.label} could not be measured", f"{row.error} {row.hint}".strip())
     for gate in report.gates:
         yield from _of_gate(gate)
 

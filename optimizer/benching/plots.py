@@ -6,18 +6,21 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from optimizer.benching.comparing import Comparison
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.roofline import Roofline
 from optimizer.benching.shape import shape_text
 from optimizer.drawing.page import escape
 from optimizer.drawing.svg import Axis, circle, frame, key, laid_out, line, linear, log, text
 
-__all__ = ["batch_plots", "color_of", "latency_plots", "roof_names", "roofline_plot"]
+__all__ = ["batch_plots", "change_plot", "color_of", "latency_plots", "roof_names", "roofline_plot"]
 
 #: Colours there are; candidates beyond them take the first again, and are told apart by their numbers.
 _COLORS = 8
 #: Pixels of a candidate's words, of the shape of its times below them, and of both with the room around them.
 _WORDS, _SHAPE, _LANE = 18, 34, 60
+#: Pixels of a line of a comparison.
+_CHANGE = 34
 #: Bins of the shape of a candidate's times, over all the times at a shape.
 _BINS = 90
 
@@ -122,6 +125,31 @@ def _batches(report: BenchReport, length: str, batches: Sequence[int]) -> str:
         parts += [circle(*place, color_of(number)) for place in curve]
     parts += _numbered([(number, *curve[-1]) for number, curve in places.items()])
     return "".join([*parts, "</svg></div>"]) + _key(report, places)
+
+
+def change_plot(report: Comparison) -> str:
+    """Every change with its interval on one axis, 0 and the tolerance drawn; numbered as in the table below it."""
+    known = [(n, change) for n, change in enumerate(report.changes) if change.low is not None]
+    limits = [0.0] if report.tolerance is None else [0.0, 100 * report.tolerance]
+    ends = [100 * end for _, change in known for end in (change.low, change.high) if end is not None]
+    if not known:
+        return ""
+    x = linear(min(*ends, *limits) - 1, max(*ends, *limits) + 1)
+    tall = _CHANGE * len(known)
+    parts = [f'<div class="lanes"><svg role="img" aria-label="changes" style="height:{tall}px">']
+    for mark in x.marks:
+        parts += [line(x.at(mark), 0, x.at(mark), 100, "grid"), text(x.at(mark), 100, f"{mark:+g} %", "middle", dy=18)]
+    parts.append(line(x.at(0.0), 0, x.at(0.0), 100, "axis"))
+    if report.tolerance is not None:
+        parts.append(line(x.at(limits[1]), 0, x.at(limits[1]), 100, "budget"))
+        parts.append(text(x.at(limits[1]), 0, "allowed", "start", dx=4, dy=10, kind="budget"))
+    for place, (number, change) in enumerate(known):
+        up = 100 * (place + 0.5) / len(known)
+        low, middle, high = (x.at(100 * end) for end in (change.low or 0.0, change.value, change.high or 0.0))
+        parts += [line(low, up, high, up, "bound"), circle(middle, up, color_of(number))]
+        parts.append(text(middle, up, str(number), "middle", dy=-9, kind=color_of(number)))
+    parts.append(text(50, 100, "time a call, in percent of what it was", "middle", dy=38))
+    return "".join([*parts, "</svg></div>"])
 
 
 @dataclass(frozen=True)

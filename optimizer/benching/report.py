@@ -276,9 +276,14 @@ class BenchReport:
         return worst_of(self.gates)
 
     @property
+    def failed(self) -> tuple[Row, ...]:
+        """Candidates that could not be measured to the end."""
+        return tuple(row for row in self.rows if row.error)
+
+    @property
     def exit_code(self) -> int:
         """1 when a candidate could not be measured to the end or a gate failed, 3 when a gate is undecided."""
-        return 1 if any(row.error for row in self.rows) else exit_code_of(self.verdict)
+        return 1 if self.failed else exit_code_of(self.verdict)
 
     @property
     def scenario(self) -> str:

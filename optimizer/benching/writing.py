@@ -14,6 +14,7 @@ from optimizer.files import disk_errors, write_text
 from optimizer.options import opt
 
 if TYPE_CHECKING:
+    from optimizer.benching.comparing import Comparison
     from optimizer.benching.report import BenchReport
 
 __all__ = ["Format", "check_formats", "format_of", "formats", "report_opt", "write_copies"]
@@ -27,11 +28,19 @@ class Format:
         name: the end of the file's name: ``.csv``, or ``.smaller.json``.
         help: what it is, in a few words.
         bench: the file's content for a report of ``bench``.
+        comparison: the same for a report of ``bench compare``.
     """
 
     name: str
     help: str
     bench: Callable[[BenchReport], str]
+    comparison: Callable[[Comparison], str]
+
+    def text(self, report: BenchReport | Comparison) -> str:
+        """A report in this format."""
+        from optimizer.benching.report import BenchReport
+
+        return self.bench(report) if isinstance(report, BenchReport) else self.comparison(report)
 
 
 @functools.cache
@@ -64,7 +73,7 @@ def report_opt() -> Any:
     )
 
 
-def write_copies(report: BenchReport, paths: Sequence[Path]) -> None:
+def write_copies(report: BenchReport | Comparison, paths: Sequence[Path]) -> None:
     """Write a report to files, each in the format that its name says.
 
     Raises:
@@ -74,4 +83,4 @@ def write_copies(report: BenchReport, paths: Sequence[Path]) -> None:
     for path in paths:
         with disk_errors("writing a report", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, format_of(path).bench(replace(report, path=str(path))))
+            write_text(path, format_of(path).text(replace(report, path=str(path))))

@@ -11,13 +11,15 @@ from optimizer.cli.tables import escape, size, table
 
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
+    from optimizer.benching.comparing import Comparison
     from optimizer.benching.report import BenchReport, Row
     from optimizer.evaluate.report import VerifyReport
 
-__all__ = ["render_bench", "render_coverage", "render_ranking", "render_verify"]
+__all__ = ["render_bench", "render_comparison", "render_coverage", "render_ranking", "render_verify"]
 
 _FAILURES_SHOWN = 8
 _NODES_SHOWN = 15
+_COLOURS = {"PASS": "green", "REGRESSION": "red", "INCONCLUSIVE": "yellow"}
 
 
 def render_verify(report: VerifyReport, output: Output) -> None:
@@ -93,6 +95,36 @@ def render_bench(report: BenchReport, output: Output) -> None:
         output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
     if report.path:
         console.print(f"report: {escape(report.path)}", soft_wrap=True)
+
+
+def render_comparison(report: Comparison, output: Output) -> None:
+    """The verdict, every change with its interval, and why it may be doubted."""
+    console = output.console()
+    if report.verdict:
+        console.print(f"[{_COLOURS[report.verdict.value]}]{report.verdict.value}[/]")
+    right = ("before ms", "after ms", "time a call", "95 % interval")
+    made = table("candidate", "shape", *right, "compared through", "", right=right)
+    outcomes = {(gate.about, gate.shape): gate.outcome.value for gate in report.gates}
+    for each in report.changes:
+        outcome = outcomes.get((each.label, each.shape), "")
+        made.add_row(
+            escape(each.label),
+            escape(shape_text(each.shape)),
+            f"{each.base_ms:.4g}",
+            f"{each.head_ms:.4g}",
+            f"{each.value:+.1%}",
+            each.interval,
+            escape(each.through) or "as they are",
+            f"[{_COLOURS[outcome]}]{outcome}[/]" if outcome else "",
+        )
+    console.print(made)
+    for shape, share in report.drift.items():
+        said = f"{escape(report.reference)} itself took {share:+.1%} at {shape_text(shape)}, which is taken out"
+        console.print(said, style="dim")
+    for row in report.failed:
+        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
+    for caution in report.cautions:
+        output.talk(f"careful: {caution}")
 
 
 def render_ranking(artifact: Artifact, output: Output) -> None:

@@ -49,7 +49,8 @@ svg { display: block; overflow: visible; } svg text { font: 12px system-ui, sans
 .plot { padding: 2rem 1rem 3rem 3.75rem; } .plot svg { height: 22rem; width: 100%; }
 .lengths { padding: 2rem .5rem 3rem; max-width: 48rem; } .lengths svg { height: 8rem; width: 100%; }
 svg.bar { grid-column: 1 / -1; height: .4rem; width: 100%; background: var(--soft); }
-svg .grid { stroke: var(--line); } svg .front { stroke: var(--dim); stroke-dasharray: 4 4; }
+svg .grid { stroke: var(--line); } svg .axis { stroke: var(--dim); }
+svg .front { stroke: var(--dim); stroke-dasharray: 4 4; }
 svg line.budget { stroke: var(--fail); stroke-dasharray: 2 3; } svg text.budget { fill: var(--fail); }
 svg .bar { fill: var(--best); } svg .bound { stroke: var(--dim); stroke-width: 1.5; }
 svg circle { fill: var(--dim); stroke: var(--paper); } svg text.open, svg text.original { fill: var(--ink); }

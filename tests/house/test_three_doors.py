@@ -37,6 +37,7 @@ FORMS = (
     "report.json",
     "report.md",
     "10m",
+    "5%",
     "ort",
     "sorted:8",
     "text=review",

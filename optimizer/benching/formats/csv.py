@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Iterator
 
+from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import machine_facts
 from optimizer.benching.gates import worst_of
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.writing import Format
 
-__all__ = ["COLUMNS", "FORMAT", "to_csv"]
+__all__ = ["COLUMNS", "COMPARED", "FORMAT", "comparison_to_csv", "to_csv"]
 
 #: The columns, in their order. New ones are added at the end, and none is ever renamed or removed.
 COLUMNS = (
@@ -25,6 +26,13 @@ COLUMNS = (
     "threads", "rounds", "cpu", "cores", "cpu_features", "governor", "memory", "gpu", "gpu_driver", "platform",
     "python", "versions",
     "qps", "scheduled_qps", "achieved_qps", "load", "queue_max", "lag_p99_ms", "valid",
+)  # fmt: skip
+
+#: The columns of a comparison, likewise.
+COMPARED = (
+    "base_created", "created", "label", "shape", "base_ms", "head_ms", "value", "low", "high", "through", "drift",
+    "tolerance", "outcome", "threads", "cpu", "cores", "cpu_features", "governor", "memory", "gpu", "gpu_driver",
+    "platform", "python", "versions",
 )  # fmt: skip
 
 
@@ -138,4 +146,24 @@ def _gates(row: Row, shape: str, report: BenchReport) -> dict[str, object]:
     }
 
 
-FORMAT = Format(".csv", "one line a candidate and shape", to_csv)
+def comparison_to_csv(report: Comparison) -> str:
+    """A head and one line for each candidate at each shape that both reports hold."""
+    outcomes = {(gate.about, gate.shape): gate.outcome.value for gate in report.gates}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COMPARED, restval="", lineterminator="\n")
+    writer.writeheader()
+    shared = {
+        "base_created": report.base.created,
+        "created": report.head.created,
+        "tolerance": "" if report.tolerance is None else report.tolerance,
+        "threads": report.head.settings.get("threads"),
+        **machine_facts(report.head.environment),
+    }
+    for change in report.changes:
+        line = {name: "" if value is None else value for name, value in vars(change).items()}
+        outcome = outcomes.get((change.label, change.shape), "")
+        writer.writerow({**shared, **line, "outcome": outcome, "drift": report.drift.get(change.shape, "")})
+    return text.getvalue()
+
+
+FORMAT = Format(".csv", "one line a candidate and shape", to_csv, comparison_to_csv)

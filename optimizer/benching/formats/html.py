@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import doubts, setting_facts, unit_of
 from optimizer.benching.gates import Accuracy, Gate, Outcome
-from optimizer.benching.plots import batch_plots, color_of, latency_plots, roof_names, roofline_plot
+from optimizer.benching.plots import batch_plots, change_plot, color_of, latency_plots, roof_names, roofline_plot
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
 from optimizer.benching.writing import Format
 from optimizer.drawing.page import bullets, document, escape, facts, machine, number_cell, prose, section
 
-__all__ = ["FORMAT", "gate_list", "to_html"]
+__all__ = ["FORMAT", "comparison_to_html", "gate_list", "to_html"]
 
 _ORDER = (Outcome.REGRESSION, Outcome.INCONCLUSIVE, Outcome.PASS)
 
@@ -220,4 +221,42 @@ def _settings(report: BenchReport) -> str:
     return said + (f"<pre>{escape(command)}</pre>" if command else "")
 
 
-FORMAT = Format(".html", "one page that loads nothing", to_html)
+def comparison_to_html(report: Comparison) -> str:
+    """The verdict and its gates, every change, and what to be careful about."""
+    said = f'<span class="verdict {report.verdict.value}">{report.verdict.value}</span> ' if report.verdict else ""
+    allowed = f"; {report.tolerance:.1%} more time is allowed" if report.tolerance is not None else ""
+    line = f"{report.base.created[:16]} and {report.head.created[:16]} UTC{allowed}".replace("T", " ")
+    drift = [f"{report.reference} at {shape_text(at)}: {share:+.1%}" for at, share in report.drift.items()]
+    body = [
+        f'<h1>{said}Comparison</h1>\n<p class="dim">{escape(line)}</p>',
+        section("Gates", gate_list(report.gates)),
+        section("Every change", change_plot(report) + _table(_changes(report))),
+        section("Failed", bullets(f"{row.label}: {row.error} {row.hint}" for row in report.failed)),
+        section("Careful", bullets(report.cautions)),
+        section("What drifted, and is taken out", bullets(drift)),
+        section("The machine", machine(report.head.environment)),
+        section("How the second was measured", _settings(report.head)),
+    ]
+    return document(f"{report.verdict.value}: comparison" if report.verdict else "Comparison", body)
+
+
+def _changes(report: Comparison) -> list[_Line]:
+    return [
+        (
+            number,
+            change.label,
+            {
+                "shape": shape_text(change.shape),
+                "before ms": f"{change.base_ms:.4g}",
+                "after ms": f"{change.head_ms:.4g}",
+                "time a call": f"{change.value:+.1%}",
+                "interval": change.interval,
+                "compared through": change.through or "as they are",
+            },
+            "",
+        )
+        for number, change in enumerate(report.changes)
+    ]
+
+
+FORMAT = Format(".html", "one page that loads nothing", to_html, comparison_to_html)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import machine_facts, setting_facts
 from optimizer.benching.gates import Gate, Outcome
 from optimizer.benching.report import BenchReport, Row
 from optimizer.benching.writing import Format
 
-__all__ = ["FORMAT", "gate_case", "suite", "to_junit"]
+__all__ = ["FORMAT", "comparison_to_junit", "gate_case", "suite", "to_junit"]
 
 #: Characters that XML 1.0 forbids even as references: https://www.w3.org/TR/xml/#charsets
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -85,4 +86,13 @@ def _legal(text: str) -> str:
     return _FORBIDDEN.sub("\ufffd", text)
 
 
-FORMAT = Format(".xml", "JUnit: each gate is a test case", to_junit)
+def comparison_to_junit(report: Comparison) -> str:
+    """One suite: the candidates that the second run could not measure, and the gates."""
+    cases = [_measured(row) for row in report.head.rows] + [gate_case(gate) for gate in report.gates]
+    properties = {"base_created": report.base.created, **setting_facts(report.head)}
+    return suite(
+        "ml-opt bench compare", cases, {**properties, **machine_facts(report.head.environment)}, report.head.created
+    )
+
+
+FORMAT = Format(".xml", "JUnit: each gate is a test case", to_junit, comparison_to_junit)

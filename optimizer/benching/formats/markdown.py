@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import doubts, machine_facts, unit_of, version_text
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
@@ -11,7 +12,7 @@ from optimizer.benching.shape import shape_text
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
 
-__all__ = ["FORMAT", "gate_table", "machine_lines", "md_table", "to_markdown"]
+__all__ = ["FORMAT", "comparison_to_markdown", "gate_table", "machine_lines", "md_table", "to_markdown"]
 
 #: Libraries that the first line names; the others are at the end.
 _NAMED = ("torch", "onnxruntime", "onnxruntime-gpu")
@@ -224,4 +225,38 @@ def _detail(row: Row, cell: Cell) -> list[str]:
     ]
 
 
-FORMAT = Format(".md", "Markdown, for pull requests and documentation", to_markdown)
+def comparison_to_markdown(report: Comparison) -> str:
+    """The verdict and its gates, every change, and what to be careful about."""
+    rows = [
+        [
+            f"`{change.label}`",
+            change.shape,
+            f"{change.base_ms:.4g}",
+            f"{change.head_ms:.4g}",
+            f"**{change.value:+.1%}**",
+            change.interval,
+            f"`{change.through}`" if change.through else "as they are",
+        ]
+        for change in report.changes
+    ]
+    head = ["candidate", "shape", "before ms", "after ms", "time a call", "interval", "compared through"]
+    failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.failed]
+    about = [
+        ("## Failed", failed),
+        ("## Careful", [f"- {words}" for words in report.cautions]),
+        ("## Machine", machine_lines(report.head.environment)),
+    ]
+    lines = [
+        f"# Comparison: {report.verdict.value}" if report.verdict else "# Comparison",
+        "",
+        *gate_table(report.gates),
+        *md_table(head, rows),
+        "",
+    ]
+    for title, entries in about:
+        if entries:
+            lines += [title, "", *entries, ""]
+    return "\n".join(lines)
+
+
+FORMAT = Format(".md", "Markdown, for pull requests and documentation", to_markdown, comparison_to_markdown)

@@ -10,12 +10,13 @@ import json
 import statistics
 from collections.abc import Iterator
 
+from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import machine_facts
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
 
-__all__ = ["FORMAT", "to_smaller"]
+__all__ = ["FORMAT", "comparison_to_smaller", "to_smaller"]
 
 
 def to_smaller(report: BenchReport) -> str:
@@ -24,14 +25,17 @@ def to_smaller(report: BenchReport) -> str:
 
 
 def _entries(report: BenchReport) -> Iterator[dict[str, JSON]]:
-    machine = machine_facts(report.environment)
-    about = "\n".join(f"{name}: {text}" for name, text in machine.items() if text)
+    about = _about(report)
     for row in report.rows:
         if row.error:
             continue
         for cell in (*row.cells, *row.beside):
             yield _time(row, cell, about)
         yield {"name": f"{row.label}: size", "unit": "MB", "value": row.bytes / 1e6, "extra": about}
+
+
+def _about(report: BenchReport) -> str:
+    return "\n".join(f"{name}: {text}" for name, text in machine_facts(report.environment).items() if text)
 
 
 def _time(row: Row, cell: Cell, about: str) -> dict[str, JSON]:
@@ -49,4 +53,19 @@ def _time(row: Row, cell: Cell, about: str) -> dict[str, JSON]:
     }
 
 
-FORMAT = Format(".smaller.json", "github-action-benchmark's customSmallerIsBetter", to_smaller)
+def comparison_to_smaller(report: Comparison) -> str:
+    """Time a call as a percentage of what it was, of every candidate at every shape."""
+    entries = [
+        {
+            "name": f"{change.label} at {change.shape}",
+            "unit": "% of before",
+            "value": 100 * (1 + change.value),
+            "range": change.interval,
+            "extra": f"{change.base_ms:.4g} ms before, {change.head_ms:.4g} ms after\n{_about(report.head)}",
+        }
+        for change in report.changes
+    ]
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMAT = Format(".smaller.json", "github-action-benchmark's customSmallerIsBetter", to_smaller, comparison_to_smaller)

@@ -1,0 +1,364 @@
+"""Two reports beside each other: what is slower in the second, and how sure that is.
+
+The two runs were not interleaved, so that a ratio between them carries whatever drifted from one to the other: clock,
+neighbours, temperature. Where both hold the same reference (a row with the same key), its drift is everybody's, and the
+ratios to it are compared. Beyond that, every process of a run has a layout of its own in memory and caches, which
+rounds within a run do not vary (Mytkowicz et al., *Producing wrong data without doing anything obviously wrong!*,
+ASPLOS 2009; Kalibera and Jones, *Rigorous benchmarking in reasonable time*, ISMM 2013): :data:`ALLOWANCE` is added for
+that. docs/benchmarks.md has the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimizer.benching.facts import doubts
+from optimizer.benching.gates import Gate, Outcome, exit_code_of, worst_of
+from optimizer.benching.report import BenchReport, Cell, Doubt, Row
+from optimizer.benching.scenario import Scenario
+from optimizer.errors import BadInput
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ALLOWANCE", "SCHEMA", "Change", "Comparison", "compare_reports"]
+
+SCHEMA = 1
+#: Share by which the ends of an interval are moved outwards, by whether times were compared through a reference.
+ALLOWANCE = {True: 0.02, False: 0.10}
+#: Libraries that compute: with others of them it is another machine that was measured.
+_COMPUTING = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt")
+_DRAWS = 10_000
+#: Rounds below which nothing is known of their spread.
+_FEWEST = 3
+#: One-sided error of a verdict: that of one end of a 95 % interval.
+_ERROR = 0.025
+
+
+@dataclass(frozen=True)
+class Change:
+    """One candidate at one shape, in both reports.
+
+    Attributes:
+        label: the candidate's.
+        shape: where.
+        base_ms: what counts in the first report: the median call, or the mean one of the offline scenario.
+        head_ms: the same in the second.
+        value: share by which a call takes longer in the second: .05 is 5 %, negative when it is faster.
+        low: lower end of its 95 % interval, the allowance in it; None where too few rounds say nothing of it.
+        high: upper end of it.
+        through: label of the reference whose drift is taken out; empty when times were compared as they are.
+    """
+
+    label: str
+    shape: str
+    base_ms: float
+    head_ms: float
+    value: float
+    low: float | None
+    high: float | None
+    through: str = ""
+
+    @property
+    def interval(self) -> str:
+        """The interval in words."""
+        if self.low is None or self.high is None:
+            return "not known"
+        return f"{self.low:+.1%} to {self.high:+.1%}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two reports say of each other.
+
+    Attributes:
+        base: the first report.
+        head: the second one, which is judged.
+        changes: every candidate at every shape that both hold.
+        reference: label of the row whose drift is taken out; empty where there is none.
+        drift: of the reference itself, by shape: how much longer its call took in the second run.
+        tolerance: share by which a call may take longer; None where nothing was asked.
+        gates: one for each change, where a tolerance was asked.
+        cautions: what to know before trusting a number.
+        path: where this was written; empty when it was not.
+    """
+
+    base: BenchReport
+    head: BenchReport
+    changes: tuple[Change, ...]
+    reference: str
+    drift: dict[str, float]
+    tolerance: float | None
+    gates: tuple[Gate, ...]
+    cautions: tuple[str, ...]
+    path: str = ""
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """Candidates that the second run could not measure."""
+        return self.head.failed
+
+    @property
+    def verdict(self) -> Outcome | None:
+        """Over all gates; None without any."""
+        return worst_of(self.gates)
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a candidate of the second report failed or a gate did, 3 when a gate is undecided."""
+        return 1 if self.failed else exit_code_of(self.verdict)
+
+    def to_json(self) -> dict[str, JSON]:
+        return {
+            "report": "bench-comparison",
+            "schema": SCHEMA,
+            "verdict": self.verdict.value if self.verdict else None,
+            "reference": self.reference,
+            "drift": self.drift,
+            "tolerance": self.tolerance,
+            "changes": [{**vars(change)} for change in self.changes],
+            "gates": [gate.to_json() for gate in self.gates],
+            "failed": [{"label": row.label, "error": row.error, "hint": row.hint} for row in self.failed],
+            "cautions": list(self.cautions),
+            "path": self.path,
+            **{
+                name: {
+                    "created": report.created,
+                    "path": report.path,
+                    "settings": report.settings,
+                    "environment": report.environment,
+                }
+                for name, report in (("base", self.base), ("head", self.head))
+            },
+        }
+
+
+def compare_reports(
+    base: BenchReport, head: BenchReport, *, tolerance: float | None = None, cross_machine: bool = False
+) -> Comparison:
+    """Compare candidates of the same label, shape by shape.
+
+    Args:
+        base: what was.
+        head: what is, and is judged.
+        tolerance: share by which a call may take longer; None to judge nothing.
+        cross_machine: compare although they were measured on different machines or with other computing libraries.
+
+    Raises:
+        BadInput: they are of different scenarios or machines, or hold no candidate at a shape in common.
+    """
+    if base.scenario != head.scenario or base.settings.get("qps") != head.settings.get("qps"):
+        raise BadInput(
+            f"times of different scenarios do not compare: {_scenario(base)} and {_scenario(head)}",
+            "measure both with the same --scenario and --qps",
+        )
+    differing = _machines(base, head)
+    if differing and not cross_machine:
+        raise BadInput(
+            f"the two were measured on different machines: {'; '.join(differing)}",
+            "measure both on one machine, best in one run (ml-opt bench HEAD --against BASE), or add --cross-machine",
+        )
+    reference = _reference(base, head)
+    label = reference[0].label if reference else ""
+    pairs = [pair for pair in _pairs(base, head) if pair[0].label != label] or list(_pairs(base, head))
+    if not pairs:
+        raise BadInput(
+            "the two reports hold no candidate at a shape in common",
+            f"the first has {_contents(base)}; the second {_contents(head)}",
+        )
+    found = [_change(*pair, reference if pair[0].label != label else None, head) for pair in pairs]
+    return Comparison(
+        base=base,
+        head=head,
+        changes=tuple(change for change, _ in found),
+        reference=label,
+        drift=_drift(reference),
+        tolerance=tolerance,
+        gates=() if tolerance is None else tuple(_gates(found, tolerance)),
+        cautions=(*differing, *_cautions(base, head, reference)),
+    )
+
+
+def _scenario(report: BenchReport) -> str:
+    qps = report.settings.get("qps")
+    return f"{report.scenario} at {qps:g}/s" if qps else report.scenario
+
+
+def _contents(report: BenchReport) -> str:
+    return ", ".join(f"{row.label} at {' and '.join(c.shape for c in row.cells) or 'nothing'}" for row in report.rows)
+
+
+def _machines(base: BenchReport, head: BenchReport) -> list[str]:
+    """What makes them measurements of two machines, in words."""
+    first, second = (_identity(report) for report in (base, head))
+    return [
+        f"{name} {first[name] or 'none'} and {second[name] or 'none'}" for name in first if first[name] != second[name]
+    ]
+
+
+def _identity(report: BenchReport) -> dict[str, str]:
+    cpu, versions = report.environment["cpu"], report.environment["versions"]
+    return {
+        "processor": cpu["model"],
+        "cores": str(cpu["cores"]),
+        "GPU": ", ".join(gpu["name"] for gpu in report.environment["gpus"]),
+        "threads": str(report.settings["threads"]),
+        **{name: versions.get(name, "") for name in _COMPUTING},
+    }
+
+
+def _reference(base: BenchReport, head: BenchReport) -> tuple[Row, Row] | None:
+    """The row that both measured and that is the same thing in both: the baseline where it is, else the first one."""
+    theirs = {row.label: row for row in head.rows}
+    both = [(row, theirs[row.label]) for row in base.rows if row.label in theirs]
+    same = [(one, two) for one, two in both if one.cells and two.cells and one.key and one.key == two.key]
+    first = [pair for pair in same if pair[0].label in (base.baseline, head.baseline)]
+    return next(iter([*first, *same]), None)
+
+
+def _pairs(base: BenchReport, head: BenchReport) -> Iterator[tuple[Row, Cell, Cell]]:
+    """Every candidate at every shape (and in the same batches) that both measured, and whose times may be judged."""
+    theirs = {(row.label, c.shape, c.batching): c for row in head.rows for c in (*row.cells, *row.beside)}
+    for row in base.rows:
+        for cell in (*row.cells, *row.beside):
+            found = theirs.get((row.label, cell.shape, cell.batching))
+            if found is not None and cell.valid and found.valid:
+                yield row, cell, found
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Bootstrap draws of log(head's time / base's), none with fewer than three rounds, and the rounds of both."""
+
+    logs: NDArray[np.float64]
+    rounds: tuple[int, int]
+
+    def p(self, against: NDArray[np.bool_]) -> float:
+        """The p-value from the draws that speak against something.
+
+        It is never less than 1 / C(n + m, n), the least that a rank test of n and m rounds can give (Mann and Whitney,
+        *Ann. Math. Stat.* 18, 1947): however far apart few rounds lie, they are few.
+        """
+        if not self.logs.size:
+            return 1.0
+        return max((int(against.sum()) + 1) / (self.logs.size + 1), 1 / math.comb(sum(self.rounds), self.rounds[0]))
+
+
+def _change(
+    row: Row, cell: Cell, theirs: Cell, reference: tuple[Row, Row] | None, head: BenchReport
+) -> tuple[Change, _Drawn]:
+    """The change, and what its gate is decided by."""
+    import numpy as np
+
+    by_mean = Scenario(head.scenario) is Scenario.OFFLINE
+    beside = _beside(reference, cell.shape)
+    speeds = [_log_speeds(each, of, by_mean) for each, of in zip((cell, theirs), beside or (None, None), strict=True)]
+    value = float(np.median(speeds[0]) - np.median(speeds[1]))
+    seed = int(head.settings.get("seed", 0))
+    drawn = [_bootstrapped(each, seed + place) for place, each in enumerate(speeds)]
+    draws = drawn[0] - drawn[1] if all(each.size for each in drawn) else np.empty(0)
+    low = high = None
+    if draws.size:
+        allowed = math.log1p(ALLOWANCE[beside is not None])
+        ends = np.percentile(draws, (2.5, 97.5))
+        low, high = math.expm1(float(ends[0]) - allowed), math.expm1(float(ends[1]) + allowed)
+    base_ms, head_ms = (each.summary.mean_ms if by_mean else each.summary.p50_ms for each in (cell, theirs))
+    through = reference[0].label if reference is not None and beside is not None else ""
+    return Change(row.label, _place(cell), base_ms, head_ms, math.expm1(value), low, high, through), _Drawn(
+        draws, (len(speeds[0]), len(speeds[1]))
+    )
+
+
+def _place(cell: Cell) -> str:
+    return " in ".join(filter(None, (cell.shape, cell.batching)))
+
+
+def _beside(reference: tuple[Row, Row] | None, shape: str) -> tuple[Cell, Cell] | None:
+    """The reference's own cells at a shape; None where one of the reports has none."""
+    if reference is None:
+        return None
+    first, second = (next((cell for cell in row.cells if cell.shape == shape), None) for row in reference)
+    return (first, second) if first is not None and second is not None else None
+
+
+def _log_speeds(cell: Cell, of: Cell | None, by_mean: bool) -> NDArray[np.float64]:
+    """Round by round, the logarithm of speed, or of the speed-up to a reference that the same rounds measured."""
+    import numpy as np
+
+    middle = np.mean if by_mean else np.median
+    speeds = -np.log([middle(times) for times in cell.rounds_ns])
+    if of is None:
+        return np.asarray(speeds)
+    return np.asarray(speeds + np.log([middle(times) for times in of.rounds_ns]))
+
+
+def _bootstrapped(speeds: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Draws of the median over rounds, as :func:`optimizer.benching.stats.speedup` draws and widens them."""
+    import numpy as np
+
+    count = len(speeds)
+    if count < _FEWEST:
+        return np.empty(0)
+    drawn = np.median(speeds[np.random.default_rng(seed).integers(0, count, (_DRAWS, count))], axis=1)
+    middle = np.median(speeds)
+    return np.asarray(middle + math.sqrt(count / (count - 1)) * (drawn - middle))
+
+
+def _drift(reference: tuple[Row, Row] | None) -> dict[str, float]:
+    """How much longer the reference's own call took in the second run, by shape."""
+    shapes = [cell.shape for cell in reference[0].cells] if reference else []
+    cells = {shape: _beside(reference, shape) for shape in shapes}
+    return {shape: pair[1].summary.p50_ms / pair[0].summary.p50_ms - 1 for shape, pair in cells.items() if pair}
+
+
+def _gates(found: Sequence[tuple[Change, _Drawn]], tolerance: float) -> Iterator[Gate]:
+    """One gate a change, by the rule of ``bench --fail-if-slower``, with the allowance on both sides.
+
+    REGRESSION when the slowdown is above the tolerance even so, PASS when it is within it even so, INCONCLUSIVE
+    otherwise. Any false REGRESSION at all has at most the error of one end of a 95 % interval: that is shared among the
+    changes (Bonferroni). PASS needs no sharing, as all of them must.
+    """
+    limit = math.log1p(tolerance)
+    for change, drawn in found:
+        allowed = math.log1p(ALLOWANCE[bool(change.through)])
+        slower = drawn.p(drawn.logs - allowed <= limit) <= _ERROR / len(found)
+        within = drawn.p(drawn.logs + allowed >= limit) <= _ERROR
+        outcome = Outcome.REGRESSION if slower else Outcome.PASS if within else Outcome.INCONCLUSIVE
+        why = {
+            Outcome.REGRESSION: f"where {tolerance:.1%} more is allowed",
+            Outcome.PASS: f"within {tolerance:.1%}",
+            Outcome.INCONCLUSIVE: f"which does not tell whether it is within {tolerance:.1%}: measure both in one run, "
+            "ml-opt bench HEAD --against BASE --fail-if-slower",
+        }[outcome]
+        how = f"through {change.through}" if change.through else "as they are"
+        says = f"{change.value:+.1%} time a call ({change.interval}), compared {how}, {why}"
+        yield Gate(
+            "slower", change.label, outcome, says, tolerance, change.value, change.low, change.high, change.shape
+        )
+
+
+def _cautions(base: BenchReport, head: BenchReport, reference: tuple[Row, Row] | None) -> Iterator[str]:
+    yield (
+        f"The two runs were not interleaved: {base.created} and {head.created}. Measuring both in one run is sharper."
+    )
+    if reference is None:
+        yield (
+            f"No row has the same key in both, so that times are compared as they are, drift and all; "
+            f"{ALLOWANCE[False]:.0%} is allowed for it on both sides of every interval."
+        )
+    versions = [report.environment["versions"] for report in (base, head)]
+    for name in sorted({*versions[0], *versions[1]} - set(_COMPUTING)):
+        if versions[0].get(name) != versions[1].get(name):
+            yield f"{name} {versions[0].get(name, 'none')} and {versions[1].get(name, 'none')}"
+    for name, of, other in (("first", base, head), ("second", head, base)):
+        alone = [row.label for row in of.rows if row.label not in {each.label for each in other.rows}]
+        if alone:
+            yield f"Only in the {name}: {', '.join(alone)}"
+        for doubt, words in doubts(of):
+            if doubt in (Doubt.LOAD.value, Doubt.NOISY.value):
+                yield f"The {name} run: {words}"

@@ -1,0 +1,87 @@
+"""bench compare: what is slower in the second of two reports, when they could not be measured in one run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
+from optimizer.benching.writing import check_formats, report_opt, write_copies
+from optimizer.check import Check
+from optimizer.errors import BadInput
+from optimizer.options import Options, opt
+
+if TYPE_CHECKING:
+    from optimizer.benching.comparing import Comparison
+    from optimizer.stage import Progress
+    from optimizer.store import Store
+
+__all__ = ["CHECK", "BenchCompare"]
+
+
+class BenchCompare(Options):
+    """Options of bench compare."""
+
+    fail_if_slower: str | None = opt(
+        None, "Fail when a call takes longer than it did by more than this, e.g. 5%.", metavar="N%"
+    )
+    cross_machine: bool = opt(False, "Compare although machines, threads or computing libraries differ.")
+    report: tuple[Path, ...] = report_opt()
+    github: bool = github_opt()
+
+    def check(self) -> None:
+        _share(self.fail_if_slower)
+        check_formats(self.report)
+
+
+def _share(text: str | None) -> float | None:
+    """``5%`` as .05; a bare number could be a share or percents, and is refused."""
+    if text is None:
+        return None
+    try:
+        value = float(text.strip().removesuffix("%")) if text.strip().endswith("%") else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise BadInput(f"--fail-if-slower {text!r} is no number of %", "write --fail-if-slower 5%")
+    return value / 100
+
+
+def _run(refs: tuple[str, ...], options: BenchCompare, store: Store, progress: Progress) -> Comparison:
+    from optimizer.benching.comparing import compare_reports
+    from optimizer.benching.report import BenchReport
+
+    if len(refs) != 2:
+        raise BadInput(
+            f"bench compare takes two reports, and got {len(refs)}", "run: ml-opt bench compare BASE.json HEAD.json"
+        )
+    if options.github:
+        summary_file()
+    base, head = (BenchReport.read(Path(ref)) for ref in refs)
+    report = compare_reports(
+        base,
+        head,
+        tolerance=_share(options.fail_if_slower),
+        cross_machine=options.cross_machine,
+    )
+    write_copies(report, options.report)
+    if options.github:
+        add_summary(report)
+    return report
+
+
+CHECK = Check(
+    name="bench-compare",
+    command=("bench", "compare"),
+    help="Compare two reports of bench, candidate by candidate: what became slower, and how sure that is.",
+    details="Runs that were not interleaved drift apart: where both hold a row with the same key, times are compared "
+    "through it, and a run that measures both (`ml-opt bench HEAD --against BASE`) is always sharper. Exit code 1 when "
+    "something is slower than allowed or failed, 3 when that cannot be told.",
+    options=BenchCompare,
+    run=_run,
+    lines=annotations_of,
+    many=True,
+    files=True,
+    modules=("numpy",),
+)
