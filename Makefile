@@ -47,8 +47,10 @@ docs: install
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
+PEERS := optimum olive openvino
+
 # Each peer in an environment of its own: their requirements contradict ml-opt's and each other's.
-bench-peers: install .venv-peers/optimum/.installed .venv-peers/openvino/.installed
+bench-peers: install $(PEERS:%=.venv-peers/%/.installed)
 
 .venv-peers/%/.installed: benchmarks/peers/requirements/%.txt
 	$(PYTHON) -m venv .venv-peers/$*

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.peers import arrange
+from benchmarks.peers.__main__ import _with
 from benchmarks.peers.arrange import PEERS, calibrating, made_by, need
-from benchmarks.peers.job import Job, Made, calibration, prepare
-from benchmarks.peers.side_by_side import Judged, SideBySide, _against, losses, to_markdown
+from benchmarks.peers.job import Job, Made, _why, calibration, prepare
+from benchmarks.peers.side_by_side import Judged, SideBySide, _against, losses, read, to_markdown, written
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Plan
 from optimizer.benching.run import bench
@@ -106,12 +107,46 @@ def test_ours_against_each_is_their_time_over_ours(tmp_path: Path) -> None:
         "peer": Judged(0.89, 0.99, 0.995, 0.98),
         "ahead": Judged(0.5, 0.1, 0.2, 0.5),
     }
-    found = SideBySide("toy", "ours", "PASS", 600, judged, against, report, {"peer: O3": "RuntimeError: no"})
+    found = SideBySide(
+        "minilm",
+        "ours",
+        "PASS",
+        600,
+        judged,
+        against,
+        report,
+        {"peer: O3": "RuntimeError: no"},
+        {"peer": {"tool": "1.2"}},
+    )
     (lost,) = losses(found)
-    assert lost.startswith("toy at 1x4: ahead takes 0.")
+    assert lost.startswith("minilm at 1 × 4: ahead takes 0.")
     assert lost.endswith("of our time (accuracy 50.00%; ours accuracy 90.00%)")
     table = [line for line in to_markdown(found).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1, "every line has the same cells"
     assert table[3].startswith("| **ours** | 90.00% | 0.99900 / 0.99990 | 100.00% |")
     assert "not made: RuntimeError: no" in table[-1]
-    assert json.loads(json.dumps(found.to_json()))["against"]["peer"]["1x4"].keys() == {"value", "low", "high"}
+    assert "; peer: tool 1.2. Ours is `ours`" in to_markdown(found)
+    assert f"- {lost}" in to_markdown(found).splitlines()
+    written([found], tmp_path / "peers.json")
+    (again,) = read(tmp_path / "peers.json")
+    assert to_markdown(again) == to_markdown(found)
+    assert _with([again], replace(found, model="vit")) == [again, replace(found, model="vit")]
+    assert _with([replace(again, rows=5, model="vit")], replace(found, model="vit"))[0].rows == 600
+
+
+def test_a_column_without_a_number_is_left_out(tmp_path: Path) -> None:
+    plan = Plan((Shape(1, 4),), 1, rounds=3, seconds=0.01, samples=3, timeout=30.0, warm_limit_s=0.1)
+    report = bench([planted(tmp_path, "torch", 1), planted(tmp_path, "ours", 1)], "torch", plan, silent)
+    judged = {name: Judged(None, 0.9, 0.95) for name in ("torch", "ours")}
+    table = to_markdown(SideBySide("minilm", "ours", "PASS", 6, judged, _against(report, "ours"), report))
+    assert "|  | cosine worst / mean | 1 × 4: ms | ours is faster by |" in table.splitlines()
+
+
+def test_why_a_maker_failed_names_what_is_behind_it() -> None:
+    try:
+        try:
+            raise ValueError("zero\nscale")
+        except ValueError as error:
+            raise RuntimeError("quantize_static failed.") from error
+    except RuntimeError as caught:
+        assert _why(caught) == "RuntimeError: quantize_static failed. (ValueError: zero)"

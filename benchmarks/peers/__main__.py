@@ -3,16 +3,18 @@
     make bench-peers
     python -m benchmarks.peers [--only minilm,vit] [--quick]
 
-writes benchmarks/results/peers.json (with --quick into .cache, as those numbers mean nothing) and prints the tables.
+writes benchmarks/results/peers.json (with --quick into .cache, as those numbers mean nothing) and prints the tables;
+models that are not run again stay there as they were. `python -m benchmarks.render` puts them into docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from benchmarks.cases import CASES
 from benchmarks.peers.arrange import PEERS, ROOT, need
-from benchmarks.peers.side_by_side import losses, side_by_side, to_markdown, written
+from benchmarks.peers.side_by_side import SideBySide, losses, read, side_by_side, to_markdown, written
 from optimizer.environment import cpu_threads
 
 RESULT = ROOT / "benchmarks" / "results" / "peers.json"
@@ -28,13 +30,14 @@ def main() -> None:
     options = parser.parse_args()
     peers = [PEERS[name] for name in options.peers.split(",") if name]
     need(peers)
-    found = []
     result = CACHE / "quick.json" if options.quick else RESULT
     result.parent.mkdir(parents=True, exist_ok=True)
+    found = [] if options.quick else read(result)
     for name in options.only.split(","):
-        found.append(side_by_side(name, CASES[name], peers, CACHE, options.threads, _say, quick=options.quick))
+        measured = side_by_side(name, CASES[name], peers, CACHE, options.threads, _say, quick=options.quick)
+        found = _with(found, measured)
         written(found, result)
-        print(to_markdown(found[-1]), flush=True)
+        print(to_markdown(measured), flush=True)
     failed = [f"{each.model}: {row.label}: {row.error}" for each in found for row in each.bench.rows if row.error]
     if failed:
         print("\n".join(["Failed:", *failed]))
@@ -42,6 +45,12 @@ def main() -> None:
     print("Ahead or equal everywhere." if not lost else "\n".join(["Behind:", *lost]))
     print(result)
     raise SystemExit(1 if failed else 0)
+
+
+def _with(known: Sequence[SideBySide], measured: SideBySide) -> list[SideBySide]:
+    """All models in the order of the cases, the one just measured in the place of what was known of it."""
+    every = {each.model: each for each in (*known, measured)}
+    return [every[name] for name in CASES if name in every]
 
 
 _last = ""

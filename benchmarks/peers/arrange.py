@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from optimizer.runtime import Candidate, Provider
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
+REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements"
+_NAME = re.compile(r"[A-Za-z][\w.-]*")
 #: Rows that every toolchain calibrates on; the same ones.
 CALIB_ROWS = 128
 
@@ -46,11 +49,26 @@ class Peer:
     def python(self) -> Path:
         return ENVIRONMENTS / self.name / "bin" / "python"
 
+    @property
+    def packages(self) -> dict[str, str]:
+        """Everything that is installed in its environment, and in which version."""
+        words = [self.python, "-m", "pip", "list", "--format", "json"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        return {each["name"]: each["version"] for each in json.loads(done.stdout)}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Those that its requirements name."""
+        lines = (REQUIREMENTS / f"{self.name}.txt").read_text(encoding="utf-8").splitlines()
+        named = {found[0].lower() for line in lines if (found := _NAME.match(line))}
+        return {name: version for name, version in self.packages.items() if name.lower() in named}
+
 
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("optimum", "benchmarks.peers.optimum_onnx", "benchmarks.peers.optimum_onnx"),
+        Peer("olive", "benchmarks.peers.olive_onnx", "benchmarks.peers.olive_onnx"),
         Peer("openvino", "benchmarks.peers.openvino_native", "benchmarks.peers.openvino_native"),
     )
 }
@@ -105,12 +123,11 @@ def made_by(
 def _identity(peer: Peer, artifact: Artifact, calib: Sequence[Path]) -> dict[str, Any]:
     """All that decides what a peer makes."""
     module = ROOT / Path(*peer.module.split(".")).with_suffix(".py")
-    packages = subprocess.run([peer.python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
     return {
         "artifact": artifact.manifest.key,
         "calib": [digest_file(path) for path in calib],
         "module": digest_file(module),
-        "packages": packages,
+        "packages": peer.packages,
     }
 
 

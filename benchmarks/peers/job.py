@@ -62,7 +62,8 @@ def prepare(makers: Mapping[str, Callable[[Job, Path], Made | None]]) -> None:
         makers: by name; each gets the job and an empty folder, and answers None where its tool has nothing for this
             model. One that fails says why in ``made.json``, and the others go on.
     """
-    job = Job(**json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
+    asked = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    job = Job(**{**asked, "calib": tuple(asked["calib"])})
     made: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for number, (name, make) in enumerate(makers.items()):
@@ -71,9 +72,15 @@ def prepare(makers: Mapping[str, Callable[[Job, Path], Made | None]]) -> None:
         try:
             done = make(job, folder)
         except Exception as error:  # whatever a peer's library raises is that row of the table
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            failed[name] = _why(error)
             print(f"{name}: {failed[name]}", file=sys.stderr)
             continue
         if done is not None:
             made.append(asdict(done))
     (Path(job.out) / "made.json").write_text(json.dumps({"made": made, "failed": failed}, indent=1), encoding="utf-8")
+
+
+def _why(error: Exception) -> str:
+    """One line: the error, and the one behind it, which is often the one that says something."""
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{said} ({_why(error.__cause__)})" if isinstance(error.__cause__, Exception) else said

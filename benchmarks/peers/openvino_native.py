@@ -1,7 +1,8 @@
-"""OpenVINO without ONNX Runtime around it, in bf16, and in int8 as NNCF quantizes it."""
+"""OpenVINO without ONNX Runtime around it, in fp32, in bf16, and in int8 as NNCF quantizes it."""
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -70,8 +71,8 @@ def _open(candidate: Candidate, threads: int) -> NativeSession:
     return NativeSession(candidate.path, candidate.provider.precision, threads)
 
 
-def _bf16(job: Job, folder: Path) -> Made:
-    return Made("bf16", job.onnx, "bf16")
+def _float(job: Job, folder: Path, *, precision: str, name: str) -> Made:
+    return Made(name, job.onnx, precision)
 
 
 def _int8(job: Job, folder: Path) -> Made:
@@ -91,7 +92,11 @@ def _int8(job: Job, folder: Path) -> Made:
     return Made("NNCF int8", str(folder / "model.xml"))
 
 
-MAKERS = {"bf16": _bf16, "NNCF int8": _int8}
+MAKERS = {
+    "fp32": functools.partial(_float, precision="f32", name="fp32"),
+    "bf16": functools.partial(_float, precision="bf16", name="bf16"),
+    "NNCF int8": _int8,
+}
 
 if __name__ == "__main__":
     prepare(MAKERS) if sys.argv[1:] else main(_open)

@@ -19,7 +19,7 @@ from optimizer.benching.measure import Plan
 from optimizer.benching.process import CandidateFailed
 from optimizer.benching.report import BenchReport
 from optimizer.benching.run import bench
-from optimizer.benching.shape import Shape
+from optimizer.benching.shape import Shape, shape_text
 from optimizer.benching.stats import Ratio, speedup
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import MlOptError
@@ -66,6 +66,7 @@ class SideBySide:
         against: by label and shape: the other's time over ours; above 1, ours is faster.
         bench: every sample.
         failed: by label, what a peer could not make.
+        toolchains: by peer, the versions of what its requirements name.
     """
 
     model: str
@@ -76,6 +77,7 @@ class SideBySide:
     against: Mapping[str, Mapping[str, Ratio]]
     bench: BenchReport
     failed: Mapping[str, str] = field(default_factory=dict)
+    toolchains: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -87,6 +89,21 @@ class SideBySide:
             },
             "bench": self.bench.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SideBySide:
+        """What :meth:`to_json` wrote."""
+        return cls(
+            **{
+                **data,
+                "judged": {label: Judged(**each) for label, each in data["judged"].items()},
+                "against": {
+                    label: {shape: Ratio(**ratio) for shape, ratio in shapes.items()}
+                    for label, shapes in data["against"].items()
+                },
+                "bench": BenchReport.from_json(data["bench"]),
+            }
+        )
 
 
 def side_by_side(
@@ -126,7 +143,8 @@ def side_by_side(
             plan = replace(plan, shapes=plan.shapes[:1], rounds=3, seconds=0.1, samples=6, warm_limit_s=0.5)
         timed = bench(taking_part, base.label, plan, progress)
     return SideBySide(
-        name, ours.label, str(report.verdict), len(judged[1]), judged[0], _against(timed, ours.label), timed, failed
+        name, ours.label, str(report.verdict), len(judged[1]), judged[0], _against(timed, ours.label), timed, failed,
+        {peer.name: peer.versions for peer in peers},
     )  # fmt: skip
 
 
@@ -206,24 +224,47 @@ def _against(report: BenchReport, ours: str) -> dict[str, dict[str, Ratio]]:
 
 
 def to_markdown(found: SideBySide) -> str:
-    """One line a toolchain: how right it is, its median at every shape, and how much faster ours is."""
+    """One line a toolchain: how right it is, its median at every shape, how much faster ours is; then where it is not."""
     shapes = found.bench.shapes
-    columns = [f"{shape.replace('x', ' × ')}: ms | ours is faster by" for shape in shapes]
+    head = ["", "accuracy", "cosine worst / mean", "top-1"]
+    for shape in shapes:
+        head += [f"{shape_text(shape)}: ms", "ours is faster by"]
+    rows = [_cells(row.label, found, shapes) for row in found.bench.rows]
+    # A column that nobody has a number for (accuracy without labels) is left out.
+    kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    failed = [[label, f"not made: {why}", *[""] * (len(kept) - 2)] for label, why in found.failed.items()]
+    table = [[row[place] for place in kept] for row in (head, ["---"] * len(head), *rows)]
     lines = [
         f"### {found.model}",
         "",
-        f"Ours is `{found.ours}` (verdict {found.verdict}); {found.rows} rows judged, likeness to "
-        f"`{found.bench.baseline}`.",
+        f"{_where(found)}. Ours is `{found.ours}` (`optimize` said {found.verdict}); {found.rows} rows judged, "
+        f"likeness to `{found.bench.baseline}`.",
         "",
-        f"| | accuracy | cosine worst / mean | top-1 | {' | '.join(columns)} |",
-        "|---|" + "---|" * (3 + 2 * len(shapes)),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (*table, *failed)),
     ]
-    lines += [_line(row.label, found, shapes) for row in found.bench.rows]
-    lines += [f"| {label} | not made: {why} |{' |' * (2 + 2 * len(shapes))}" for label, why in found.failed.items()]
+    lost = [f"- {line}" for line in losses(found)]
+    lines += ["", *(["Behind:", "", *lost] if lost else ["Ahead or equal in every cell."])]
     return "\n".join(lines) + "\n"
 
 
-def _line(label: str, found: SideBySide, shapes: Sequence[str]) -> str:
+def _where(found: SideBySide) -> str:
+    """The machine, the day, and what ran there."""
+    environment, settings = found.bench.environment, found.bench.settings
+    cpu, ours = environment["cpu"], environment["versions"]
+    features = ", ".join(cpu["features"]) or "no int8 or bf16 units"
+    versions = {name: ours[name] for name in ("torch", "onnxruntime", "openvino") if name in ours}
+    beside = [f"{name}: {_listed(packages)}" for name, packages in found.toolchains.items()]
+    return (
+        f"{cpu['model']}, {cpu['cores']} cores ({features}), {settings['threads']} threads, {settings['rounds']} rounds"
+        f", {found.bench.created[:10]}; {'; '.join([_listed(versions), *beside])}"
+    )
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _cells(label: str, found: SideBySide, shapes: Sequence[str]) -> list[str]:
     judged = found.judged[label]
     row = next(row for row in found.bench.rows if row.label == label)
     cells = [
@@ -237,7 +278,7 @@ def _line(label: str, found: SideBySide, shapes: Sequence[str]) -> str:
         ratio = found.against.get(label, {}).get(shape)
         cells.append(f"{times[shape]:.3g}" if shape in times else f"failed: {row.error or judged.error}")
         cells.append(f"{ratio.value:.2f} × ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return cells
 
 
 def losses(found: SideBySide) -> list[str]:
@@ -248,7 +289,7 @@ def losses(found: SideBySide) -> list[str]:
         for shape, ratio in shapes.items():
             if ratio.high < 1:
                 lines.append(
-                    f"{found.model} at {shape}: {label} takes {ratio.value:.2f} of our time"
+                    f"{found.model} at {shape_text(shape)}: {label} takes {ratio.value:.2f} of our time"
                     f" ({_rightness(found.judged[label])}; ours {_rightness(ours)})"
                 )
     return lines
@@ -258,6 +299,13 @@ def _rightness(judged: Judged) -> str:
     if judged.accuracy is not None:
         return f"accuracy {judged.accuracy:.2%}"
     return judged.error or f"worst cosine {judged.cosine_worst:.5f}"
+
+
+def read(path: Path) -> list[SideBySide]:
+    """What :func:`written` wrote; nothing when there is no such file."""
+    if not path.is_file():
+        return []
+    return [SideBySide.from_json(each) for each in json.loads(path.read_text(encoding="utf-8"))["models"]]
 
 
 def written(found: Sequence[SideBySide], path: Path) -> None:
