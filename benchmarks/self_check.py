@@ -173,8 +173,8 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         f"{environment['cpu']['model']}, {environment['cpu']['cores']} cores; tolerance {document['tolerance']}, "
         f"`{' '.join(document['settings'])}`; {document['finished'][:10]}.",
         "",
-        "| compared | runs | REGRESSION | INCONCLUSIVE | PASS | promised of 40 | seen slower by: median (least to most) "
-        "| noise floor: median (worst) | seconds: median (longest) |",
+        "| compared | runs | REGRESSION | INCONCLUSIVE | PASS | promised of 40 | seen slower: median (least to most) |"
+        " noise floor: median (worst) | seconds: median (longest) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(CASES[name], rows) for name, rows in document["runs"].items() if rows]

@@ -224,7 +224,7 @@ def _against(report: BenchReport, ours: str) -> dict[str, dict[str, Ratio]]:
 
 
 def to_markdown(found: SideBySide) -> str:
-    """One line a toolchain: how right it is, its median at every shape, how much faster ours is; then where it is not."""
+    """One line a toolchain: how right it is, its median at every shape, how much faster ours is; where it is not."""
     shapes = found.bench.shapes
     head = ["", "accuracy", "cosine worst / mean", "top-1"]
     for shape in shapes:
