@@ -57,6 +57,11 @@ def bench_compare(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
+def bench_history(
+    *refs: str,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def bench_show(
     *refs: str,
     report: tuple[Path | str, ...] | list[Path | str] = ...,

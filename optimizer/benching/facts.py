@@ -8,7 +8,7 @@ from optimizer.benching.report import BenchReport
 from optimizer.benching.scenario import Scenario
 from optimizer.types import JSON
 
-__all__ = ["doubts", "machine_facts", "setting_facts", "unit_of", "version_text"]
+__all__ = ["doubts", "machine_facts", "machine_name", "setting_facts", "unit_of", "version_text"]
 
 
 def machine_facts(environment: Mapping[str, JSON]) -> dict[str, str]:
@@ -30,6 +30,13 @@ def machine_facts(environment: Mapping[str, JSON]) -> dict[str, str]:
         "python": environment["python"],
         "versions": version_text(environment),
     }
+
+
+def machine_name(report: BenchReport) -> str:
+    """Processor, cores, GPUs and threads: what times of two reports must have in common to be put side by side."""
+    cpu = report.environment["cpu"]
+    gpus = "".join(f", {gpu['name']}" for gpu in report.environment["gpus"])
+    return f"{cpu['model']}, {cpu['cores']} cores{gpus}, {report.settings['threads']} threads"
 
 
 def version_text(environment: Mapping[str, JSON]) -> str:

@@ -185,12 +185,13 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
     from optimizer.cli.optimize_report import render_optimize, render_plan
-    from optimizer.cli.reports import render_bench, render_comparison, render_verify
+    from optimizer.cli.reports import render_bench, render_comparison, render_history, render_verify
 
     forms: dict[str, Callable[[Any, Output], None]] = {
         "verify": render_verify,
         "bench": render_bench,
         "bench-comparison": render_comparison,
+        "bench-history": render_history,
         "optimize": render_optimize,
         "optimize-plan": render_plan,
     }

@@ -12,10 +12,11 @@ from optimizer.cli.tables import escape, size, table
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
     from optimizer.benching.comparing import Comparison
+    from optimizer.benching.history import History
     from optimizer.benching.report import BenchReport, Row
     from optimizer.evaluate.report import VerifyReport
 
-__all__ = ["render_bench", "render_comparison", "render_coverage", "render_ranking", "render_verify"]
+__all__ = ["render_bench", "render_comparison", "render_coverage", "render_history", "render_ranking", "render_verify"]
 
 _FAILURES_SHOWN = 8
 _NODES_SHOWN = 15
@@ -125,6 +126,35 @@ def render_comparison(report: Comparison, output: Output) -> None:
         console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
     for caution in report.cautions:
         output.talk(f"careful: {caution}")
+
+
+def render_history(report: History, output: Output) -> None:
+    """A table a machine: for each candidate and shape how its time went, the last one, and where it shifted."""
+    from optimizer.benching.history import ALARM, sparkline
+
+    console = output.console()
+    right = ("runs", "last ms", "to the one before")
+    for machine in dict.fromkeys(each.machine for each in report.series):
+        console.print(f"[bold]{escape(machine)}[/bold]")
+        made = table("candidate", "shape", "scenario", "over time", *right, "shift", right=right)
+        for each in report.series:
+            if each.machine == machine:
+                made.add_row(
+                    escape(each.label),
+                    escape(shape_text(each.shape)),
+                    each.scenario,
+                    sparkline([run.ms for run in each.runs]),
+                    str(len(each.runs)),
+                    f"{each.last_ms:.4g}",
+                    "–" if each.change is None else f"{each.change:+.1%}",
+                    each.note,
+                )
+        console.print(made)
+    console.print(
+        f"a shift is noted where chance alone would make any of these notes in {ALARM:.0%} of histories", style="dim"
+    )
+    for said in report.unreadable:
+        output.talk(f"careful: left out: {said}")
 
 
 def render_ranking(artifact: Artifact, output: Output) -> None:
