@@ -10,12 +10,13 @@ from typing import Any
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def tiny_bert(folder: Path, head: str, **config: Any) -> Path:
+def tiny_bert(folder: Path, head: str, seed: int = 0, **config: Any) -> Path:
     """Save a model and its tokenizer.
 
     Args:
         folder: made, parents too.
         head: the class of ``transformers``, e.g. ``BertForTokenClassification``.
+        seed: of the weights.
         config: of :class:`BertConfig`, e.g. ``id2label``.
     """
     import torch
@@ -26,7 +27,7 @@ def tiny_bert(folder: Path, head: str, **config: Any) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS), "."]
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     settings = {"vocab_size": len(words), "max_position_embeddings": 32, "initializer_range": 0.5, **sizes, **config}
     getattr(transformers, head)(transformers.BertConfig(**settings)).save_pretrained(folder)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from optimizer.errors import BadInput
 from optimizer.types import JSON
 
-__all__ = ["Accuracy", "Floor", "Gate", "Outcome", "exit_code_of", "worst_of"]
+__all__ = ["Accuracy", "Floor", "Gate", "Limits", "Outcome", "exit_code_of", "share_of", "worst_of"]
 
 
 class Outcome(StrEnum):
@@ -70,7 +72,7 @@ class Floor:
         shape: where.
         about: label of the candidate whose twin was timed.
         value: the ratio of the two, which is 1 but for noise.
-        low: lower end of its interval.
+        low: lower end of its interval; None where too few rounds say nothing of it.
         high: upper end.
         share: the smallest slowdown that can be told from noise here, .03 for 3 %: the farther end of the interval.
         rounds_ns: every sample of the twin, nanoseconds, one list a round.
@@ -79,9 +81,9 @@ class Floor:
     shape: str
     about: str
     value: float
-    low: float
-    high: float
-    share: float
+    low: float | None
+    high: float | None
+    share: float | None
     rounds_ns: list[list[int]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, JSON]:
@@ -118,6 +120,59 @@ class Accuracy:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
         return cls(**data)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What candidates are held to; None where nothing is asked.
+
+    Attributes:
+        slower: share by which a call may take longer than the baseline's: .05 is 5 %.
+        worse: how much of the metric may be lost: .005 is half a point.
+        larger: share by which graph and weights may be larger than the baseline's.
+        degraded: whether the graph may not have more nodes, fewer fused or quantized ones, or more that fell back.
+        min_agreement: smallest share of decisions that are the baseline's.
+        min_cosine: smallest cosine to the baseline's answer, of any row.
+    """
+
+    slower: float | None = None
+    worse: float | None = None
+    larger: float | None = None
+    degraded: bool = False
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is asked."""
+        return any(value is not None and value is not False for value in vars(self).values())
+
+    def to_json(self) -> dict[str, JSON]:
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+
+
+def share_of(text: str | None, flag: str, unit: str, example: str) -> float | None:
+    """``5%`` or ``0.5pt`` as a share: .05, .005.
+
+    Args:
+        text: what was typed; None where nothing was.
+        flag: what it was typed behind.
+        unit: ``%`` or ``pt``, both hundredths; a bare number could mean either of two things, and is refused.
+        example: that a message may show.
+
+    Raises:
+        BadInput: it is no such number, or a negative one.
+    """
+    if text is None:
+        return None
+    number = text.strip().removesuffix(unit).strip()
+    try:
+        value = float(number) if text.strip().endswith(unit) else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise BadInput(f"{flag} {text!r} is no number of {unit}", f"write {flag} {example}")
+    return value / 100
 
 
 def worst_of(gates: Iterable[Gate]) -> Outcome | None:

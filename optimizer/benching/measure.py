@@ -3,9 +3,10 @@
     open each → make inputs → first call and warm-up of each at every shape → rounds → answers to compare → close
 
 Within a round, each shape is measured by all candidates right after each other, so that what the machine does
-meanwhile falls on all of them; the order is shuffled, and every second round runs the order of the one before
-backwards (ABBA), so that a steady drift cancels. What is called a shape here may be a pass over rows of a data file too
-(:mod:`optimizer.benching.workload`), in batches of each candidate's own.
+meanwhile falls on all of them. The order is shuffled, and run forwards and then backwards (ABBA), half of the calls
+each time, so that a steady drift cancels within the round. What is called a shape here may be a pass over rows of a
+data file too (:mod:`optimizer.benching.workload`), in batches of each candidate's own; it is long, so that every second
+round runs backwards instead. While it is not decided what the rounds say, more are added.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optimizer.benching.busy import Others
 from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.openloop import Served
 from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
@@ -38,6 +40,7 @@ class Plan:
         shapes: what is timed.
         threads: of every candidate.
         rounds: how often every candidate is measured at every shape.
+        max_rounds: how often at most, while it is not decided what the rounds say; 0 for no more than ``rounds``.
         seconds: least time that a candidate is measured at a shape, over all rounds.
         samples: fewest calls of a candidate at a shape, over all rounds.
         seed: of the order.
@@ -62,11 +65,20 @@ class Plan:
     scenario: Scenario = Scenario.SINGLE_STREAM
     qps: float = 0.0
     streams: int = 1
+    max_rounds: int = 0
 
     @property
     def queries(self) -> int:
         """Of the server scenario: queries of a round, enough of them for both the seconds and the samples."""
         return math.ceil(max(self.qps * self.seconds, self.samples) / self.rounds)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many rounds it is asked whether they will do: 8, 16 and 32, say."""
+        found = [self.rounds]
+        while found[-1] < self.max_rounds:
+            found.append(min(2 * found[-1], self.max_rounds))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,11 @@ class Lane:
         return not self.error
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Of its process, while it has one."""
+        return (self.process.pid,) if self.process is not None else ()
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it must be fed, as it said itself."""
         return tuple(TensorSpec.from_json(spec) for spec in self.opened["inputs"])
@@ -145,7 +162,10 @@ class Lane:
 
 
 def orders(count: int, rounds: int, seed: int) -> list[list[int]]:
-    """In which order candidates take their turns: shuffled, and every second round the one before backwards."""
+    """In which order candidates take their turns: shuffled, and every second round the one before backwards.
+
+    More rounds begin with the same ones.
+    """
     shuffler = random.Random(seed)
     found: list[list[int]] = []
     for number in range(rounds):
@@ -165,6 +185,8 @@ def measure(
     scratch: Path,
     progress: Progress,
     loads: Sequence[Sequence[Sequence[Load]]] | None = None,
+    undecided: Callable[[Sequence[Lane]], bool] | None = None,
+    others: Others | None = None,
 ) -> list[Lane]:
     """Measure candidates against each other.
 
@@ -175,6 +197,8 @@ def measure(
         scratch: an empty folder for logs and answers.
         progress: told of every step.
         loads: what each candidate is timed at, for each shape of the plan [that shape alone].
+        undecided: whether more rounds are wanted, asked at :attr:`Plan.looks` [never].
+        others: counts what others use of the machine during the rounds.
 
     Returns:
         one lane a candidate, in their order; those that failed say why and have no rounds.
@@ -187,7 +211,7 @@ def measure(
             return lanes
         feeds = feeds_for(_all_inputs(living))
         _prepare(living, plan, feeds, progress)
-        _race(lanes, plan, progress)
+        _race(lanes, plan, progress, undecided or (lambda lanes: False), others or Others())
         _compare(lanes, plan, feeds, scratch, progress)
         for lane in lanes:
             if lane.alive:
@@ -238,34 +262,65 @@ def _prepare(lanes: list[Lane], plan: Plan, feeds: Feeds, progress: Progress) ->
                     lane.unstable.append(load)
 
 
-def _race(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
-    seconds = plan.seconds / plan.rounds
-    total = plan.rounds * len(plan.shapes) * len(lanes)
-    done = 0
-    for number, order in enumerate(orders(len(lanes), plan.rounds, plan.seed), start=1):
-        for place in range(len(plan.shapes)):
-            for index in order:
-                progress(f"measuring, round {number} of {plan.rounds}", done, total)
-                done += 1
-                for load in lanes[index].loads[place]:
-                    if plan.scenario is Scenario.SERVER:
-                        _serve(lanes[index], load, plan, number)
-                    else:
-                        _time(lanes[index], load, plan, seconds)
+def _race(
+    lanes: list[Lane],
+    plan: Plan,
+    progress: Progress,
+    undecided: Callable[[Sequence[Lane]], bool],
+    others: Others,
+) -> None:
+    every = orders(len(lanes), plan.looks[-1], plan.seed)
+    turns = len(plan.shapes) * len(lanes)
+    begun = 0
+    for until in plan.looks:
+        for number, order in enumerate(every[begun:until], start=begun):
+            for place in range(len(plan.shapes)):
+                progress(
+                    f"measuring, round {number + 1} of {until}", number * turns + place * len(lanes), until * turns
+                )
+                _turns([lanes[index] for index in order], place, number, plan, others)
+        begun = until
+        if not undecided(lanes):
+            return
 
 
-def _time(lane: Lane, load: Load, plan: Plan, seconds: float) -> None:
-    """One turn of one candidate."""
+def _turns(lanes: Sequence[Lane], place: int, number: int, plan: Plan, others: Others) -> None:
+    """Round ``number`` at one shape."""
+    if plan.scenario is Scenario.SERVER:
+        for lane in lanes:
+            for load in lane.loads[place]:
+                _serve(lane, load, plan, number, others)
+        return
+    if isinstance(plan.shapes[place], Workload):
+        # A pass is many calls by itself.
+        for lane in lanes:
+            for load in lane.loads[place]:
+                _time(lane, load, plan.seconds / plan.rounds, 1, plan, others)
+        return
+    samples = math.ceil(plan.samples / plan.rounds / 2)
+    for again, ordered in enumerate((lanes, lanes[::-1])):
+        for lane in ordered:
+            for load in lane.loads[place]:
+                _time(lane, load, plan.seconds / plan.rounds / 2, samples, plan, others, again=bool(again))
+
+
+def _time(
+    lane: Lane, load: Load, seconds: float, samples: int, plan: Plan, others: Others, *, again: bool = False
+) -> None:
+    """One turn of one candidate; ``again`` is the second one of a round."""
     if not lane.alive:
         return
-    # A pass is many calls by itself.
-    samples = 1 if isinstance(load, Workload) else math.ceil(plan.samples / plan.rounds)
     with lane.trying() as ask:
+        others.begin(lane.pids)
         reply = ask("time", plan.timeout + seconds, shape=name_of(load), seconds=seconds, samples=samples)
-        lane.rounds.setdefault(load, []).append(list(reply["ns"]))
+        others.end(lane.pids)
+        rounds = lane.rounds.setdefault(load, [])
+        if not again:
+            rounds.append([])
+        rounds[-1] += reply["ns"]
 
 
-def _serve(lane: Lane, load: Load, plan: Plan, number: int) -> None:
+def _serve(lane: Lane, load: Load, plan: Plan, number: int, others: Others) -> None:
     """One turn of one candidate in an open loop: the same schedule as everyone's in this round."""
     if not lane.alive:
         return
@@ -273,7 +328,9 @@ def _serve(lane: Lane, load: Load, plan: Plan, number: int) -> None:
     takes = plan.queries * max(1 / plan.qps, 2 * lane.warm[load][-1] / 1e9)
     asked: dict[str, JSON] = {"qps": plan.qps, "queries": plan.queries, "streams": plan.streams}
     with lane.trying() as ask:
+        others.begin(lane.pids)
         reply = ask("serve", plan.timeout + takes, shape=name_of(load), seed=f"{plan.seed}:{number}", **asked)
+        others.end(lane.pids)
         if "scheduled" not in reply:
             raise CandidateFailed("its process does not know `serve`", "bench it in another --scenario")
         served = Served(reply["scheduled"], reply["issued"], reply["done"], reply["lag"])

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimizer.benching.busy import cores
 from optimizer.types import JSON
 
-__all__ = ["WORKER", "CandidateFailed", "WorkerProcess", "worker_environment"]
+__all__ = ["WORKER", "CandidateFailed", "WorkerProcess", "pinned_to", "worker_environment"]
 
 #: The command of ml-opt's own worker; a peer brings one of its own that speaks the same lines.
 WORKER = (sys.executable, "-m", "optimizer.benching.worker")
@@ -30,6 +31,9 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "TBB_NUM_THREADS",
 )
+
+
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 class CandidateFailed(Exception):
@@ -49,6 +53,36 @@ def worker_environment(threads: int) -> dict[str, str]:
     here = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH", ""))))
     return environment
+
+
+def pinned_to(threads: int, topology: Path = _TOPOLOGY, allowed: frozenset[int] | None = None) -> frozenset[int]:
+    """The logical processors that so many threads are pinned to: one a physical core, the same ones for everyone.
+
+    Args:
+        threads: of a candidate.
+        topology: where the kernel says which processors share a core.
+        allowed: those that may be used [this process's own].
+
+    Returns:
+        every allowed one where there are not that many physical cores, or the kernel does not say.
+    """
+    allowed = cores() if allowed is None else allowed
+    firsts: dict[str, int] = {}
+    for cpu in sorted(allowed):
+        try:
+            siblings = (topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii")
+        except OSError:
+            return allowed
+        firsts.setdefault(siblings.strip(), cpu)
+    chosen = sorted(firsts.values())[:threads]
+    return frozenset(chosen) if len(chosen) == threads else allowed
+
+
+def _pin(pid: int, threads: int) -> None:
+    """Threads that wander between cores lose their caches, and two of them on one core wait for each other."""
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(pid, pinned_to(threads))
 
 
 class WorkerProcess:
@@ -76,6 +110,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
         self._buffer = b""
+        _pin(self._process.pid, threads)
 
     @property
     def pid(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -20,7 +19,7 @@ from optimizer.errors import BadInput
 from optimizer.files import write_report
 from optimizer.types import JSON
 
-__all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row", "load_is_high"]
+__all__ = ["SCHEMA", "BenchReport", "Caution", "Cell", "Doubt", "Row"]
 
 #: Raised by one whenever a reader of the older number would misread the file. 2 added ``roofline`` and ``position``;
 #: 3 ``gates``, ``floors``, ``accuracy``, ``peak_vram``, ``open_loop`` and the scenario.
@@ -48,7 +47,7 @@ class Doubt(StrEnum):
 
 
 _ADVICE = {
-    Doubt.LOAD: "the machine was busy with something else when this began; close it, or measure elsewhere",
+    Doubt.LOAD: "something else kept the machine busy meanwhile; close it, or measure elsewhere",
     Doubt.NOISY: "the slowest round took over 1.25 times the fastest; raise --duration, or quieten the machine",
     Doubt.UNSTABLE: "calls were still changing speed when the warm-up ended; raise --duration",
     Doubt.FEW_ROUNDS: "an interval needs at least three rounds; raise --rounds",
@@ -286,6 +285,11 @@ class BenchReport:
         return 1 if self.failed else exit_code_of(self.verdict)
 
     @property
+    def rounds(self) -> int:
+        """How many there were in the end."""
+        return max((len(cell.rounds_ns) for row in self.rows for cell in row.cells), default=0)
+
+    @property
     def scenario(self) -> str:
         """``single-stream``, ``offline`` or ``server``."""
         return str(self.settings.get("scenario", "single-stream"))
@@ -349,13 +353,3 @@ class BenchReport:
         known = replace(self, path=str(path))
         write_report(path, known.to_json())
         return known
-
-
-def load_is_high(threads: int) -> float | None:
-    """The machine's load of the last minute where it leaves too little for these threads; None when all is well."""
-    try:
-        load = os.getloadavg()[0]
-    except OSError:
-        return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return load if load + threads > cores * 1.25 else None

@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from optimizer.benching.agreement import Agreement, compare
+from optimizer.benching.busy import Others, busy_now, is_busy
 from optimizer.benching.candidates import Entrant, file_bytes, with_model_of_first
+from optimizer.benching.gates import Floor, Gate, Limits, Outcome
 from optimizer.benching.inputs import Examples, save
+from optimizer.benching.judging import Counts, Look, floor_of, hard_gates, slower_gates
 from optimizer.benching.measure import Feeds, Lane, Plan, measure
 from optimizer.benching.openloop import judge
-from optimizer.benching.report import BenchReport, Caution, Cell, Doubt, Row, load_is_high
+from optimizer.benching.report import BenchReport, Caution, Cell, Doubt, Row
 from optimizer.benching.roofs import find_roofs
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.stats import Ratio, speedup, summarize, throughput
@@ -21,6 +24,7 @@ from optimizer.benching.workload import Load, Workload
 from optimizer.data.golden import Golden
 from optimizer.environment import describe
 from optimizer.errors import GateFailed
+from optimizer.graph.facts import model_facts
 from optimizer.stage import Progress
 from optimizer.types import TensorSpec
 
@@ -39,6 +43,8 @@ def bench(
     progress: Progress,
     data: Path | None = None,
     columns: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    self_check: bool = False,
 ) -> BenchReport:
     """Measure candidates against each other and against the baseline among them.
 
@@ -49,42 +55,50 @@ def bench(
         progress: told of every step.
         data: rows to compare answers on, instead of the artifact's examples.
         columns: role → column of that data, where the usual names do not fit.
+        limits: what candidates are held to, beside the baseline [nothing].
+        self_check: also time the baseline against a second process of itself, whose difference is noise.
 
     Raises:
         BadInput: inputs cannot be made. A candidate that fails is no error here but a row that says why.
     """
-    busy = load_is_high(plan.threads)
+    limits = limits or Limits()
+    if limits.slower is not None:
+        progress("waiting for the machine to come to rest")
+        busy_now(plan.threads)
     entrants = with_model_of_first(taking_part)
-    artifact = next((e.artifact for e in entrants if e.artifact is not None), None)
-    golden = Golden.load(artifact.path) if artifact else None
-    examples: list[Examples] = []
-    fed: dict[Load, list[Path]] = {}
+    timed = [*entrants, *(_twin(entrant) for entrant in entrants if self_check and entrant.label == baseline)]
+    others = Others()
+    loads = [_loads(entrant, plan) for entrant in timed]
     with tempfile.TemporaryDirectory(prefix="ml-opt-bench-") as name:
         scratch = Path(name)
+        feeds = _Feeding(entrants, loads, plan, data, columns or {}, scratch)
 
-        def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
-            model = entrants[0].candidate.model
-            # The artifact's own description says which dimension is what; a file of another origin may not.
-            described = {s["name"]: TensorSpec.from_json(s) for s in model.get("inputs", ())}
-            named = tuple(described.get(spec.name, spec) for spec in specs)
-            made = Examples(named, model, golden, artifact.path if artifact else None, data, plan.seed, columns or {})
-            examples.append(made)
-            every = dict.fromkeys(load for each in loads for beside in each for load in beside)
-            timed = {load: save(scratch, f"load-{number}", made.of(load)) for number, load in enumerate(every)}
-            fed.update(timed)
-            return Feeds(timed, save(scratch, "compared", made.to_compare(plan.shapes[0])))
+        def times_of(lanes: Sequence[Lane], busy: str) -> tuple[list[Floor], list[Gate]]:
+            look = Look(len(plan.looks), busy, plan.scenario is Scenario.OFFLINE, plan.seed)
+            return _judged_times(entrants, lanes, baseline, plan, limits, look)
 
-        loads = [_loads(entrant, plan) for entrant in entrants]
-        lanes = measure([e.candidate for e in entrants], plan, feeds_for, scratch, progress, loads=loads)
+        lanes = measure(
+            [entrant.candidate for entrant in timed],
+            plan,
+            feeds,
+            scratch,
+            progress,
+            loads=loads,
+            undecided=lambda lanes: any(gate.outcome is Outcome.INCONCLUSIVE for gate in times_of(lanes, "")[1]),
+            others=others,
+        )
+        floors, gates = times_of(lanes, _busy(others, plan))
+        lanes = lanes[: len(entrants)]
         base = next(lane for lane in lanes if lane.candidate.label == baseline)
         agreements = {id(lane): _agreement(lane, base, scratch) for lane in lanes}
-        roofs = find_roofs(entrants, lanes, fed, plan, scratch, progress) if plan.roofline else None
+        roofs = find_roofs(entrants, lanes, feeds.timed, plan, scratch, progress) if plan.roofline else None
     rows = tuple(
         _row(entrant, lane, base, agreements[id(lane)], plan) for entrant, lane in zip(entrants, lanes, strict=True)
     )
     if roofs is not None:
         rows = roofs.over(rows)
-    source = examples[0].source if examples else ""
+    of_base = next(row for row in rows if row.label == baseline)
+    gates += hard_gates(of_base, rows, limits, _counts(entrants, rows) if limits.degraded else {})
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings={
@@ -96,14 +110,105 @@ def bench(
             "seed": plan.seed,
             "scenario": plan.scenario.value,
             **({"qps": plan.qps, "streams": plan.streams} if plan.scenario is Scenario.SERVER else {}),
+            "max_rounds": plan.looks[-1],
+            "limits": limits.to_json(),
         },
-        inputs={"timed": source, "compared": str(data) if data else source},
+        inputs={"timed": feeds.source, "compared": str(data) if data else feeds.source},
         environment=describe(),
         baseline=baseline,
         rows=rows,
-        cautions=(*_cautions(rows, lanes, plan, source, busy), *(roofs.cautions(rows) if roofs else ())),
+        cautions=(*_cautions(rows, lanes, plan, feeds.source, others), *(roofs.cautions(rows) if roofs else ())),
         roofline=roofs.roofline if roofs else None,
+        gates=tuple(gates),
+        floors=tuple(floors),
     )
+
+
+class _Feeding:
+    """Makes the input files, once it is known what candidates take.
+
+    Attributes:
+        timed: by load; empty before it was called.
+        source: where inputs came from, ``golden`` or ``synthetic``; empty before it was called.
+    """
+
+    def __init__(
+        self,
+        entrants: Sequence[Entrant],
+        loads: Sequence[Sequence[Sequence[Load]]],
+        plan: Plan,
+        data: Path | None,
+        columns: Mapping[str, str],
+        scratch: Path,
+    ) -> None:
+        self._model = entrants[0].candidate.model
+        self._artifact = next((entrant.artifact for entrant in entrants if entrant.artifact is not None), None)
+        self._every = dict.fromkeys(load for each in loads for beside in each for load in beside)
+        self._plan, self._data, self._columns, self._scratch = plan, data, columns, scratch
+        self.timed: dict[Load, list[Path]] = {}
+        self.source = ""
+
+    def __call__(self, specs: tuple[TensorSpec, ...]) -> Feeds:
+        # The artifact's own description says which dimension is what; a file of another origin may not.
+        described = {s["name"]: TensorSpec.from_json(s) for s in self._model.get("inputs", ())}
+        named = tuple(described.get(spec.name, spec) for spec in specs)
+        place = self._artifact.path if self._artifact else None
+        golden = Golden.load(place) if place else None
+        made = Examples(named, self._model, golden, place, self._data, self._plan.seed, self._columns)
+        for number, load in enumerate(self._every):
+            self.timed[load] = save(self._scratch, f"load-{number}", made.of(load))
+        compared = save(self._scratch, "compared", made.to_compare(self._plan.shapes[0]))
+        self.source = made.source
+        return Feeds(self.timed, compared)
+
+
+def _twin(entrant: Entrant) -> Entrant:
+    """The same once more, in a process of its own."""
+    return replace(entrant, candidate=replace(entrant.candidate, label=f"{entrant.label} (twin)"))
+
+
+def _judged_times(
+    entrants: Sequence[Entrant], lanes: Sequence[Lane], baseline: str, plan: Plan, limits: Limits, look: Look
+) -> tuple[list[Floor], list[Gate]]:
+    """The noise floors and the gates on times, from the rounds so far.
+
+    Args:
+        entrants: who takes part.
+        lanes: theirs, and behind them the baseline's twin where there is one.
+        baseline: its label.
+        plan: how it was measured.
+        limits: what is asked.
+        look: how times are compared, how many looks there may be, and whether times say anything.
+    """
+    base = next(lane for lane in lanes if lane.candidate.label == baseline)
+    rows = [_row(entrant, lane, base, None, plan) for entrant, lane in zip(entrants, lanes, strict=False)]
+    of_base = next(row for row in rows if row.label == baseline)
+    floors = [
+        floor_of(cell, twin.rounds[loads[0]], baseline, look)
+        for twin in lanes[len(entrants) :]
+        if twin.alive
+        for cell, loads in zip(of_base.cells, twin.loads, strict=True)
+    ]
+    if limits.slower is None:
+        return floors, []
+    return floors, slower_gates(of_base, rows, limits.slower, floors, look)
+
+
+def _busy(others: Others, plan: Plan) -> str:
+    """Why times say nothing; empty while they do."""
+    if others.used is None or not is_busy(others.used, plan.threads):
+        return ""
+    return f"but something else used {others.used:.1f} cores meanwhile, which leaves too little to measure on"
+
+
+def _counts(entrants: Sequence[Entrant], rows: Sequence[Row]) -> dict[str, Counts]:
+    """Of every row that has a graph."""
+    found = {}
+    for entrant, row in zip(entrants, rows, strict=True):
+        path = entrant.candidate.path
+        if path.suffix == ".onnx" and not row.error:
+            found[row.label] = Counts.of(model_facts(path), row.facts)
+    return found
 
 
 def _loads(entrant: Entrant, plan: Plan) -> list[tuple[Load, ...]]:
@@ -171,10 +276,10 @@ def _ratio(baseline: list[list[int]], candidate: list[list[int]], plan: Plan) ->
     return speedup(baseline, candidate, seed=plan.seed, of_means=plan.scenario is Scenario.OFFLINE)
 
 
-def _cautions(rows: Sequence[Row], lanes: Sequence[Lane], plan: Plan, source: str, busy: float | None) -> list[Caution]:
+def _cautions(rows: Sequence[Row], lanes: Sequence[Lane], plan: Plan, source: str, others: Others) -> list[Caution]:
     found = []
-    if busy is not None:
-        found.append(Caution(Doubt.LOAD, detail=f"load {busy:.1f}"))
+    if others.used is not None and is_busy(others.used, plan.threads):
+        found.append(Caution(Doubt.LOAD, detail=f"{others.used:.1f} cores"))
     if plan.rounds < 3:
         found.append(Caution(Doubt.FEW_ROUNDS, detail=f"{plan.rounds} rounds"))
     if source == "synthetic":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
+from optimizer.benching.gates import Limits, share_of
 from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import Shape, default_shapes
@@ -19,6 +20,7 @@ from optimizer.data.columns import column_opt, named_columns
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
+from optimizer.search.options import METRICS
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.types import JSON, Device
@@ -61,6 +63,24 @@ class Bench(Options):
     provider: tuple[str, ...] = opt(
         (), "Where to run references that name no provider: cpu, openvino:bf16, cuda, …; repeatable."
     )
+    fail_if_slower: str | None = opt(
+        None, "Fail when a reference is known to take so much longer than the baseline: 5%.", metavar="PERCENT"
+    )
+    fail_if_worse: str | None = opt(
+        None, "Fail when it is known to lose so much of the metric on the labels of --data: 0.5pt.", metavar="POINTS"
+    )
+    fail_if_larger: str | None = opt(
+        None, "Fail when it is larger than the baseline by so much: 1%.", metavar="PERCENT"
+    )
+    fail_if_degraded: bool = opt(
+        False, "Fail when its graph has more nodes, or fewer fused or quantized ones, or more that fell back."
+    )
+    min_agreement: float | None = opt(None, "Smallest share of decisions that must be the baseline's.", ge=0, le=1)
+    min_cosine: float | None = opt(None, "Smallest cosine to the baseline's answer, of any row.", ge=-1, le=1)
+    self_check: bool = opt(
+        False, "Also time the baseline against itself: what comes out is this machine's noise floor."
+    )
+    metric: str | None = opt(None, "What is judged on the labels of --data [the task's usual one].", choices=METRICS)
     device: Device = opt(Device.AUTO, "Where references run that name no provider; auto prefers a GPU.")
     threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
     data: Path | None = opt(None, "Rows to compare answers on [the model's own examples].", data=True)
@@ -68,6 +88,7 @@ class Bench(Options):
     duration: float = opt(2.0, "Seconds that a candidate is measured at a shape, at least.", ge=0.0, le=86400)
     min_samples: int = opt(64, "Calls of a candidate at a shape, at least.", ge=1, le=10_000_000)
     rounds: int = opt(8, "Interleaved rounds that the measuring is spread over.", ge=1, le=1000)
+    max_rounds: int = opt(32, "Rounds at most, which are added while --fail-if-slower is undecided.", ge=1, le=100_000)
     roofline: bool = opt(True, "Count operations, and measure this machine's GEMM peaks and bandwidth to compare with.")
     seed: int = opt(0, "Of the order, of made-up inputs and of the bootstrap.", ge=0)
     timeout: float = opt(300.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
@@ -84,6 +105,7 @@ class Bench(Options):
             raise BadInput("--column says what the columns of --data are, which is not given", "add --data FILE")
         check_formats(self.report)
         self._check_scenario()
+        self._check_gates()
 
     def _check_scenario(self) -> None:
         if self.scenario is not Scenario.SERVER:
@@ -98,10 +120,30 @@ class Bench(Options):
                 "`ml-opt bench` shows",
             )
 
+    def _check_gates(self) -> None:
+        limits = self.limits
+        if limits.slower is not None and self.rounds < 3:
+            raise BadInput("--fail-if-slower needs an interval, which takes three rounds", "leave --rounds out")
+        if (limits.worse is not None or self.metric is not None) and self.data is None:
+            raise BadInput("accuracy is judged on labelled rows", "add --data FILE")
+
+    @property
+    def limits(self) -> Limits:
+        """What candidates are held to."""
+        return Limits(
+            slower=share_of(self.fail_if_slower, "--fail-if-slower", "%", "5%"),
+            worse=share_of(self.fail_if_worse, "--fail-if-worse", "pt", "0.5pt"),
+            larger=share_of(self.fail_if_larger, "--fail-if-larger", "%", "1%"),
+            degraded=self.fail_if_degraded,
+            min_agreement=self.min_agreement,
+            min_cosine=self.min_cosine,
+        )
+
 
 def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport:
     from optimizer.benching.measure import Plan
     from optimizer.benching.run import bench
+    from optimizer.search.labelled import Labelled
 
     if not refs:
         raise BadInput("nothing to measure", "name a reference (`ml-opt ls`), an .onnx file or torch:FOLDER")
@@ -111,6 +153,8 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         raise BadInput(f"no such file: {options.data}")
     taking_part = entrants(refs, options.provider, store, provider_of(options.device))
     baseline, taking_part = _with_baseline(taking_part, options, store)
+    if options.limits.any and len(taking_part) == 1:
+        raise BadInput(f"{baseline} is the baseline itself, and nothing is held against it", "add --against REF")
     model = next((e.candidate.model for e in taking_part if e.candidate.model), {})
     shapes = _shapes(options, taking_part, model)
     if options.shapes_from is not None:
@@ -127,8 +171,23 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         scenario=Scenario.OFFLINE if options.shapes_from is not None else options.scenario,
         qps=options.qps,
         streams=options.streams,
+        max_rounds=max(options.rounds, options.max_rounds if options.limits.slower is not None else 0),
     )
-    report = bench(taking_part, baseline, plan, progress, options.data, named_columns(options.column))
+    report = bench(
+        taking_part,
+        baseline,
+        plan,
+        progress,
+        options.data,
+        named_columns(options.column),
+        options.limits,
+        options.self_check,
+    )
+    if options.data is not None:
+        asked = options.metric is not None or options.limits.worse is not None
+        judged = Labelled.open(options.data, taking_part, options.metric, named_columns(options.column), insist=asked)
+        if judged is not None:
+            report = judged.judge(report, taking_part, options.limits.worse, plan, progress)
     command = shlex.join(["ml-opt", "bench", *refs, *options.to_flags()])
     report = replace(report, settings={**report.settings, "command": command})
     about = next((e.artifact for e in taking_part if e.artifact), None)
@@ -161,7 +220,9 @@ def _shapes(options: Bench, taking_part: list[Entrant], model: Mapping[str, JSON
 
 def _with_baseline(taking_part: list[Entrant], options: Bench, store: Store) -> tuple[str, list[Entrant]]:
     """The baseline's label, and every candidate with the baseline among them, first."""
-    if options.against is None:
+    if options.against is None and options.self_check and not options.limits.any and len(taking_part) == 1:
+        base = taking_part[0]  # A against A is all that is asked
+    elif options.against is None:
         base = default_baseline(taking_part, store)
     else:
         same = [e for e in taking_part if e.label == options.against]

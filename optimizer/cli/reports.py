@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimizer.benching.gates import Outcome
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import shape_text
 from optimizer.cli.output import Output
@@ -62,7 +63,7 @@ def render_bench(report: BenchReport, output: Output) -> None:
     cpu = report.environment["cpu"]
     console.print(
         f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, scenario {report.scenario}, "
-        f"{report.settings['rounds']} interleaved rounds, one process a candidate"
+        f"{report.rounds} interleaved rounds, one process a candidate"
     )
     what, speed = _what_columns(report), [shape_text(shape) for shape in report.shapes]
     labels = [escape(row.label) for row in report.rows]
@@ -87,6 +88,12 @@ def render_bench(report: BenchReport, output: Output) -> None:
     console.print(f"{unit}; × is times faster than {report.baseline}, median of rounds", style="dim", soft_wrap=True)
     for line in (*_batchings(report), *_arrivals(report)):
         console.print(line, style="dim", soft_wrap=True)
+    for floor in report.floors:
+        share = f"{floor.share:.1%}" if floor.share is not None else "unknown"
+        interval = f" ({floor.low:.3f} to {floor.high:.3f})" if floor.share is not None else ""
+        said = f"{floor.about} against itself {floor.value:.3f}×{interval}"
+        console.print(f"noise floor at {shape_text(floor.shape)}: {share}; {escape(said)}", style="dim", soft_wrap=True)
+    _render_gates(report, output)
     for row in report.rows:
         if row.error:
             console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
@@ -98,6 +105,7 @@ def render_bench(report: BenchReport, output: Output) -> None:
         console.print(f"report: {escape(report.path)}", soft_wrap=True)
 
 
+<<<<<<< HEAD
 def render_comparison(report: Comparison, output: Output) -> None:
     """The verdict, every change with its interval, and why it may be doubted."""
     console = output.console()
@@ -126,6 +134,28 @@ def render_comparison(report: Comparison, output: Output) -> None:
         console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
     for caution in report.cautions:
         output.talk(f"careful: {caution}")
+=======
+_MARKS = {
+    Outcome.PASS: "[green]✓[/green]",
+    Outcome.REGRESSION: "[red]✗[/red]",
+    Outcome.INCONCLUSIVE: "[yellow]?[/yellow]",
+}
+_COLORS = {Outcome.PASS: "green", Outcome.REGRESSION: "red", Outcome.INCONCLUSIVE: "yellow"}
+
+
+def _render_gates(report: BenchReport, output: Output) -> None:
+    """The verdict, and why."""
+    if report.verdict is None:
+        return
+    console = output.console()
+    for gate in report.gates:
+        console.print(
+            f"{_MARKS[gate.outcome]} {escape(gate.about)} [bold]{escape(gate.title)}[/bold]: {escape(gate.says)}",
+            soft_wrap=True,
+        )
+    color = _COLORS[report.verdict]
+    console.print(f"[{color}]{report.verdict.value}[/{color}] against [bold]{escape(report.baseline)}[/bold]")
+>>>>>>> 42e4e91 (bench: gates with three outcomes, noise floor, ABBA rounds that grow while undecided, accuracy on labels, pinned threads)
 
 
 def render_history(report: History, output: Output) -> None:

@@ -41,7 +41,6 @@ class Rules:
         confidence: of the verdict; each candidate's bounds hold with more, see docs/verdict.md.
         budget_s: seconds for everything; None for as long as it takes.
         started: when those began, by ``time.monotonic``.
-        busy: the machine's load before anything was run, where it was too high to time anything; else None.
     """
 
     objective: str
@@ -53,7 +52,6 @@ class Rules:
     confidence: float = 0.95
     budget_s: float | None = None
     started: float = field(default_factory=time.monotonic)
-    busy: float | None = None
 
     def budgets(self) -> dict[str, JSON]:
         """The budgets that were given."""

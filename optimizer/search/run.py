@@ -15,7 +15,6 @@ from typing import Any
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse, usually_batched
 from optimizer.benching.measure import Plan as Timing
-from optimizer.benching.report import load_is_high
 from optimizer.benching.shape import Shape
 from optimizer.benching.workload import Load, Workload
 from optimizer.data.batching import ONE_BY_ONE, budgets
@@ -68,7 +67,6 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         MlOptError: there is no verdict: bad data, a model that cannot be exported, options that contradict each other.
     """
     started = time.monotonic()
-    busy = load_is_high(options.threads or cpu_threads())
     options, paths = located(options, store)
     machine = Machine.here()
     for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
@@ -110,7 +108,6 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         confidence=options.confidence,
         budget_s=seconds_of(options.time_budget) if options.time_budget else None,
         started=started,
-        busy=busy,
     )
     with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:
 

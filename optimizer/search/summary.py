@@ -175,7 +175,7 @@ def _sentences(
     contest: Contest,
     rules: Rules,
 ) -> list[str]:
-    said = _suspicions(contest, rules)
+    said = _suspicions(contest)
     if best is not None and best.speed is not None and original.speed is not None:
         if rules.objective == "size":
             if best.speed.bytes >= original.speed.bytes:
@@ -203,14 +203,13 @@ def _sentences(
     return said
 
 
-def _suspicions(contest: Contest, rules: Rules) -> list[str]:
-    """What makes every time of this report doubtful, before anything that is said by them.
-
-    The load is that from before the search: by the time anything is timed, the search itself has raised it.
-    """
-    said = []
-    if rules.busy is not None:
-        said.append(f"The times are suspect: {Doubt.LOAD.advice} (load {rules.busy:.1f}).")
+def _suspicions(contest: Contest) -> list[str]:
+    """What makes every time of this report doubtful, before anything that is said by them."""
+    said = [
+        f"The times are suspect: {Doubt.LOAD.advice} ({caution.detail})."
+        for caution in contest.bench.cautions
+        if caution.doubt is Doubt.LOAD
+    ]
     noisy = [f"{caution.about}: {caution.detail}" for caution in contest.bench.cautions if caution.doubt is Doubt.NOISY]
     if noisy:
         named = "; ".join(noisy[:_NOISY_NAMED]) + (

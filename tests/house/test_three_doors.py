@@ -41,6 +41,8 @@ FORMS = (
     "ort",
     "sorted:8",
     "text=review",
+    "5%",
+    "0.5pt",
 )
 
 
