@@ -105,7 +105,6 @@ def render_bench(report: BenchReport, output: Output) -> None:
         console.print(f"report: {escape(report.path)}", soft_wrap=True)
 
 
-<<<<<<< HEAD
 def render_comparison(report: Comparison, output: Output) -> None:
     """The verdict, every change with its interval, and why it may be doubted."""
     console = output.console()
@@ -134,13 +133,13 @@ def render_comparison(report: Comparison, output: Output) -> None:
         console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
     for caution in report.cautions:
         output.talk(f"careful: {caution}")
-=======
+
+
 _MARKS = {
     Outcome.PASS: "[green]✓[/green]",
     Outcome.REGRESSION: "[red]✗[/red]",
     Outcome.INCONCLUSIVE: "[yellow]?[/yellow]",
 }
-_COLORS = {Outcome.PASS: "green", Outcome.REGRESSION: "red", Outcome.INCONCLUSIVE: "yellow"}
 
 
 def _render_gates(report: BenchReport, output: Output) -> None:
@@ -153,9 +152,8 @@ def _render_gates(report: BenchReport, output: Output) -> None:
             f"{_MARKS[gate.outcome]} {escape(gate.about)} [bold]{escape(gate.title)}[/bold]: {escape(gate.says)}",
             soft_wrap=True,
         )
-    color = _COLORS[report.verdict]
+    color = _COLOURS[report.verdict.value]
     console.print(f"[{color}]{report.verdict.value}[/{color}] against [bold]{escape(report.baseline)}[/bold]")
->>>>>>> 42e4e91 (bench: gates with three outcomes, noise floor, ABBA rounds that grow while undecided, accuracy on labels, pinned threads)
 
 
 def render_history(report: History, output: Output) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from optimizer.benching import roofline
+from optimizer.benching import position, roofline
 from optimizer.benching.copying import copier
 from optimizer.benching.gemm import ARITHMETICS, copy_graph, gemm_feeds, gemm_graph
 from optimizer.benching.measure import Plan
@@ -125,6 +125,7 @@ def test_working_sets_reach_beyond_the_last_cache():
         ("torch:bf16", "fp32", ("openvino:bf16", "bf16")),
     ],
 )
-def test_which_peak_stands_for_what(provider, written, key):
+def test_which_peak_stands_for_what(provider, written, key, monkeypatch):
+    monkeypatch.setattr(position, "openvino_here", lambda: "openvino")
     found, arithmetic = _key(Provider.parse(provider), written)
     assert (str(found), arithmetic) == key
