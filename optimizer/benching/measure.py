@@ -24,6 +24,7 @@ from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.openloop import Served
 from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
 from optimizer.benching.scenario import Scenario
+from optimizer.benching.vram import vram_of
 from optimizer.benching.workload import Load, Workload, name_of
 from optimizer.runtime import Candidate
 from optimizer.stage import Progress
@@ -106,6 +107,7 @@ class Lane:
         served: of the server scenario: how each round's queries went, by shape.
         answers: files with the answers to the compared inputs.
         peak_rss: bytes, after the last round.
+        peak_vram: bytes, after the last round; None where it uses no GPU.
     """
 
     candidate: Candidate
@@ -120,6 +122,7 @@ class Lane:
     served: dict[Load, list[Served]] = field(default_factory=dict)
     answers: list[Path] = field(default_factory=list)
     peak_rss: int = 0
+    peak_vram: int | None = None
     process: WorkerProcess | None = None
 
     @property
@@ -212,6 +215,9 @@ def measure(
         feeds = feeds_for(_all_inputs(living))
         _prepare(living, plan, feeds, progress)
         _race(lanes, plan, progress, undecided or (lambda lanes: False), others or Others())
+        for lane in lanes:
+            if lane.alive and lane.process is not None:
+                lane.peak_vram = vram_of(lane.process.pid)
         _compare(lanes, plan, feeds, scratch, progress)
         for lane in lanes:
             if lane.alive:

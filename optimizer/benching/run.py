@@ -239,6 +239,7 @@ def _row(entrant: Entrant, lane: Lane, base: Lane, agreement: Agreement | None, 
     row = Row(candidate.label, str(candidate.path), str(candidate.provider), candidate.key, file_bytes(entrant))
     if lane.opened:
         row = replace(row, load_s=float(lane.opened["load_s"]), peak_rss=lane.peak_rss, facts=lane.opened["facts"])
+        row = replace(row, peak_vram=lane.peak_vram)
     if not lane.alive:
         return replace(row, error=lane.error, hint=lane.hint)
     cells, beside = [], []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from benching.passes import workload_of
 
+from optimizer.benching import measure as measuring
 from optimizer.benching.inputs import save
 from optimizer.benching.measure import Feeds, Plan, measure, orders
 from optimizer.benching.scenario import Scenario
@@ -194,3 +195,16 @@ def test_everyone_gets_the_same_arrivals_and_every_round_others(lanes):
         assert [len(times) for times in mine] == [10] * 4  # 0.2 s at 200 a second are more than 24 samples
         assert len({tuple(times) for times in mine}) == 4
         assert one.rounds[shape] == [served.latency for served in one.served[shape]]
+
+
+def test_gpu_memory_is_asked_for_each_process_after_its_rounds(lanes, monkeypatch):
+    asked = []
+
+    def held(pid):
+        asked.append(pid)
+        return 1000 + len(asked)
+
+    monkeypatch.setattr(measuring, "vram_of", held)
+    (one, dead, other), _ = lanes({}, {"fail_after": 0}, {})
+    assert [lane.peak_vram for lane in (one, dead, other)] == [1001, None, 1002]
+    assert asked == [one.process.pid, other.process.pid]
