@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optimizer.benching.evidence import ERROR, holm
 from optimizer.benching.facts import doubts
 from optimizer.benching.gates import Gate, Outcome, exit_code_of, worst_of
 from optimizer.benching.report import BenchReport, Cell, Doubt, Row
 from optimizer.benching.scenario import Scenario
+from optimizer.benching.stats import bootstrapped, log_ratios
 from optimizer.errors import BadInput
 from optimizer.types import JSON
 
@@ -34,10 +36,6 @@ ALLOWANCE = {True: 0.02, False: 0.10}
 #: Libraries that compute: with others of them it is another machine that was measured.
 _COMPUTING = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt")
 _DRAWS = 10_000
-#: Rounds below which nothing is known of their spread.
-_FEWEST = 3
-#: One-sided error of a verdict: that of one end of a 95 % interval.
-_ERROR = 0.025
 
 
 @dataclass(frozen=True)
@@ -171,13 +169,15 @@ def compare_reports(
             "the two reports hold no candidate at a shape in common",
             f"the first has {_contents(base)}; the second {_contents(head)}",
         )
-    found = [_change(*pair, reference if pair[0].label != label else None, head) for pair in pairs]
+    by_mean = Scenario(head.scenario) is Scenario.OFFLINE
+    seed = int(head.settings.get("seed", 0))
+    found = [_change(*pair, reference if pair[0].label != label else None, by_mean, seed) for pair in pairs]
     return Comparison(
         base=base,
         head=head,
         changes=tuple(change for change, _ in found),
         reference=label,
-        drift=_drift(reference),
+        drift=_drift(reference, by_mean),
         tolerance=tolerance,
         gates=() if tolerance is None else tuple(_gates(found, tolerance)),
         cautions=(*differing, *_cautions(base, head, reference)),
@@ -250,24 +250,21 @@ class _Drawn:
 
 
 def _change(
-    row: Row, cell: Cell, theirs: Cell, reference: tuple[Row, Row] | None, head: BenchReport
+    row: Row, cell: Cell, theirs: Cell, reference: tuple[Row, Row] | None, by_mean: bool, seed: int
 ) -> tuple[Change, _Drawn]:
     """The change, and what its gate is decided by."""
     import numpy as np
 
-    by_mean = Scenario(head.scenario) is Scenario.OFFLINE
     beside = _beside(reference, cell.shape)
     speeds = [_log_speeds(each, of, by_mean) for each, of in zip((cell, theirs), beside or (None, None), strict=True)]
     value = float(np.median(speeds[0]) - np.median(speeds[1]))
-    seed = int(head.settings.get("seed", 0))
-    drawn = [_bootstrapped(each, seed + place) for place, each in enumerate(speeds)]
-    draws = drawn[0] - drawn[1] if all(each.size for each in drawn) else np.empty(0)
+    draws = _differences(speeds, seed)
     low = high = None
     if draws.size:
         allowed = math.log1p(ALLOWANCE[beside is not None])
         ends = np.percentile(draws, (2.5, 97.5))
         low, high = math.expm1(float(ends[0]) - allowed), math.expm1(float(ends[1]) + allowed)
-    base_ms, head_ms = (each.summary.mean_ms if by_mean else each.summary.p50_ms for each in (cell, theirs))
+    base_ms, head_ms = _ms(cell, by_mean), _ms(theirs, by_mean)
     through = reference[0].label if reference is not None and beside is not None else ""
     return Change(row.label, _place(cell), base_ms, head_ms, math.expm1(value), low, high, through), _Drawn(
         draws, (len(speeds[0]), len(speeds[1]))
@@ -282,38 +279,43 @@ def _beside(reference: tuple[Row, Row] | None, shape: str) -> tuple[Cell, Cell] 
     """The reference's own cells at a shape; None where one of the reports has none."""
     if reference is None:
         return None
-    first, second = (next((cell for cell in row.cells if cell.shape == shape), None) for row in reference)
+    first, second = (
+        next((cell for cell in row.cells if cell.shape == shape and cell.valid), None) for row in reference
+    )
     return (first, second) if first is not None and second is not None else None
 
 
-def _log_speeds(cell: Cell, of: Cell | None, by_mean: bool) -> NDArray[np.float64]:
+def _log_speeds(cell: Cell, of: Cell | None, by_mean: bool) -> list[float]:
     """Round by round, the logarithm of speed, or of the speed-up to a reference that the same rounds measured."""
+    one_ns = [[1]] * len(cell.rounds_ns)
+    return log_ratios(of.rounds_ns if of is not None else one_ns, cell.rounds_ns, of_means=by_mean)
+
+
+def _differences(speeds: Sequence[Sequence[float]], seed: int) -> NDArray[np.float64]:
+    """Draws of the difference of two medians over rounds, independent of each other; none with too few rounds."""
     import numpy as np
 
-    middle = np.mean if by_mean else np.median
-    speeds = -np.log([middle(times) for times in cell.rounds_ns])
-    if of is None:
-        return np.asarray(speeds)
-    return np.asarray(speeds + np.log([middle(times) for times in of.rounds_ns]))
-
-
-def _bootstrapped(speeds: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Draws of the median over rounds, as :func:`optimizer.benching.stats.speedup` draws and widens them."""
-    import numpy as np
-
-    count = len(speeds)
-    if count < _FEWEST:
+    first, second = (bootstrapped(each, seed + place, _DRAWS)[1] for place, each in enumerate(speeds))
+    if not first or not second:
         return np.empty(0)
-    drawn = np.median(speeds[np.random.default_rng(seed).integers(0, count, (_DRAWS, count))], axis=1)
-    middle = np.median(speeds)
-    return np.asarray(middle + math.sqrt(count / (count - 1)) * (drawn - middle))
+    # Draws come sorted: one of them is shuffled, or the smallest would always meet the smallest.
+    return np.asarray(np.asarray(first) - np.random.default_rng(seed).permutation(second))
 
 
-def _drift(reference: tuple[Row, Row] | None) -> dict[str, float]:
+def _drift(reference: tuple[Row, Row] | None, by_mean: bool) -> dict[str, float]:
     """How much longer the reference's own call took in the second run, by shape."""
     shapes = [cell.shape for cell in reference[0].cells] if reference else []
-    cells = {shape: _beside(reference, shape) for shape in shapes}
-    return {shape: pair[1].summary.p50_ms / pair[0].summary.p50_ms - 1 for shape, pair in cells.items() if pair}
+    found = {}
+    for shape in shapes:
+        if pair := _beside(reference, shape):
+            before, after = (_ms(cell, by_mean) for cell in pair)
+            found[shape] = after / before - 1
+    return found
+
+
+def _ms(cell: Cell, by_mean: bool) -> float:
+    """What counts: the median call, or the mean one."""
+    return cell.summary.mean_ms if by_mean else cell.summary.p50_ms
 
 
 def _gates(found: Sequence[tuple[Change, _Drawn]], tolerance: float) -> Iterator[Gate]:
@@ -321,13 +323,13 @@ def _gates(found: Sequence[tuple[Change, _Drawn]], tolerance: float) -> Iterator
 
     REGRESSION when the slowdown is above the tolerance even so, PASS when it is within it even so, INCONCLUSIVE
     otherwise. Any false REGRESSION at all has at most the error of one end of a 95 % interval: that is shared among the
-    changes (Bonferroni). PASS needs no sharing, as all of them must.
+    changes by Holm's procedure. PASS needs no sharing, as all of them must.
     """
     limit = math.log1p(tolerance)
-    for change, drawn in found:
-        allowed = math.log1p(ALLOWANCE[bool(change.through)])
-        slower = drawn.p(drawn.logs - allowed <= limit) <= _ERROR / len(found)
-        within = drawn.p(drawn.logs + allowed >= limit) <= _ERROR
+    allowances = [math.log1p(ALLOWANCE[bool(change.through)]) for change, _ in found]
+    p_slower = [drawn.p(drawn.logs - allowed <= limit) for (_, drawn), allowed in zip(found, allowances, strict=True)]
+    for (change, drawn), allowed, slower in zip(found, allowances, holm(p_slower, ERROR), strict=True):
+        within = drawn.p(drawn.logs + allowed >= limit) <= ERROR
         outcome = Outcome.REGRESSION if slower else Outcome.PASS if within else Outcome.INCONCLUSIVE
         why = {
             Outcome.REGRESSION: f"where {tolerance:.1%} more is allowed",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optimizer.benching.gates import share_of
 from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
 from optimizer.benching.writing import check_formats, report_opt, write_copies
 from optimizer.check import Check
@@ -31,21 +31,8 @@ class BenchCompare(Options):
     github: bool = github_opt()
 
     def check(self) -> None:
-        _share(self.fail_if_slower)
+        share_of(self.fail_if_slower, "--fail-if-slower", "%", "5%")
         check_formats(self.report)
-
-
-def _share(text: str | None) -> float | None:
-    """``5%`` as .05; a bare number could be a share or percents, and is refused."""
-    if text is None:
-        return None
-    try:
-        value = float(text.strip().removesuffix("%")) if text.strip().endswith("%") else math.nan
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise BadInput(f"--fail-if-slower {text!r} is no number of %", "write --fail-if-slower 5%")
-    return value / 100
 
 
 def _run(refs: tuple[str, ...], options: BenchCompare, store: Store, progress: Progress) -> Comparison:
@@ -62,7 +49,7 @@ def _run(refs: tuple[str, ...], options: BenchCompare, store: Store, progress: P
     report = compare_reports(
         base,
         head,
-        tolerance=_share(options.fail_if_slower),
+        tolerance=share_of(options.fail_if_slower, "--fail-if-slower", "%", "5%"),
         cross_machine=options.cross_machine,
     )
     write_copies(report, options.report)

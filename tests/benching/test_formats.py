@@ -172,3 +172,12 @@ def test_markdown_begins_with_the_verdict_and_the_worst_gates(report):
 
 def test_markdown_without_gates_has_no_verdict(report):
     assert to_markdown(replace(report, gates=())).splitlines()[0] == "# Benchmark"
+
+
+@pytest.mark.parametrize("suffix", formats())
+def test_a_noise_floor_that_is_not_known_is_no_number(report, suffix):
+    floor = replace(report.floors[0], low=None, high=None, share=None)
+    text = formats()[suffix].bench(replace(report, floors=(floor,)))
+    assert "None" not in text
+    if suffix == ".md":
+        assert "| 1.002 × | not known |  |" in text

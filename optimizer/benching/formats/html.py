@@ -208,10 +208,14 @@ def _roofs(report: BenchReport) -> str:
 
 def _floors(report: BenchReport) -> Iterator[str]:
     for floor in report.floors:
-        yield (
-            f"{floor.about} at {shape_text(floor.shape)}: {floor.value:.3f} times itself, {floor.low:.3f} to "
-            f"{floor.high:.3f}; a slowdown below {floor.share:.1%} cannot be told from noise."
-        )
+        said = f"{floor.about} at {shape_text(floor.shape)}: {floor.value:.3f} times itself"
+        if floor.share is None:
+            yield f"{said}; with so few rounds nothing is known of the noise."
+        else:
+            yield (
+                f"{said}, {floor.low:.3f} to {floor.high:.3f}; a slowdown below {floor.share:.1%} cannot be told from "
+                "noise."
+            )
 
 
 def _settings(report: BenchReport) -> str:

@@ -96,8 +96,8 @@ def _floors(report: BenchReport) -> list[str]:
             shape_text(floor.shape),
             f"`{floor.about}`",
             f"{floor.value:.3f} ×",
-            f"{floor.low:.3f} to {floor.high:.3f}",
-            f"{floor.share:.1%}",
+            "not known" if floor.share is None else f"{floor.low:.3f} to {floor.high:.3f}",
+            "" if floor.share is None else f"{floor.share:.1%}",
         ]
         for floor in report.floors
     ]
