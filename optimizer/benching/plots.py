@@ -10,6 +10,7 @@ from optimizer.benching.comparing import Comparison
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.roofline import Roofline
 from optimizer.benching.shape import shape_text
+from optimizer.benching.stats import brief
 from optimizer.drawing.page import escape
 from optimizer.drawing.svg import Axis, circle, frame, key, laid_out, line, linear, log, text
 
@@ -51,7 +52,7 @@ def _lanes(lanes: Sequence[tuple[int, Row, Cell]]) -> str:
     parts = [f'<div class="lanes"><svg role="img" aria-label="times of every candidate" style="height:{tall}px">']
     for mark in axis.marks:
         parts += [line(axis.at(mark), 0, axis.at(mark), 100, "grid")]
-        parts += [text(axis.at(mark), 100, f"{mark:g}", "middle", dy=18)]
+        parts += [text(axis.at(mark), 100, f"{mark:,g}", "middle", dy=18)]
     for place, ((number, row, cell), every) in enumerate(zip(lanes, times, strict=True)):
         parts.append(_lane(place, number, row, cell, every, axis))
     parts.append(text(50, 100, f"milliseconds a {'pass' if lanes[0][2].workload else 'call'}", "middle", dy=38))
@@ -61,7 +62,7 @@ def _lanes(lanes: Sequence[tuple[int, Row, Cell]]) -> str:
 def _lane(place: int, number: int, row: Row, cell: Cell, times: Sequence[float], axis: Axis) -> str:
     top = place * _LANE
     marked = {"p50": cell.summary.p50_ms, **cell.summary.percentiles_ms}
-    said = ", ".join(f"{name} {value:.3g}" for name, value in marked.items())
+    said = ", ".join(f"{name} {brief(value)}" for name, value in marked.items())
     kind = color_of(number)
     parts = [
         f'<text class="{kind}" x="0" y="{top + 13}"><tspan class="bold">{number} {escape(row.label)}</tspan>'

@@ -14,7 +14,7 @@ from optimizer.benching.gates import Accuracy, Floor, Gate, Outcome, exit_code_o
 from optimizer.benching.openloop import OpenLoop
 from optimizer.benching.position import Position
 from optimizer.benching.roofline import Roofline
-from optimizer.benching.stats import Ratio, Summary
+from optimizer.benching.stats import Ratio, Summary, brief
 from optimizer.errors import BadInput
 from optimizer.files import write_report
 from optimizer.types import JSON
@@ -136,7 +136,7 @@ class Cell:
         """What a table says: median milliseconds of a call, or rows a second where throughput is what counts."""
         if not self.valid:
             return "INVALID"
-        return f"{self.rows_per_s:.0f}/s" if self.workload or self.throughput else f"{self.summary.p50_ms:.3g}"
+        return f"{self.rows_per_s:.0f}/s" if self.workload or self.throughput else brief(self.summary.p50_ms)
 
     def to_json(self) -> dict[str, JSON]:
         return {

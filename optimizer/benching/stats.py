@@ -14,6 +14,7 @@ __all__ = [
     "Ratio",
     "Summary",
     "bootstrapped",
+    "brief",
     "log_ratios",
     "samples_needed",
     "speedup",
@@ -26,6 +27,11 @@ PERCENTILES = (90.0, 99.0, 99.9)
 
 #: Confidence that the largest sample lies above the percentile.
 _CONFIDENCE = 0.99
+
+
+def brief(value: float) -> str:
+    """Three digits of a number for a table, and never a power of ten: ``3.96``, ``41.2``, ``2,545``."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def samples_needed(percentile: float) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from optimizer.benching.stats import samples_needed, speedup, summarize
+from optimizer.benching.stats import brief, samples_needed, speedup, summarize
 
 
 @pytest.mark.parametrize(("percentile", "count"), [(90, 44), (99, 459), (99.9, 4603)])
@@ -99,3 +99,9 @@ def test_two_rounds_know_no_interval():
 def test_rounds_must_pair_up():
     with pytest.raises(ValueError, match="same rounds"):
         speedup([[1.0]], [[1.0], [1.0]])
+
+
+def test_a_table_has_no_powers_of_ten():
+    assert [brief(x) for x in (0.00396, 3.961, 41.19, 999.0, 1000.0, 2545.5, 0.0)] == [
+        "0.00396", "3.96", "41.2", "999", "1,000", "2,546", "0",
+    ]  # fmt: skip

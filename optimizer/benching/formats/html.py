@@ -10,6 +10,7 @@ from optimizer.benching.gates import Accuracy, Gate, Outcome
 from optimizer.benching.plots import batch_plots, change_plot, color_of, latency_plots, roof_names, roofline_plot
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
+from optimizer.benching.stats import brief
 from optimizer.benching.writing import Format
 from optimizer.drawing.page import bullets, document, escape, facts, machine, number_cell, prose, section
 
@@ -179,9 +180,9 @@ def _time(cell: Cell) -> dict[str, str]:
     return {
         "shape": " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
         "calls": f"{summary.samples:,}",
-        "mean ms": f"{summary.mean_ms:.3g}",
-        "p50": f"{summary.p50_ms:.3g}",
-        **{name: f"{value:.3g}" for name, value in summary.percentiles_ms.items()},
+        "mean ms": brief(summary.mean_ms),
+        "p50": brief(summary.p50_ms),
+        **{name: brief(value) for name, value in summary.percentiles_ms.items()},
         "rows/s": f"{cell.rows_per_s:,.4g}",
         "× baseline": f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
         "asked/s": f"{loop.qps:g}" if loop else "",
@@ -190,7 +191,6 @@ def _time(cell: Cell) -> dict[str, str]:
         "% of GEMM peak": f"{cell.position.peak_share:.0%}"
         if cell.position is not None and cell.position.peak_share is not None
         else "",
-        "bound by": cell.position.bound if cell.position is not None else "",
     }
 
 
@@ -251,8 +251,8 @@ def _changes(report: Comparison) -> list[_Line]:
             change.label,
             {
                 "shape": shape_text(change.shape),
-                "before ms": f"{change.base_ms:.4g}",
-                "after ms": f"{change.head_ms:.4g}",
+                "before ms": brief(change.base_ms),
+                "after ms": brief(change.head_ms),
                 "time a call": f"{change.value:+.1%}",
                 "interval": change.interval,
                 "compared through": change.through or "as they are",

@@ -9,6 +9,7 @@ from optimizer.benching.facts import doubts, machine_facts, unit_of, version_tex
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
+from optimizer.benching.stats import brief
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
 
@@ -218,9 +219,9 @@ def _detail(row: Row, cell: Cell) -> list[str]:
         f"`{row.label}`",
         " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
         f"{summary.samples}",
-        f"{summary.mean_ms:.3g}",
-        f"{summary.p50_ms:.3g}",
-        *("" if p is None else f"{p:.3g}" for p in percentiles),
+        brief(summary.mean_ms),
+        brief(summary.p50_ms),
+        *("" if p is None else brief(p) for p in percentiles),
         f"{cell.rows_per_s:.4g}",
     ]
 
