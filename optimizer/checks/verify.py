@@ -144,8 +144,7 @@ def _cases(
 
         rows = CalibrationSet.of(artifact, options.data, options.column, samples=options.samples)
         facts["data"] = rows.summary
-        size = min(options.batch, int(model.get("max_batch") or options.batch))
-        for number, batch in enumerate(rows.batches(size), 1):
+        for number, batch in enumerate(rows.batches(options.batch), 1):
             yield Case(f"data, batch {number}", batch.feeds, Inputs.DATA)
 
 

@@ -198,6 +198,7 @@ class CalibrationSet:
     covers: dict[str, JSON]
     asked: int
     _preprocessor: Preprocessor
+    _most: int | None = None
 
     @classmethod
     def open(
@@ -273,7 +274,8 @@ class CalibrationSet:
                 "leave --column out",
             )
         preprocessor = Preprocessor.open(artifact.path, artifact.model_info, columns=named_columns(column))
-        return cls.open(path, preprocessor, samples=samples, usual=usual, seed=seed)
+        opened = cls.open(path, preprocessor, samples=samples, usual=usual, seed=seed)
+        return replace(opened, _most=artifact.model_info.get("max_batch"))
 
     def split(self, every: int) -> tuple[CalibrationSet, CalibrationSet]:
         """Two sets of other rows: every ``every``-th one to judge on (second), the rest to fit to (first)."""
@@ -281,5 +283,8 @@ class CalibrationSet:
         return replace(self, rows=fit), replace(self, rows=self.rows[::every])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every chosen row once, rows of like length together, so that little padding is calibrated on."""
-        return self._preprocessor.batches(self.rows, batch_size, sort=True)
+        """Every chosen row once, rows of like length together, so that little padding is calibrated on.
+
+        No batch has more rows than the artifact takes that the set was opened for.
+        """
+        return self._preprocessor.batches(self.rows, min(batch_size, self._most or batch_size), sort=True)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact, Source
 from optimizer.environment import cpu_facts
 from optimizer.errors import BadInput, GateFailed
+from optimizer.stage import Outcome
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     import onnx_ir
 
+    from optimizer.quantizing.choose import Choice
+
 __all__ = [
     "cautions",
     "check_quantized",
     "check_symmetric",
+    "finished",
     "float_weights",
     "modifiers",
     "refuse_quantized",
@@ -124,6 +129,35 @@ def float_weights(model: onnx_ir.Model) -> dict[str, int]:
             if user is not None and user.op_type not in _WITH_SCALES:
                 found[user.op_type] += tensor.nbytes
     return dict(found.most_common())
+
+
+def finished(
+    source: Artifact, quantized: onnx_ir.Model, choice: Choice, out: Path, facts: Mapping[str, JSON] | None = None
+) -> Outcome:
+    """Write what was quantized into a stage's folder, open it as whoever uses it will, and say what became of it.
+
+    Args:
+        source: what was quantized.
+        quantized: the result.
+        choice: the nodes that were to be quantized.
+        out: the stage's folder.
+        facts: what else the stage counted.
+
+    Raises:
+        GateFailed: ONNX Runtime cannot open the result.
+    """
+    from optimizer.graph.io import save
+    from optimizer.quantizing.prepare import check_opens
+
+    counted: dict[str, JSON] = {
+        **(facts or {}),
+        "chosen": choice.counts,
+        "left_in_float": len(choice.excluded),
+        "float_weights": float_weights(quantized),
+    }
+    warnings = cautions(source, quantized, choice.weighted)
+    check_opens(save(quantized, out))
+    return Outcome(counted, warnings=warnings)
 
 
 def cautions(source: Artifact, model: onnx_ir.Model, weighted: int) -> list[str]:

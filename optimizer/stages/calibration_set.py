@@ -9,6 +9,7 @@ from optimizer.artifact import Artifact, Source
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import GateFailed
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import seed_opt
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.types import JSON, Kind
 
@@ -25,7 +26,7 @@ class MakeCalibrationSet(Options):
     )
     column: tuple[str, ...] = column_opt()
     samples: int = opt(200, "Rows to keep, chosen by length and label.", ge=1, le=100000)
-    seed: int = opt(0, "Another seed chooses other rows.", ge=0)
+    seed: int = seed_opt()
 
     def check(self) -> None:
         named_columns(self.column)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from optimizer.artifact import Artifact, Source
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import exclude_opt, include_opt, per_channel_opt, reduce_range_opt
 from optimizer.quantizing.promise import (
-    cautions,
     check_quantized,
-    float_weights,
+    finished,
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
@@ -30,13 +31,13 @@ _DEFAULT_OPS = ("MatMul", "Gemm", "Gather", "LSTM", "Attention", "EmbedLayerNorm
 class QuantizeDynamic(Options):
     """Options of quantize-dynamic."""
 
-    per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
+    per_channel: bool = per_channel_opt()
     weight_type: str = opt(
         "int8", "Type of the weights; uint8 is slower on processors with VNNI.", choices=("int8", "uint8")
     )
-    reduce_range: bool = opt(False, "7-bit weights, for processors without VNNI whose int8 sums saturate.")
-    include: tuple[str, ...] = opt((), "Only nodes whose name matches (* and ?).", metavar="NODE")
-    exclude: tuple[str, ...] = opt((), "Leave nodes in float whose name matches (* and ?).", metavar="NODE")
+    reduce_range: bool = reduce_range_opt()
+    include: tuple[str, ...] = include_opt()
+    exclude: tuple[str, ...] = exclude_opt()
     op_types: tuple[str, ...] = opt(
         _DEFAULT_OPS,
         "Operator types to quantize.",
@@ -47,10 +48,10 @@ class QuantizeDynamic(Options):
 def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress) -> Outcome:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from optimizer.graph.io import MODEL_NAME, save
+    from optimizer.graph.io import MODEL_NAME
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.choose import choose_nodes, told_to_dynamic
-    from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare
+    from optimizer.quantizing.prepare import load_proto, load_result, prepare
 
     assert isinstance(source, Artifact)
     refuse_quantized(source)
@@ -75,16 +76,8 @@ def _run(source: Source, out: Path, options: QuantizeDynamic, progress: Progress
             extra_options={"MatMulConstBOnly": True, "EnableSubgraph": True},
         )
         progress("writing the artifact")
-        quantized = load_result(target)
-        facts: dict[str, JSON] = {
-            "chosen": choice.counts,
-            "left_in_float": len(choice.excluded),
-            "float_weights": float_weights(quantized),
-        }
-        warnings = [*saturation(options.reduce_range), *cautions(source, quantized, choice.weighted)]
-        save(quantized, out)
-    check_opens(out / MODEL_NAME)
-    return Outcome(facts, warnings=warnings)
+        outcome = finished(source, load_result(target), choice, out)
+    return replace(outcome, warnings=[*saturation(options.reduce_range), *outcome.warnings])
 
 
 def _verify(options: QuantizeDynamic, facts: Mapping[str, JSON], source: Source) -> None:

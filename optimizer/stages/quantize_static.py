@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,20 @@ from optimizer.data.columns import column_opt, named_columns
 from optimizer.digest import digest_json
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import (
+    calib_opt,
+    exclude_opt,
+    include_opt,
+    per_channel_opt,
+    reduce_range_opt,
+    samples_opt,
+    seed_opt,
+    symmetric_opt,
+)
 from optimizer.quantizing.promise import (
-    cautions,
     check_quantized,
     check_symmetric,
-    float_weights,
+    finished,
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
@@ -45,26 +55,16 @@ _ROWS = 200
 class QuantizeStatic(Options):
     """Options of quantize-static."""
 
-    calib: Path = opt(
-        help="Data like the model will see: jsonl, csv, parquet, npz, txt, a folder of images, or a calibration set.",
-        data=True,
-        metavar="FILE|REF",
-        kind=Kind.CALIBRATION,
-    )
+    calib: Path = calib_opt()
     column: tuple[str, ...] = column_opt()
-    samples: int | None = opt(
-        None,
-        f"Rows to calibrate on, chosen by length and label [{_ROWS}, or all of a calibration set].",
-        ge=1,
-        le=100000,
-    )
+    samples: int | None = samples_opt("calibrate on", _ROWS)
     method: str = opt("minmax", "How a range is made of what was seen.", choices=("minmax", "entropy", "percentile"))
-    per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
-    symmetric: bool = opt(False, "Signed activations around zero, the only int8 that TensorRT takes.")
-    reduce_range: bool = opt(False, "7-bit weights, for processors without VNNI whose int8 sums saturate.")
+    per_channel: bool = per_channel_opt()
+    symmetric: bool = symmetric_opt()
+    reduce_range: bool = reduce_range_opt()
     activation_products: bool = opt(False, "Also quantize products of two activations (attention scores).")
-    include: tuple[str, ...] = opt((), "Only nodes whose name matches (* and ?).", metavar="NODE")
-    exclude: tuple[str, ...] = opt((), "Leave nodes in float whose name matches (* and ?).", metavar="NODE")
+    include: tuple[str, ...] = include_opt()
+    exclude: tuple[str, ...] = exclude_opt()
     op_types: tuple[str, ...] = opt(
         _DEFAULT_OPS,
         "Operator types to quantize; `all` for every one that has an int8 form.",
@@ -88,7 +88,7 @@ class QuantizeStatic(Options):
         choices=("float", "int8"),
     )
     batch: int = opt(8, "Rows in a calibration batch.", ge=1, le=1024)
-    seed: int = opt(0, "Another seed chooses other rows.", ge=0)
+    seed: int = seed_opt()
 
     def check(self) -> None:
         named_columns(self.column)
@@ -110,10 +110,9 @@ class QuantizeStatic(Options):
 
 
 def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress) -> Outcome:
-    from optimizer.graph.io import MODEL_NAME, save
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.choose import choose_nodes
-    from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare, save_proto
+    from optimizer.quantizing.prepare import load_proto, load_result, prepare, save_proto
     from optimizer.quantizing.rounding import store_int8
 
     assert isinstance(source, Artifact)
@@ -121,11 +120,9 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     if options.op_types == _DEFAULT_OPS:
         refuse_unquantizable(source, taken=0)
     progress("reading the calibration data")
-    model_info = source.model_info
     data = calibration_rows(source, options, _ROWS)
     warnings = few_rows(data, options.calib.name)
     facts: dict[str, JSON] = {"calibration": data.summary}
-    batch = min(options.batch, int(model_info.get("max_batch") or options.batch))
     with tempfile.TemporaryDirectory(dir=out) as folder, quiet_libraries():
         work = Path(folder)
         progress("preparing the graph")
@@ -143,7 +140,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
             )
         graph = work / "named.onnx"
         large = save_proto(proto, graph)
-        int8 = functools.partial(_int8, options=options, batch=batch, large=large, progress=progress)
+        int8 = functools.partial(_int8, options=options, large=large, progress=progress)
         if options.smooth:
             from optimizer.quantizing.alpha import smooth_file
 
@@ -152,13 +149,13 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
                 work,
                 choice.chosen,
                 data,
-                batch,
+                options.batch,
                 options.alpha,
                 lambda path, rows, folder: int8(path, rows, folder, choice),
-                model_info,
+                source.model_info,
                 progress,
             )
-        left_out = _worst(options, graph, choice, data, batch, progress) if options.exclude_worst else []
+        left_out = _worst(options, graph, choice, data, progress) if options.exclude_worst else []
         choice = choice.without({each.node: each.op_type for each in left_out})
         target = int8(graph, data, work, choice)
         progress("writing the artifact")
@@ -171,15 +168,8 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
                 {"node": each.node, "noise": each.noise, "stored": "int8" if each.node in stored else "float"}
                 for each in left_out
             ]
-        facts |= {
-            "chosen": choice.counts,
-            "left_in_float": len(choice.excluded),
-            "float_weights": float_weights(quantized),
-        }
-        warnings += [*saturation(options.reduce_range), *cautions(source, quantized, choice.weighted)]
-        save(quantized, out)
-    check_opens(out / MODEL_NAME)
-    return Outcome(facts, warnings=warnings)
+        outcome = finished(source, quantized, choice, out, facts)
+    return replace(outcome, warnings=[*warnings, *saturation(options.reduce_range), *outcome.warnings])
 
 
 def _int8(
@@ -189,7 +179,6 @@ def _int8(
     choice: Choice,
     *,
     options: QuantizeStatic,
-    batch: int,
     large: bool,
     progress: Progress,
 ) -> Path:
@@ -199,7 +188,7 @@ def _int8(
     ranges = calibrate(
         graph,
         folder,
-        data.batches(batch),
+        data.batches(options.batch),
         len(data.rows),
         choice,
         options.method,
@@ -222,7 +211,7 @@ def _int8(
 
 
 def _worst(
-    options: QuantizeStatic, graph: Path, choice: Choice, data: CalibrationSet, batch: int, progress: Progress
+    options: QuantizeStatic, graph: Path, choice: Choice, data: CalibrationSet, progress: Progress
 ) -> list[NodeNoise]:
     """The nodes to leave out, by the ranking that was given or by one of this very graph."""
     from optimizer.quantizing.sensitivity import rank_file, read_ranking, worst
@@ -233,7 +222,7 @@ def _worst(
         ranking = rank_file(
             graph,
             choice.chosen,
-            data.batches(batch),
+            data.batches(options.batch),
             len(data.rows),
             symmetric=options.symmetric,
             per_channel=options.per_channel,

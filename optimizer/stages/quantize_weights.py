@@ -9,10 +9,10 @@ from pathlib import Path
 from optimizer.artifact import Artifact, Source
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import exclude_opt, include_opt
 from optimizer.quantizing.promise import (
-    cautions,
     check_quantized,
-    float_weights,
+    finished,
     modifiers,
     refuse_quantized,
     refuse_unquantizable,
@@ -39,8 +39,8 @@ class QuantizeWeights(Options):
         "How lookup tables (embeddings) are stored: int8 has a scale a row, int4 one a block.",
         choices=("float", "int8", "int4"),
     )
-    include: tuple[str, ...] = opt((), "Only nodes whose name matches (* and ?).", metavar="NODE")
-    exclude: tuple[str, ...] = opt((), "Leave nodes in float whose name matches (* and ?).", metavar="NODE")
+    include: tuple[str, ...] = include_opt()
+    exclude: tuple[str, ...] = exclude_opt()
 
     def check(self) -> None:
         if self.bits not in _BITS:
@@ -50,10 +50,10 @@ class QuantizeWeights(Options):
 
 
 def _run(source: Source, out: Path, options: QuantizeWeights, progress: Progress) -> Outcome:
-    from optimizer.graph.io import MODEL_NAME, save
+    from optimizer.graph.io import MODEL_NAME
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.choose import choose_nodes
-    from optimizer.quantizing.prepare import check_opens, load_proto, load_result, prepare, save_proto
+    from optimizer.quantizing.prepare import load_proto, load_result, prepare, save_proto
     from optimizer.quantizing.rounding import store_int8
     from optimizer.quantizing.weights import blocks_in, quantize_blocks, without_odd_tables
 
@@ -83,16 +83,7 @@ def _run(source: Source, out: Path, options: QuantizeWeights, progress: Progress
         quantized = load_result(target)
         if options.tables == "int8":
             store_int8(quantized, tables)
-        facts: dict[str, JSON] = {
-            "blocks": blocks_in(quantized),
-            "chosen": choice.counts,
-            "left_in_float": len(choice.excluded),
-            "float_weights": float_weights(quantized),
-        }
-        warnings = cautions(source, quantized, choice.weighted)
-        save(quantized, out)
-    check_opens(out / MODEL_NAME)
-    return Outcome(facts, warnings=warnings)
+        return finished(source, quantized, choice, out, {"blocks": blocks_in(quantized)})
 
 
 def _verify(options: QuantizeWeights, facts: Mapping[str, JSON], source: Source) -> None:

@@ -12,6 +12,7 @@ from optimizer.artifact import RANKING_NAME, Artifact, Source
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import GateFailed
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import calib_opt, per_channel_opt, samples_opt, seed_opt, symmetric_opt
 from optimizer.quantizing.promise import modifiers, refuse_quantized
 from optimizer.quantizing.rows import calibration_rows, few_rows, rows_content
 from optimizer.stage import Outcome, Progress, Stage
@@ -29,23 +30,13 @@ _ROWS = 64
 class Sensitivity(Options):
     """Options of sensitivity."""
 
-    calib: Path = opt(
-        help="Data like the model will see: jsonl, csv, parquet, npz, txt, a folder of images, or a calibration set.",
-        data=True,
-        metavar="FILE|REF",
-        kind=Kind.CALIBRATION,
-    )
+    calib: Path = calib_opt()
     column: tuple[str, ...] = column_opt()
-    samples: int | None = opt(
-        None,
-        f"Rows to record activations on, chosen by length and label [{_ROWS}, or all of a calibration set].",
-        ge=1,
-        le=100000,
-    )
-    per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
-    symmetric: bool = opt(False, "Signed activations around zero, the only int8 that TensorRT takes.")
+    samples: int | None = samples_opt("record activations on", _ROWS)
+    per_channel: bool = per_channel_opt()
+    symmetric: bool = symmetric_opt()
     batch: int = opt(8, "Rows in a batch.", ge=1, le=1024)
-    seed: int = opt(0, "Another seed chooses other rows.", ge=0)
+    seed: int = seed_opt()
 
     def check(self) -> None:
         named_columns(self.column)
@@ -61,7 +52,6 @@ def _run(source: Source, out: Path, options: Sensitivity, progress: Progress) ->
     refuse_quantized(source)
     progress("reading the data")
     data = calibration_rows(source, options, _ROWS)
-    batch = min(options.batch, int(source.model_info.get("max_batch") or options.batch))
     with tempfile.TemporaryDirectory(dir=out) as folder, quiet_libraries():
         progress("preparing the graph")
         proto = load_proto(prepare(source.model_file, Path(folder)))
@@ -71,7 +61,7 @@ def _run(source: Source, out: Path, options: Sensitivity, progress: Progress) ->
         ranking = rank_file(
             graph,
             choice.chosen,
-            data.batches(batch),
+            data.batches(options.batch),
             len(data.rows),
             symmetric=options.symmetric,
             per_channel=options.per_channel,
