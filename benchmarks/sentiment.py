@@ -1,6 +1,6 @@
 """Fine-tune the real MiniLM into a sentiment classifier: the model that accuracy is measured on.
 
-    python benchmarks/sentiment.py [FOLDER]
+    python -m benchmarks.sentiment [FOLDER]
 
 makes a Hugging Face model folder (default: .cache/sentiment in the repository). A folder that was made by the same
 script from the same model and data is left as it is, so that everyone can call this first.
@@ -8,15 +8,16 @@ script from the same model and data is left as it is, so that everyone can call 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.trained import trained
+from optimizer.digest import digest_file
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "benchmarks" / "data" / "sentiment-train.jsonl"
@@ -32,8 +33,6 @@ LEARNING_RATE = 1e-4
 WARMUP = 0.1
 #: The longest training sentence has 90 tokens.
 MAX_LENGTH = 128
-
-_STAMP = "made.json"
 
 
 def sentiment_classifier(folder: Path = DEFAULT, *, epochs: int = EPOCHS) -> Path:
@@ -51,20 +50,10 @@ def sentiment_classifier(folder: Path = DEFAULT, *, epochs: int = EPOCHS) -> Pat
         "version": VERSION,
         "seed": SEED,
         "epochs": epochs,
-        "data": _digest(TRAIN),
-        "base": _digest(base / "model.safetensors"),
+        "data": digest_file(TRAIN),
+        "base": digest_file(base / "model.safetensors"),
     }
-    made = folder / _STAMP
-    if made.is_file() and json.loads(made.read_text())["of"] == stamp:
-        return folder
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    report = _train(base, scratch, epochs)
-    (scratch / _STAMP).write_text(json.dumps({"of": stamp, **report}, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    return folder
+    return trained(folder, stamp, lambda out: _train(base, out, epochs))
 
 
 def minilm_folder() -> Path:
@@ -78,11 +67,6 @@ def minilm_folder() -> Path:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of ``text`` and ``label`` (1 positive, 0 negative)."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _train(base: Path, out: Path, epochs: int) -> dict[str, Any]:

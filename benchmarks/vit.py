@@ -1,6 +1,6 @@
 """Train a small ViT on handwritten digits: the image model that verdicts and peers are measured on.
 
-    python benchmarks/vit.py [FOLDER]
+    python -m benchmarks.vit [FOLDER]
 
 makes a Hugging Face model folder with its image processor (default: .cache/vit in the repository), and beside it
 ``test.npz`` and ``calib.npz``, rows of ``image`` and ``label`` as ``--eval`` and ``--calib`` take them. A folder that
@@ -9,13 +9,13 @@ was made by the same script from the same data is left as it is, so that everyon
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.trained import STAMP, trained
+from optimizer.digest import digest_file
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "benchmarks" / "data" / "mnist10k.npz"
@@ -39,8 +39,6 @@ PATCH = 7
 #: Mean and deviation of all training pixels of MNIST, on a scale of 0 to 1.
 MEAN, STD = 0.1307, 0.3081
 
-_STAMP = "made.json"
-
 
 def mnist_vit(folder: Path = DEFAULT, *, epochs: int = EPOCHS) -> Path:
     """The model's folder, trained into it unless it is there (under two minutes on two idle cores).
@@ -52,18 +50,8 @@ def mnist_vit(folder: Path = DEFAULT, *, epochs: int = EPOCHS) -> Path:
     Returns:
         the folder: config.json, model.safetensors, preprocessor_config.json, test.npz and calib.npz.
     """
-    stamp = {"version": VERSION, "seed": SEED, "epochs": epochs, "data": _digest(DATA)}
-    made = folder / _STAMP
-    if made.is_file() and json.loads(made.read_text())["of"] == stamp:
-        return folder
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    report = _train(scratch, epochs)
-    (scratch / _STAMP).write_text(json.dumps({"of": stamp, **report}, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    return folder
+    stamp = {"version": VERSION, "seed": SEED, "epochs": epochs, "data": digest_file(DATA)}
+    return trained(folder, stamp, lambda out: _train(out, epochs))
 
 
 def split() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -75,11 +63,6 @@ def split() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     order = np.random.default_rng(SEED).permutation(len(x))
     test, train = order[:TEST_ROWS], order[TEST_ROWS:]
     return (x[train], y[train]), (x[test], y[test])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _train(out: Path, epochs: int) -> dict[str, Any]:
@@ -150,4 +133,4 @@ def _shifted(pixels: Any, random: Any) -> Any:
 
 if __name__ == "__main__":
     place = mnist_vit(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
-    print(place, (place / _STAMP).read_text())
+    print(place, (place / STAMP).read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from optimizer.types import JSON
 
 __all__ = ["kernels_of"]
 
+#: Nodes that OpenVINO puts in place of one of the file go by its own name of the operator, and a number.
+_OWN = re.compile(r"ScaledDotProductAttention_\d+")
+
 
 def kernels_of(executed: Any, path: Path) -> dict[str, JSON]:
     """Products by what they are computed in.
 
     A kernel's name ends in its type (``brgemm_avx512_amx_I8``). Attention is one kernel of the type ``Subgraph``: it is
-    a product when a product of the file is among the nodes that it was made from.
+    a product when a product of the file is among the nodes that it was made from, or what OpenVINO made of an attention
+    that is one node of the file.
 
     Args:
         executed: ``compiled_model.get_runtime_model()``.
@@ -30,7 +35,8 @@ def kernels_of(executed: Any, path: Path) -> dict[str, JSON]:
         said = {name: value.value for name, value in dict(node.get_rt_info()).items()}
         origins = str(said.get("originalLayersNames", "")).split(",")
         kind = str(said["layerType"])
-        if PRODUCTS.search(kind) or (kind == "Subgraph" and products.intersection(origins)):
+        attention = kind == "Subgraph" and any(each in products or _OWN.fullmatch(each) for each in origins)
+        if PRODUCTS.search(kind) or attention:
             name = next((origin for origin in origins if origin in quantized), node.get_friendly_name())
             ran[name] = type_of(str(said["primitiveType"]).rpartition("_")[2])
     return counted(ran, quantized)

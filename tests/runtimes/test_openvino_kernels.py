@@ -81,3 +81,14 @@ def test_attention_is_one_product(tmp_path):
     session = opened(path, NATIVE)
     assert np.allclose(session.run(feeds)["y"], opened(path).run(feeds)["y"], atol=1e-5)
     assert session.runs() == {"float32": 1, "fell_back": []}
+
+
+def test_attention_that_is_one_node_of_the_file_is_one_product(tmp_path):
+    """As fusions for ONNX Runtime leave it; OpenVINO takes it apart, and names the parts itself."""
+    nodes = [node("MultiHeadAttention", "q k v", ["y"], domain="com.microsoft", num_heads=4)]
+    inputs = [value(name, ["batch", "length", 128]) for name in "qkv"]
+    path = write(tmp_path / "m.onnx", nodes, inputs=inputs)
+    feeds = {name: RANDOM.standard_normal((2, 5, 128)).astype(np.float32) for name in "qkv"}
+    session = opened(path, NATIVE)
+    assert np.allclose(session.run(feeds)["y"], opened(path).run(feeds)["y"], atol=1e-5)
+    assert session.runs() == {"float32": 1, "fell_back": []}

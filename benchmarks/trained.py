@@ -1,0 +1,38 @@
+"""Models that benchmarks train for themselves: each once, and anew when what it is made from has changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["STAMP", "trained"]
+
+#: Beside the model: what it was made from, and how the training went.
+STAMP = "made.json"
+
+
+def trained(folder: Path, made_from: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """The folder of a model, trained into it unless it is there.
+
+    Args:
+        folder: where to; what a training that was cut short left there is replaced.
+        made_from: version of the recipe, settings and digests of the data; another training is another of these.
+        train: trains into an empty folder, and says how that went.
+
+    Returns:
+        the folder: what ``train`` left in it, and ``made.json``.
+    """
+    stamp = folder / STAMP
+    if stamp.is_file() and json.loads(stamp.read_text())["of"] == made_from:
+        return folder
+    scratch = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    report = train(scratch)
+    (scratch / STAMP).write_text(json.dumps({"of": made_from, **report}, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    return folder
