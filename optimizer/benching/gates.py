@@ -86,6 +86,16 @@ class Floor:
     share: float | None
     rounds_ns: list[list[int]] = field(default_factory=list)
 
+    @property
+    def interval(self) -> str:
+        """Of the ratio, in words."""
+        return "not known" if self.low is None or self.high is None else f"{self.low:.3f} to {self.high:.3f}"
+
+    @property
+    def below(self) -> str:
+        """The slowdown that cannot be told from noise, in words."""
+        return "unknown" if self.share is None else f"{self.share:.1%}"
+
     def to_json(self) -> dict[str, JSON]:
         return dict(vars(self))
 

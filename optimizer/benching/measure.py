@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from optimizer.benching.busy import Others
@@ -31,6 +32,9 @@ from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec
 
 __all__ = ["Feeds", "Lane", "Plan", "measure", "orders"]
+
+#: Seconds in which calls with and without copies take turns.
+_COPYING_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Lane:
         answers: files with the answers to the compared inputs.
         peak_rss: bytes, after the last round.
         peak_vram: bytes, after the last round; None where it uses no GPU.
+        copy_ns: nanoseconds that copying inputs and outputs adds to a call, by shape.
     """
 
     candidate: Candidate
@@ -123,6 +128,7 @@ class Lane:
     answers: list[Path] = field(default_factory=list)
     peak_rss: int = 0
     peak_vram: int | None = None
+    copy_ns: dict[Load, float] = field(default_factory=dict)
     process: WorkerProcess | None = None
 
     @property
@@ -218,6 +224,7 @@ def measure(
         for lane in lanes:
             if lane.alive and lane.process is not None:
                 lane.peak_vram = vram_of(lane.process.pid)
+        _copies(lanes, plan, progress)
         _compare(lanes, plan, feeds, scratch, progress)
         for lane in lanes:
             if lane.alive:
@@ -342,6 +349,20 @@ def _serve(lane: Lane, load: Load, plan: Plan, number: int, others: Others) -> N
         served = Served(reply["scheduled"], reply["issued"], reply["done"], reply["lag"])
         lane.served.setdefault(load, []).append(served)
         lane.rounds.setdefault(load, []).append(served.latency)
+
+
+def _copies(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
+    """What copying inputs and outputs adds to a call; a pass has its copies in it already."""
+    for number, lane in enumerate(lanes):
+        for load in (load for loads in lane.loads for load in loads if not isinstance(load, Workload)):
+            if not lane.alive:
+                break
+            progress(f"copies of {lane.candidate.label} at {load}", number, len(lanes))
+            with lane.trying() as ask:
+                reply = ask("copies", plan.timeout, shape=name_of(load), seconds=_COPYING_S)
+                if "copied_ns" in reply:  # a peer with a worker of its own need not know the question
+                    pairs = zip(reply["copied_ns"], reply["bound_ns"], strict=True)
+                    lane.copy_ns[load] = median(copied - bound for copied, bound in pairs)
 
 
 def _compare(lanes: list[Lane], plan: Plan, feeds: Feeds, scratch: Path, progress: Progress) -> None:

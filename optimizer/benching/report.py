@@ -94,9 +94,12 @@ class Cell:
         speedup: against the baseline; None for the baseline itself, or when it failed. Of medians; of the offline
             scenario, of means.
         position: under this machine's roofs; None when they were not asked for, or there is no graph to count.
-        workload: of a pass over a data file: ``rows``, ``file``, ``batching`` (``tokens:2048``), ``batches`` and
-            ``padding`` (steps computed for every step of a row); None for a shape.
+        workload: of a pass over a data file: ``rows``, ``file``, ``batching`` (``tokens:2048``), ``batches``,
+            ``padding`` (steps computed for every step of a row) and ``prepare_ms`` (milliseconds that making the inputs
+            of a pass takes: tokenizing, decoding); None for a shape.
         against: of such a pass: the ratio to each way in which the baseline got the same rows.
+        copy_ms: milliseconds that copying inputs and outputs adds to a call, the median of pairs, which noise can make
+            negative; None of a pass, which has its copies in it.
         open_loop: of the server scenario: how the arrivals went; None otherwise.
         throughput: of the offline scenario: rows a second with their interval; None otherwise.
     """
@@ -112,6 +115,7 @@ class Cell:
     workload: dict[str, JSON] | None = None
     against: dict[str, Ratio] = field(default_factory=dict)
     open_loop: OpenLoop | None = None
+    copy_ms: float | None = None
     throughput: Ratio | None = None
 
     @property
@@ -152,6 +156,7 @@ class Cell:
             "workload": self.workload,
             "against": {name: ratio.to_json() for name, ratio in self.against.items()},
             "open_loop": self.open_loop.to_json() if self.open_loop else None,
+            "copy_ms": self.copy_ms,
             "throughput": self.throughput.to_json() if self.throughput else None,
         }
 
@@ -169,6 +174,7 @@ class Cell:
             workload=data.get("workload"),
             against={name: Ratio.from_json(ratio) for name, ratio in data.get("against", {}).items()},
             open_loop=OpenLoop.from_json(loop) if (loop := data.get("open_loop")) else None,
+            copy_ms=data.get("copy_ms"),
             throughput=Ratio.from_json(data["throughput"]) if data.get("throughput") else None,
         )
 

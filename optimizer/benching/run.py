@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -93,7 +94,8 @@ def bench(
         agreements = {id(lane): _agreement(lane, base, scratch) for lane in lanes}
         roofs = find_roofs(entrants, lanes, feeds.timed, plan, scratch, progress) if plan.roofline else None
     rows = tuple(
-        _row(entrant, lane, base, agreements[id(lane)], plan) for entrant, lane in zip(entrants, lanes, strict=True)
+        feeds.prepared(_row(entrant, lane, base, agreements[id(lane)], plan))
+        for entrant, lane in zip(entrants, lanes, strict=True)
     )
     if roofs is not None:
         rows = roofs.over(rows)
@@ -129,6 +131,7 @@ class _Feeding:
 
     Attributes:
         timed: by load; empty before it was called.
+        prepare_ms: by the batching of a pass, what making its inputs takes.
         source: where inputs came from, ``golden`` or ``synthetic``; empty before it was called.
     """
 
@@ -146,7 +149,18 @@ class _Feeding:
         self._every = dict.fromkeys(load for each in loads for beside in each for load in beside)
         self._plan, self._data, self._columns, self._scratch = plan, data, columns, scratch
         self.timed: dict[Load, list[Path]] = {}
+        self.prepare_ms: dict[str, float] = {}
         self.source = ""
+
+    def prepared(self, row: Row) -> Row:
+        """The row, its passes with what making their inputs takes: the same for every candidate."""
+
+        def told(cell: Cell) -> Cell:
+            if cell.workload is None:
+                return cell
+            return replace(cell, workload={**cell.workload, "prepare_ms": self.prepare_ms[cell.batching]})
+
+        return replace(row, cells=tuple(map(told, row.cells)), beside=tuple(map(told, row.beside)))
 
     def __call__(self, specs: tuple[TensorSpec, ...]) -> Feeds:
         # The artifact's own description says which dimension is what; a file of another origin may not.
@@ -157,6 +171,10 @@ class _Feeding:
         made = Examples(named, self._model, golden, place, self._data, self._plan.seed, self._columns)
         for number, load in enumerate(self._every):
             self.timed[load] = save(self._scratch, f"load-{number}", made.of(load))
+            if isinstance(load, Workload):
+                began = time.perf_counter()
+                load.feeds()
+                self.prepare_ms[load.batching.spelled] = (time.perf_counter() - began) * 1e3
         compared = save(self._scratch, "compared", made.to_compare(self._plan.shapes[0]))
         self.source = made.source
         return Feeds(self.timed, compared)
@@ -258,6 +276,7 @@ def _cell(load: Load, lane: Lane, base: Lane, theirs: Sequence[Load], plan: Plan
         shape=str(load),
         batch=load.batch,
         first_s=lane.first_s[load],
+        copy_ms=lane.copy_ns[load] / 1e6 if load in lane.copy_ns else None,
         warm_ns=lane.warm[load],
         rounds_ns=rounds,
         summary=summarize(rounds),

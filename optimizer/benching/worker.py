@@ -11,14 +11,16 @@ the same few requests, or by calling :func:`main` with what opens its models, in
     {"do": "time", "shape": "8x128", "seconds": 0.25, "samples": 8}  → {"ok": true, "ns": […]}
     {"do": "serve", "shape": "8x128", "qps": 50.0, "queries": 64, "seed": "0:1", "streams": 1}
                                                          → {"ok": true, "scheduled": […], "issued", "done", "lag"}
+    {"do": "copies", "shape": "8x128", "seconds": 0.2}   → {"ok": true, "bound_ns": […], "copied_ns": […]}
     {"do": "answer", "feeds": "….npz", "out": "….npz"}   → {"ok": true}
     {"do": "runs"}                                       → {"ok": true, "runs": {"int8": 36, …} or null}
     {"do": "close"}                                      → {"ok": true}
 
 What "pass" names is timed like a shape: one call of it feeds every file of the list, inputs and outputs copied as in
 serving. "serve" is an open loop (:mod:`optimizer.benching.openloop`) over a shape, answered in nanoseconds from its
-beginning. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries ``peak_rss``
-in bytes. A failure answers ``{"ok": false, "error", "hint"}``, and the process lives on.
+beginning. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries
+``peak_rss`` in bytes. "copies" times calls with and without the copies of inputs and outputs in turns. A failure
+answers ``{"ok": false, "error", "hint"}``, and the process lives on.
 """
 
 from __future__ import annotations
@@ -159,6 +161,7 @@ class Worker:
         self._opener = opener
         self._session: Session | None = None
         self._calls: dict[str, Callable[[], None]] = {}
+        self._fed: dict[str, dict[str, NDArray[np.generic]]] = {}
         #: What makes one more call of the same, for another thread.
         self._binding: dict[str, Callable[[], Callable[[], None]]] = {}
         #: Of a pass: its first call, which is enough to settle.
@@ -173,6 +176,7 @@ class Worker:
             "warm": self._warm,
             "time": self._time,
             "serve": self._serve,
+            "copies": self._copies,
             "answer": self._answer,
             "runs": self._runs,
             "close": self._close,
@@ -204,6 +208,7 @@ class Worker:
         started = time.perf_counter()
         outputs = self._opened.run(feeds)
         first = time.perf_counter() - started
+        self._fed[request["shape"]] = feeds
         bind = self._binding[request["shape"]] = functools.partial(self._opened.bind, feeds)
         self._calls[request["shape"]] = bind()
         return {"first_s": first, "outputs": {name: list(array.shape) for name, array in outputs.items()}}
@@ -246,6 +251,22 @@ class Worker:
                 settle(call)
             return drive(scheduled, calls, SystemClock() if streams == 1 else SystemClock(spin_ns=0)).to_json()
 
+    def _copies(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        bound = self._calls[request["shape"]]
+        feeds, run, clock = self._fed[request["shape"]], self._opened.run, time.perf_counter_ns
+        times: dict[str, JSON] = {"bound_ns": [], "copied_ns": []}
+        with undisturbed():
+            settle(bound)
+            end = clock() + int(request["seconds"] * 1e9)
+            while clock() < end or len(times["bound_ns"]) < _WINDOW_CALLS:
+                started = clock()
+                bound()
+                between = clock()
+                run(feeds)
+                times["copied_ns"].append(clock() - between)
+                times["bound_ns"].append(between - started)
+        return times
+
     def _answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
         import numpy as np
 
@@ -259,6 +280,7 @@ class Worker:
     def _close(self, request: dict[str, JSON]) -> dict[str, JSON]:
         del request
         self._calls.clear()
+        self._fed.clear()
         self._binding.clear()
         self._settling.clear()
         self._opened.close()

@@ -89,10 +89,8 @@ def render_bench(report: BenchReport, output: Output) -> None:
     for line in (*_batchings(report), *_arrivals(report)):
         console.print(line, style="dim", soft_wrap=True)
     for floor in report.floors:
-        share = f"{floor.share:.1%}" if floor.share is not None else "unknown"
-        interval = f" ({floor.low:.3f} to {floor.high:.3f})" if floor.share is not None else ""
-        said = f"{floor.about} against itself {floor.value:.3f}×{interval}"
-        console.print(f"noise floor at {shape_text(floor.shape)}: {share}; {escape(said)}", style="dim", soft_wrap=True)
+        said = f"{floor.below}; {floor.about} against itself {floor.value:.3f}× ({floor.interval})"
+        console.print(f"noise floor at {shape_text(floor.shape)}: {escape(said)}", style="dim", soft_wrap=True)
     _render_gates(report, output)
     for row in report.rows:
         if row.error:
@@ -256,6 +254,8 @@ def _batchings(report: BenchReport) -> list[str]:
             against = ", ".join(f"{ratio.value:.2f}× its {way}" for way, ratio in cell.against.items())
             padding = f"{cell.workload['padding']:.2f} steps computed a step"
             line = f"{row.label}: {cell.batching}, {padding}, {cell.rows_per_s:.0f} rows/s"
+            if (prepare_ms := cell.workload.get("prepare_ms")) is not None:
+                line += f", and {prepare_ms / cell.batch:.2g} ms a row to make its inputs"
             lines.append(escape(f"{line}; {against}" if against else line))
     return lines
 

@@ -42,6 +42,7 @@ class FakeModel:
         load_s: seconds that opening takes.
         latency_s: seconds a call takes at least.
         row_s: seconds a call takes beside that for each row of its batch.
+        copy_s: seconds that :meth:`FakeSession.run` takes beside that, for copies that a bound call does not make.
         noise: σ of the log-normal factor on a call's seconds.
         spikes: ``[probability, factor]``: calls that take ``factor`` times as long.
         wait: ``busy`` holds a core like a model would, ``sleep`` gives it away.
@@ -62,6 +63,7 @@ class FakeModel:
     load_s: float = 0.0
     latency_s: float = 0.0
     row_s: float = 0.0
+    copy_s: float = 0.0
     noise: float = 0.0
     spikes: list[float] = field(default_factory=lambda: [0.0, 1.0])
     wait: str = "busy"
@@ -113,6 +115,7 @@ class FakeSession:
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         check_feeds(self.inputs, feeds, {})
         self._spend(_rows(feeds))
+        _wait(self._model.copy_s, self._model.wait)
         return self._answer(feeds)
 
     def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ import pytest
 from optimizer.benching.agreement import Agreement
 from optimizer.benching.gates import Floor, Gate, Limits, Outcome, exit_code_of, share_of, worst_of
 from optimizer.benching.judging import Counts, Look, floor_of, hard_gates, slower_gates
+from optimizer.benching.openloop import OpenLoop
 from optimizer.benching.report import Cell, Row
 from optimizer.benching.stats import summarize
 from optimizer.errors import BadInput
@@ -185,3 +186,11 @@ def test_a_share_without_its_unit_is_refused(text):
     with pytest.raises(BadInput, match="--fail-if-slower") as raised:
         share_of(text, "--fail-if-slower", "%", "5%")
     assert raised.value.hint == "write --fail-if-slower 5%"
+
+
+def test_latencies_of_invalid_arrivals_say_nothing():
+    loop = OpenLoop(100.0, 100.0, 50.0, 64, {"p50": 0.1, "p99": 9.0, "max": 20.0}, 40, reason="overloaded")
+    (gate,) = slower(row("head", replace(cell(2.0), open_loop=loop)))
+    assert gate.outcome is Outcome.INCONCLUSIVE
+    assert "INVALID: overloaded" in gate.says
+    assert slower(row("head", replace(cell(2.0), open_loop=replace(loop, reason=""))))[0].outcome is Outcome.REGRESSION

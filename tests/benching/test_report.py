@@ -148,4 +148,4 @@ def test_markdown_shows_speed_agreement_failures_and_doubts():
 def test_percentiles_without_enough_samples_stay_empty_in_markdown():
     text = to_markdown(made())
     (line,) = [line for line in text.splitlines() if line.startswith("| `base` | 2 × 16")]
-    assert line == "| `base` | 2 × 16 | 60 | 4 | 4 | 4 |  |  | 500 |"
+    assert line == "| `base` | 2 × 16 | 60 | 4 | 4 | 4 |  |  | 500 |  |"

@@ -153,3 +153,12 @@ def test_the_terminal_shows_floor_gates_and_verdict(tmp_path, fake, capsys):
     assert "noise floor at 1 × 4: " in said
     assert "slower at 1x4: +" in said
     assert "REGRESSION against fake:" in said
+
+
+def test_copies_are_told_apart_from_the_call(tmp_path, fake):
+    report = bench(Store(tmp_path / "s"), fake("copying", 0.002, copy_s=0.02), fake("bound", 0.002), duration=0.05)
+    copying, bound = (row.cells[0] for row in report.rows)
+    assert copying.copy_ms == pytest.approx(20, rel=0.3)
+    assert abs(bound.copy_ms) < 5
+    assert copying.summary.p50_ms < 10
+    assert BenchReport.from_json(json.loads(json.dumps(report.to_json()))) == report

@@ -26,6 +26,7 @@ COLUMNS = (
     "threads", "rounds", "cpu", "cores", "cpu_features", "governor", "memory", "gpu", "gpu_driver", "platform",
     "python", "versions",
     "qps", "scheduled_qps", "achieved_qps", "load", "queue_max", "lag_p99_ms", "valid",
+    "copy_ms", "prepare_ms",
 )  # fmt: skip
 
 #: The columns of a comparison, likewise.
@@ -115,6 +116,8 @@ def _time(cell: Cell) -> dict[str, object]:
         "spread": summary.spread,
         "rows_per_s": cell.rows_per_s,
         "first_s": cell.first_s,
+        "copy_ms": cell.copy_ms,
+        "prepare_ms": (cell.workload or {}).get("prepare_ms"),
         **({"speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high} if ratio else {}),
     }
 

@@ -184,6 +184,7 @@ def _time(cell: Cell) -> dict[str, str]:
         "p50": brief(summary.p50_ms),
         **{name: brief(value) for name, value in summary.percentiles_ms.items()},
         "rows/s": f"{cell.rows_per_s:,.4g}",
+        "copies ms": "" if cell.copy_ms is None else f"{cell.copy_ms:.2g}",
         "× baseline": f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
         "asked/s": f"{loop.qps:g}" if loop else "",
         "lag p99 ms": f"{loop.lag_ms['p99']:.3f}" if loop else "",
@@ -208,14 +209,10 @@ def _roofs(report: BenchReport) -> str:
 
 def _floors(report: BenchReport) -> Iterator[str]:
     for floor in report.floors:
-        said = f"{floor.about} at {shape_text(floor.shape)}: {floor.value:.3f} times itself"
-        if floor.share is None:
-            yield f"{said}; with so few rounds nothing is known of the noise."
-        else:
-            yield (
-                f"{said}, {floor.low:.3f} to {floor.high:.3f}; a slowdown below {floor.share:.1%} cannot be told from "
-                "noise."
-            )
+        yield (
+            f"{floor.about} at {shape_text(floor.shape)}: {floor.value:.3f} times itself, {floor.interval}; "
+            f"a slowdown below {floor.below} cannot be told from noise."
+        )
 
 
 def _settings(report: BenchReport) -> str:

@@ -40,7 +40,7 @@ def to_markdown(report: BenchReport) -> str:
         ),
         "",
         *md_table(
-            ["candidate", "shape", "samples", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s"],
+            ["candidate", "shape", "samples", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s", "copies ms"],
             [_detail(row, cell) for row in report.rows for cell in (*row.cells, *row.beside)],
         ),
         "",
@@ -97,8 +97,8 @@ def _floors(report: BenchReport) -> list[str]:
             shape_text(floor.shape),
             f"`{floor.about}`",
             f"{floor.value:.3f} ×",
-            "not known" if floor.share is None else f"{floor.low:.3f} to {floor.high:.3f}",
-            "" if floor.share is None else f"{floor.share:.1%}",
+            floor.interval,
+            floor.below,
         ]
         for floor in report.floors
     ]
@@ -223,6 +223,7 @@ def _detail(row: Row, cell: Cell) -> list[str]:
         brief(summary.p50_ms),
         *("" if p is None else brief(p) for p in percentiles),
         f"{cell.rows_per_s:.4g}",
+        "" if cell.copy_ms is None else f"{cell.copy_ms:.2g}",
     ]
 
 
