@@ -180,4 +180,4 @@ def test_a_noise_floor_that_is_not_known_is_no_number(report, suffix):
     text = formats()[suffix].bench(replace(report, floors=(floor,)))
     assert "None" not in text
     if suffix == ".md":
-        assert "| 1.002 × | not known |  |" in text
+        assert "| 1.002 × | not known | unknown |" in text
