@@ -19,7 +19,7 @@ __all__ = ["batch_plots", "change_plot", "color_of", "latency_plots", "roof_name
 #: Colours there are; candidates beyond them take the first again, and are told apart by their numbers.
 _COLORS = 8
 #: Pixels of a candidate's words, of the shape of its times below them, and of both with the room around them.
-_WORDS, _SHAPE, _LANE = 18, 34, 60
+_WORDS, _SHAPE, _LANE = 34, 34, 78
 #: Pixels of a line of a comparison.
 _CHANGE = 34
 #: Bins of the shape of a candidate's times, over all the times at a shape.
@@ -65,8 +65,8 @@ def _lane(place: int, number: int, row: Row, cell: Cell, times: Sequence[float],
     said = ", ".join(f"{name} {brief(value)}" for name, value in marked.items())
     kind = color_of(number)
     parts = [
-        f'<text class="{kind}" x="0" y="{top + 13}"><tspan class="bold">{number} {escape(row.label)}</tspan>'
-        f'<tspan class="dim" dx="8">{said}</tspan></text>',
+        f'<text class="{kind}" x="0" y="{top + 13}"><tspan class="bold">{number} {escape(row.label)}</tspan></text>',
+        f'<text x="0" y="{top + 28}">{said}</text>',
         # The shape has a coordinate system of its own, as a polygon takes no percentages.
         f'<svg x="0" y="{top + _WORDS}" width="100%" height="{_SHAPE}" viewBox="0 0 {_BINS} 1" '
         f'preserveAspectRatio="none"><polygon class="{kind}" points="{_outline(times, axis)}"/></svg>',

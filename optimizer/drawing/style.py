@@ -27,6 +27,7 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; break-after: avoid; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .facts div { background: var(--soft); border-radius: .5rem; padding: .7rem .9rem; }
 .facts b { display: block; font-size: 1.25rem; } .facts span { color: var(--dim); font-size: .85rem; }
+.facts div { overflow-wrap: anywhere; }
 ul.plain { list-style: none; padding: 0; } ul.plain li { break-inside: avoid; margin: .5rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -61,7 +62,7 @@ svg text.best { fill: var(--best); font-weight: 700; }
 svg circle.inconclusive { fill: var(--inconclusive); } svg .bound.inconclusive { stroke: var(--inconclusive); }
 svg text.inconclusive { fill: var(--inconclusive); }
 .lanes { padding: .6rem .5rem 3rem; } .lanes svg { width: 100%; }
-svg text .bold { font-weight: 600; } svg text .dim { fill: var(--dim); }
+svg text .bold { font-weight: 600; }
 svg .roof { stroke: var(--dim); stroke-width: 1.5; stroke-dasharray: 6 3; } svg .curve { stroke-width: 2; }
 svg polygon { fill-opacity: .3; stroke: none; } svg .mark { stroke-width: 2; }
 i.c0.c0, .key .c0 { color: var(--c0); } svg circle.c0, svg text.c0, svg polygon.c0 { fill: var(--c0); }

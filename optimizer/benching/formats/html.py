@@ -10,12 +10,13 @@ from optimizer.benching.gates import Accuracy, Gate, Outcome
 from optimizer.benching.plots import batch_plots, change_plot, color_of, latency_plots, roof_names, roofline_plot
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
-from optimizer.benching.stats import brief
+from optimizer.benching.stats import PERCENTILES, brief
 from optimizer.benching.writing import Format
 from optimizer.drawing.page import bullets, document, escape, facts, machine, number_cell, prose, section
 
 __all__ = ["FORMAT", "comparison_to_html", "gate_list", "to_html"]
 
+_PERCENTILES = tuple(f"p{percentile:g}" for percentile in PERCENTILES)
 _ORDER = (Outcome.REGRESSION, Outcome.INCONCLUSIVE, Outcome.PASS)
 
 
@@ -182,7 +183,9 @@ def _time(cell: Cell) -> dict[str, str]:
         "calls": f"{summary.samples:,}",
         "mean ms": brief(summary.mean_ms),
         "p50": brief(summary.p50_ms),
-        **{name: brief(value) for name, value in summary.percentiles_ms.items()},
+        **{
+            name: brief(summary.percentiles_ms[name]) if name in summary.percentiles_ms else "" for name in _PERCENTILES
+        },
         "rows/s": f"{cell.rows_per_s:,.4g}",
         "copies ms": "" if cell.copy_ms is None else f"{cell.copy_ms:.2g}",
         "× baseline": f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
@@ -226,7 +229,8 @@ def comparison_to_html(report: Comparison) -> str:
     """The verdict and its gates, every change, and what to be careful about."""
     said = f'<span class="verdict {report.verdict.value}">{report.verdict.value}</span> ' if report.verdict else ""
     allowed = f"; {report.tolerance:.1%} more time is allowed" if report.tolerance is not None else ""
-    line = f"{report.base.created[:16]} and {report.head.created[:16]} UTC{allowed}".replace("T", " ")
+    runs = " and ".join(each.created[:16].replace("T", " ") for each in (report.base, report.head))
+    line = f"{runs} UTC{allowed}"
     drift = [f"{report.reference} at {shape_text(at)}: {share:+.1%}" for at, share in report.drift.items()]
     body = [
         f'<h1>{said}Comparison</h1>\n<p class="dim">{escape(line)}</p>',
