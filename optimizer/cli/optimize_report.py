@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
 from optimizer.search.columns import Column, filled
-from optimizer.search.verdict import Outcome
+from optimizer.search.gates import Outcome
 from optimizer.types import JSON
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from optimizer.search.verdict import POWER, Bounded, Gate, Outcome, drop_outcome, drop_says
+from optimizer.search.gates import POWER, Bounded, Gate, Outcome, drop_outcome, drop_says
 from optimizer.task import Metric
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from optimizer.benching.report import Row
 from optimizer.benching.roofline import roofline_s
 from optimizer.errors import GateFailed
 from optimizer.search.accuracy import Answers, Scores
-from optimizer.search.verdict import Gate
+from optimizer.search.gates import Gate
 from optimizer.task import Metric
 from optimizer.types import JSON
 

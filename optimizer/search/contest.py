@@ -16,9 +16,10 @@ from optimizer.search import timing
 from optimizer.search.accuracy import Scores
 from optimizer.search.contender import Contender, Rules
 from optimizer.search.evalset import EvalSet
+from optimizer.search.gates import Outcome, outcome_of
 from optimizer.search.judge import Judge
 from optimizer.search.race import Escalate, Race, too_small
-from optimizer.search.verdict import Decision, Outcome, Standing, decide, outcome_of
+from optimizer.search.verdict import Decision, Standing, decide
 from optimizer.stage import Progress
 from optimizer.types import JSON
 

@@ -12,11 +12,11 @@ from optimizer.artifact import Artifact
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.files import disk_errors, write_text
 from optimizer.ref import Ref
+from optimizer.search.gates import Outcome
 from optimizer.search.html import to_html
 from optimizer.search.options import Optimize
 from optimizer.search.rebuild import recipe_of
 from optimizer.search.report import OptimizeReport
-from optimizer.search.verdict import Outcome
 from optimizer.store import Store
 
 __all__ = ["BEST_ALIAS", "RECIPE_NAME", "VERDICT_NAME", "check_writable", "keep", "kept", "write_copies"]

@@ -18,9 +18,9 @@ from optimizer.errors import BadInput, MlOptError
 from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
 from optimizer.search.bootstrap import bootstrapped_drop
 from optimizer.search.evalset import EvalSet
+from optimizer.search.gates import Bounded, drop_outcome, drop_says, paired_drop
+from optimizer.search.gates import Outcome as Known
 from optimizer.search.looks import final_confidence
-from optimizer.search.verdict import Bounded, drop_outcome, drop_says, paired_drop
-from optimizer.search.verdict import Outcome as Known
 from optimizer.stage import Progress
 from optimizer.task import Metric, get_task
 from optimizer.types import JSON

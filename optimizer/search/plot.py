@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer.drawing.svg import circle, key, laid_out, line, text, ticks
-from optimizer.search.verdict import is_drop
+from optimizer.search.gates import is_drop
 from optimizer.types import JSON
 
 __all__ = ["pareto"]

@@ -13,8 +13,8 @@ from optimizer.benching.report import BenchReport
 from optimizer.errors import BadInput, MlOptError
 from optimizer.search import timing
 from optimizer.search.contender import Contender, Rules
+from optimizer.search.gates import Outcome, misses, outcome_of
 from optimizer.search.judge import Judge
-from optimizer.search.verdict import Outcome, misses, outcome_of
 from optimizer.stage import Progress
 
 __all__ = ["Escalate", "Race", "too_small"]

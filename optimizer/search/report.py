@@ -12,7 +12,7 @@ from optimizer.errors import BadInput, Damaged
 from optimizer.files import write_report
 from optimizer.search.candidates import Plan
 from optimizer.search.decode import decoded
-from optimizer.search.verdict import Bounded, Gate, Outcome, is_drop
+from optimizer.search.gates import Bounded, Gate, Outcome, is_drop
 from optimizer.types import JSON
 
 __all__ = ["SCHEMA", "CandidateReport", "OptimizeReport", "PlanReport", "Speed"]

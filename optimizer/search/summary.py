@@ -11,10 +11,10 @@ from optimizer.data.batching import Batching
 from optimizer.search.bootstrap import bounded
 from optimizer.search.candidates import Idea, Plan
 from optimizer.search.contest import Contender, Contest, Rules
+from optimizer.search.gates import Bounded, Outcome, outcome_of, share
 from optimizer.search.rebuild import commands_of
 from optimizer.search.report import CandidateReport, OptimizeReport, Speed
 from optimizer.search.timing import ratio_of
-from optimizer.search.verdict import Bounded, Outcome, outcome_of, share
 from optimizer.store import Store
 from optimizer.task import FIDELITY
 from optimizer.types import JSON

@@ -24,10 +24,10 @@ import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput, MissingPiece, MlOptError, UnknownName
 from optimizer.recipe import run_recipe
+from optimizer.search.gates import Outcome, paired_drop
 from optimizer.search.keep import _stale
 from optimizer.search.options import Optimize, seconds_of
 from optimizer.search.run import _notes
-from optimizer.search.verdict import Outcome, paired_drop
 from optimizer.store import Store
 from optimizer.tasks._accuracy import ACCURACY
 from optimizer.tasks._similarity import SPEARMAN

@@ -16,9 +16,9 @@ import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput, Damaged
 from optimizer.recipe import run_recipe
+from optimizer.search.gates import Outcome
 from optimizer.search.html import to_html
 from optimizer.search.report import SCHEMA, OptimizeReport
-from optimizer.search.verdict import Outcome
 from optimizer.store import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "verdict-1.json"

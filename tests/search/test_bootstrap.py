@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from optimizer.search.bootstrap import bootstrapped_drop, bootstrapped_gate, bounded, draws_for
+from optimizer.search.gates import Outcome
 from optimizer.search.looks import final_confidence
-from optimizer.search.verdict import Outcome
 from optimizer.task import Metric
 from optimizer.tasks._entities import ENTITY_F1
 from optimizer.tasks._similarity import SPEARMAN

@@ -25,7 +25,7 @@ from optimizer.runtimes.fake import FakeModel, FakeSession
 from optimizer.search.bootstrap import bootstrapped_gate
 from optimizer.search.contest import Contender, Contest, Rules, hold
 from optimizer.search.evalset import EvalSet
-from optimizer.search.verdict import Outcome
+from optimizer.search.gates import Outcome
 from optimizer.stage import silent
 from optimizer.tasks._accuracy import ACCURACY
 from optimizer.tasks._entities import ENTITY_F1, Tagged
@@ -214,7 +214,7 @@ def test_only_what_may_be_best_answers_every_row(tmp_path: Path, plant: Callable
 
 def test_the_error_is_shared_by_those_that_may_win(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
     """Zero of 600 rows lost: good enough for a budget of .01 alone, and not among thirty."""
-    from optimizer.search.verdict import paired_drop
+    from optimizer.search.gates import paired_drop
 
     rows = rows_of(tmp_path, 600)
     alone = contest(plant("original"), [plant("right", latency_s=0.001)], rows, max_drop=0.0046)
@@ -230,8 +230,8 @@ def test_the_error_is_shared_by_those_that_may_win(tmp_path: Path, plant: Callab
 
 def test_two_lost_and_two_won_of_600_pass_among_eight(tmp_path: Path) -> None:
     """What static int8 does to a sentiment classifier must stay a PASS."""
+    from optimizer.search.gates import drop_gate
     from optimizer.search.looks import final_confidence
-    from optimizer.search.verdict import drop_gate
 
     original = [1.0] * 598 + [0.0] * 2
     candidate = [0.0] * 2 + [1.0] * 598

@@ -12,7 +12,7 @@ import pytest
 
 from optimizer.benching.stats import Ratio
 from optimizer.search.decode import decoded
-from optimizer.search.verdict import Bounded, Outcome
+from optimizer.search.gates import Bounded, Outcome
 from optimizer.types import JSON
 
 

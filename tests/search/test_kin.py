@@ -17,8 +17,8 @@ from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.runtime import Candidate, Provider
 from optimizer.search.candidates import STATIC, Idea, StepOf
 from optimizer.search.contest import Contender, Contest, Rules, hold
+from optimizer.search.gates import Outcome
 from optimizer.search.kin import Kin
-from optimizer.search.verdict import Outcome
 from optimizer.stage import silent
 from optimizer.types import Precision
 
