@@ -88,10 +88,15 @@ def _usage(words: str, target: str) -> list[str]:
 
 
 def _options(options: type[Options]) -> list[str]:
-    lines = ["## Options", "", "| flag | value | default | meaning |", "|---|---|---|---|"]
-    for field in options.fields():
-        lines.append(f"| {_flag(field)} | {_value(field)} | {_default(field)} | {_cell(field.opt.help)} |")
-    return [*lines, ""]
+    lines: list[str] = []
+    for heading in (None, *options.panels):
+        lines += [f"### {heading}" if heading else "## Options", ""]
+        lines += ["| flag | value | default | meaning |", "|---|---|---|---|"]
+        for field in options.fields():
+            if options.panel(field.name) == heading:
+                lines.append(f"| {_flag(field)} | {_value(field)} | {_default(field)} | {_cell(field.opt.help)} |")
+        lines.append("")
+    return lines
 
 
 def _flag(field: OptionField) -> str:

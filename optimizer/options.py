@@ -20,7 +20,7 @@ import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON, Kind
@@ -134,7 +134,13 @@ O = TypeVar("O", bound="Options")  # noqa: E741 - the conventional letter here i
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(opt,))
 class Options:
-    """Base of every parameter set: subclasses become frozen, keyword-only dataclasses, checked when built."""
+    """Base of every parameter set: subclasses become frozen, keyword-only dataclasses, checked when built.
+
+    Attributes:
+        panels: heading → names of parameters that ``--help`` shows under it; those under none come first.
+    """
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -153,6 +159,11 @@ class Options:
     def fields(cls) -> tuple[OptionField, ...]:
         """The declared parameters, in the order they were written."""
         return _fields(cls)  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for that of the class
+
+    @classmethod
+    def panel(cls, name: str) -> str | None:
+        """The heading of a parameter; None where it has none of its own."""
+        return next((heading for heading, names in cls.panels.items() if name in names), None)
 
     @classmethod
     def from_mapping(cls: type[O], values: Mapping[str, Any], where: str = "") -> O:

@@ -189,3 +189,14 @@ def test_unknown_option_is_an_unknown_name() -> None:
     with pytest.raises(UnknownName) as caught:
         Sample.from_mapping({"nope": 1})
     assert caught.value.exit_code == 2
+
+
+def test_headings_of_help_name_parameters_that_exist():
+    from optimizer.check import discover as checks
+    from optimizer.stage import discover as stages
+
+    for does in (*checks().values(), *stages().values()):
+        names = {field.name for field in does.options.fields()}
+        listed = [name for group in does.options.panels.values() for name in group]
+        assert set(listed) <= names, does.name
+        assert len(listed) == len(set(listed)), does.name

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
 from optimizer.benching.gates import Limits, share_of
@@ -94,6 +94,17 @@ class Bench(Options):
     timeout: float = opt(300.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
     report: tuple[Path, ...] = report_opt()
     github: bool = github_opt()
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "What is timed": ("shape", "shapes_from", "batching", "scenario", "qps", "streams"),
+        "Gates": (
+            "fail_if_slower", "fail_if_worse", "fail_if_larger", "fail_if_degraded", "min_agreement", "min_cosine",
+            "metric", "self_check",
+        ),
+        "How it is timed": (
+            "threads", "duration", "min_samples", "rounds", "max_rounds", "roofline", "seed", "timeout",
+        ),
+    }  # fmt: skip
 
     def check(self) -> None:
         for text in self.shape:
@@ -237,7 +248,8 @@ CHECK = Check(
     help="Measure latency, throughput, memory, size and agreement, one process a candidate, in interleaved rounds.",
     details="A reference may carry a provider (minilm:fp32+openvino:bf16); source is the PyTorch model that the first "
     "reference was exported from, torch:FOLDER any other one (source:bf16, source:compiled, source:compiled-bf16 too), "
-    "and an .onnx file is taken as it is. Exit code 1 when a candidate could not be measured.",
+    "and an .onnx file is taken as it is. Exit code 1 when a candidate could not be measured or breaks a limit, 3 when "
+    "it cannot be told whether one does.",
     options=Bench,
     run=_run,
     lines=annotations_of,

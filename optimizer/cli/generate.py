@@ -116,7 +116,7 @@ def stage_command(stage: Stage) -> Callable[..., int]:
         metavar="MODEL" if from_source else "REF", help=help, autocompletion=None if from_source else complete_ref
     )
     parameters = [_parameter("source", Annotated[str, argument], inspect.Parameter.empty)]
-    parameters += [_option(field) for field in stage.options.fields()]
+    parameters += [_option(field, stage.options) for field in stage.options.fields()]
     if from_source:
         named = typer.Option("--name", help="The model's name in the store.", show_default="the source's own name")
         parameters.append(_parameter("name", Annotated[str | None, named], None))
@@ -149,7 +149,7 @@ def check_command(check: Check) -> Callable[..., int]:
     )
     annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
     parameters = [_parameter("refs", annotation, inspect.Parameter.empty)]
-    parameters += [_option(field) for field in check.options.fields()]
+    parameters += [_option(field, check.options) for field in check.options.fields()]
     return _with_parameters(command, [*parameters, *_common_parameters()])
 
 
@@ -172,7 +172,7 @@ def _given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _option(field: OptionField) -> inspect.Parameter:
+def _option(field: OptionField, options: type[Options]) -> inspect.Parameter:
     """One flag. Choices and ranges are checked by the options class alone, so that every door says the same."""
     kind: Any = bool if field.element is bool else Path if field.element is Path else field.element
     if kind not in (bool, int, float, Path):
@@ -195,7 +195,8 @@ def _option(field: OptionField) -> inspect.Parameter:
         else:
             shown = " ".join(map(str, default)) if field.many else str(getattr(default, "value", default))
         help += f" [default: {shown}]"
-    option = typer.Option(*names, help=plain(help), show_default=False, metavar=metavar)
+    panel = options.panel(field.name)
+    option = typer.Option(*names, help=plain(help), show_default=False, metavar=metavar, rich_help_panel=panel)
     annotation: Any = Annotated[list[kind] | None, option] if field.many else Annotated[kind | None, option]
     return _parameter(field.name, annotation, None)
 

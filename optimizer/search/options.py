@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from optimizer.benching.shape import Shape
 from optimizer.data.columns import column_opt, named_columns
@@ -70,6 +71,12 @@ class Optimize(Options):
     roofline: bool = opt(True, "Say what share of this machine's GEMM peak each candidate reaches.")
     seed: int = opt(0, "Of the order and of the bootstrap.", ge=0)
     timeout: float = opt(600.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Budgets": ("max_drop", "min_agreement", "min_cosine", "metric", "confidence", "objective"),
+        "What is tried": ("precision", "target", "device", "time_budget", "dry_run"),
+        "How it is timed": ("shape", "shapes_from", "threads", "duration", "rounds", "roofline", "seed", "timeout"),
+    }
 
     def check(self) -> None:
         if self.max_drop is not None and self.eval is None:
