@@ -181,3 +181,8 @@ def test_a_noise_floor_that_is_not_known_is_no_number(report, suffix):
     assert "None" not in text
     if suffix == ".md":
         assert "| 1.002 × | not known | unknown |" in text
+
+
+def test_every_column_is_documented():
+    text = (HERE.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert [name for name in COLUMNS if f"`{name}`" not in text] == []
