@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimizer.benching.evidence import ERROR, holm
-from optimizer.benching.facts import doubts
+from optimizer.benching.facts import doubts, scenario_name
 from optimizer.benching.gates import Gate, Outcome, exit_code_of, worst_of
 from optimizer.benching.report import BenchReport, Cell, Doubt, Row
 from optimizer.benching.scenario import Scenario
@@ -152,7 +152,7 @@ def compare_reports(
     """
     if base.scenario != head.scenario or base.settings.get("qps") != head.settings.get("qps"):
         raise BadInput(
-            f"times of different scenarios do not compare: {_scenario(base)} and {_scenario(head)}",
+            f"times of different scenarios do not compare: {scenario_name(base)} and {scenario_name(head)}",
             "measure both with the same --scenario and --qps",
         )
     differing = _machines(base, head)
@@ -162,8 +162,11 @@ def compare_reports(
             "measure both on one machine, best in one run (ml-opt bench HEAD --against BASE), or add --cross-machine",
         )
     reference = _reference(base, head)
-    label = reference[0].label if reference else ""
-    pairs = [pair for pair in _pairs(base, head) if pair[0].label != label] or list(_pairs(base, head))
+    pairs = list(_pairs(base, head))
+    if reference is not None:
+        others = [pair for pair in pairs if pair[0].label != reference[0].label]
+        # Where nothing else is in both, the reference itself is what is compared, and through nothing.
+        reference, pairs = (reference, others) if others else (None, pairs)
     if not pairs:
         raise BadInput(
             "the two reports hold no candidate at a shape in common",
@@ -171,22 +174,17 @@ def compare_reports(
         )
     by_mean = Scenario(head.scenario) is Scenario.OFFLINE
     seed = int(head.settings.get("seed", 0))
-    found = [_change(*pair, reference if pair[0].label != label else None, by_mean, seed) for pair in pairs]
+    found = [_change(*pair, reference, by_mean, seed) for pair in pairs]
     return Comparison(
         base=base,
         head=head,
         changes=tuple(change for change, _ in found),
-        reference=label,
+        reference=reference[0].label if reference else "",
         drift=_drift(reference, by_mean),
         tolerance=tolerance,
         gates=() if tolerance is None else tuple(_gates(found, tolerance)),
         cautions=(*differing, *_cautions(base, head, reference)),
     )
-
-
-def _scenario(report: BenchReport) -> str:
-    qps = report.settings.get("qps")
-    return f"{report.scenario} at {qps:g}/s" if qps else report.scenario
 
 
 def _contents(report: BenchReport) -> str:
@@ -350,7 +348,7 @@ def _cautions(base: BenchReport, head: BenchReport, reference: tuple[Row, Row] |
     )
     if reference is None:
         yield (
-            f"No row has the same key in both, so that times are compared as they are, drift and all; "
+            f"No other row has the same key in both, so that times are compared as they are, drift and all; "
             f"{ALLOWANCE[False]:.0%} is allowed for it on both sides of every interval."
         )
     versions = [report.environment["versions"] for report in (base, head)]

@@ -8,7 +8,7 @@ from optimizer.benching.report import BenchReport
 from optimizer.benching.scenario import Scenario
 from optimizer.types import JSON
 
-__all__ = ["doubts", "machine_facts", "machine_name", "setting_facts", "unit_of", "version_text"]
+__all__ = ["doubts", "machine_facts", "machine_name", "scenario_name", "setting_facts", "unit_of", "version_text"]
 
 
 def machine_facts(environment: Mapping[str, JSON]) -> dict[str, str]:
@@ -37,6 +37,12 @@ def machine_name(report: BenchReport) -> str:
     cpu = report.environment["cpu"]
     gpus = "".join(f", {gpu['name']}" for gpu in report.environment["gpus"])
     return f"{cpu['model']}, {cpu['cores']} cores{gpus}, {report.settings['threads']} threads"
+
+
+def scenario_name(report: BenchReport) -> str:
+    """The scenario, and of an open loop how many queries came a second: times of others do not compare."""
+    qps = report.settings.get("qps")
+    return f"{report.scenario} at {qps:g}/s" if qps else report.scenario
 
 
 def version_text(environment: Mapping[str, JSON]) -> str:

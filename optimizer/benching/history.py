@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from optimizer.benching.facts import machine_name
+from optimizer.benching.facts import machine_name, scenario_name
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shift import Shift, find_shift, least_p
@@ -144,7 +144,7 @@ def history(ref: str, store: Store) -> History:
     for number, report in reports:
         for row, cell in _cells(report, variant):
             place = " in ".join(filter(None, (cell.shape, cell.batching)))
-            series = (machine_name(report), row.label, place, _scenario(report))
+            series = (machine_name(report), row.label, place, scenario_name(report))
             by_mean = report.scenario == Scenario.OFFLINE
             ms = cell.summary.mean_ms if by_mean else cell.summary.p50_ms
             found.setdefault(series, []).append(Run(report.created, number, ms, row.key, report.path))
@@ -181,11 +181,6 @@ def _cells(report: BenchReport, variant: str) -> Iterator[tuple[Row, Cell]]:
 def _variant(label: str) -> str:
     """``int8`` of ``mini@1:int8+openvino:bf16``."""
     return label.partition("+")[0].partition(" #")[0].partition(":")[2]
-
-
-def _scenario(report: BenchReport) -> str:
-    qps = report.settings.get("qps")
-    return f"{report.scenario} at {qps:g}/s" if qps else report.scenario
 
 
 def _with_shifts(series: Sequence[Series]) -> Iterator[Series]:

@@ -78,8 +78,16 @@ def test_without_a_reference_times_are_compared_as_they_are_with_a_caution(golde
     assert found.reference == ""
     assert [change.through for change in found.changes] == ["", ""]
     assert found.changes[1].value == pytest.approx(0.4, abs=0.03)
-    assert any("No row has the same key in both" in caution for caution in found.cautions)
-    assert not any("No row has the same key" in caution for caution in outcome(golden, 1.0).cautions)
+    assert any("No other row has the same key in both" in caution for caution in found.cautions)
+    assert not any("No other row has the same key" in caution for caution in outcome(golden, 1.0).cautions)
+
+
+def test_a_reference_that_is_alone_is_compared_as_it_is(golden):
+    base, head = planted(golden, 0, 1.0), planted(golden, 1, 1.0, drift=1.4)
+    found = compare_reports(replace(base, rows=base.rows[:1]), replace(head, rows=head.rows[:1]), tolerance=0.05)
+    assert (found.reference, found.drift) == ("", {})
+    assert [(change.label, change.through) for change in found.changes] == [("reference", "")]
+    assert found.verdict is Outcome.REGRESSION
 
 
 def test_the_allowance_is_in_the_interval(golden):
