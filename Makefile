@@ -13,7 +13,7 @@ help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
 	@echo "make test     install what tests need and run them"
 	@echo "make install  $(VENV) with everything; the command is $(BIN)/ml-opt"
-	@echo "make lint     ruff, mypy, import-linter"
+	@echo "make lint     ruff, mypy, import-linter, the schema of workflows"
 	@echo "make docs     the documentation, strictly, into site/"
 	@echo "make bench-peers   an environment for each toolchain that ml-opt is compared with, under .venv-peers"
 	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree?"
@@ -41,6 +41,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: install
 	$(BIN)/python -m pip install -q --group docs

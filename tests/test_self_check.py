@@ -16,9 +16,11 @@ from optimizer.graph.cost import model_cost
 from optimizer.store import Store
 
 
-def test_products_computed_twice_cost_a_tenth_and_answer_the_same_bits(minilm_store: Store, tmp_path: Path) -> None:
+def test_products_computed_twice_cost_what_is_said_and_answer_the_same_bits(
+    minilm_store: Store, tmp_path: Path
+) -> None:
     model, slow = minilm_store.get("minilm:fp32").model_file, tmp_path / "twice.onnx"
-    twice(model, slow, products=2)
+    twice(model, slow, large=2, small=2)
     onnx.checker.check_model(slow)
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (model, slow)]
     ids = np.random.default_rng(0).integers(1000, 2000, (2, 16))
@@ -27,7 +29,7 @@ def test_products_computed_twice_cost_a_tenth_and_answer_the_same_bits(minilm_st
         assert np.array_equal(usual, doubled)
     shapes = [{name: array.shape for name, array in feeds.items()}]
     usual, doubled = (sum(model_cost(path, shapes).arithmetic.values()) for path in (model, slow))
-    assert 1.08 < doubled / usual < 1.12
+    assert 1.12 < doubled / usual < 1.15
 
 
 def row(number: int, verdict: str, seconds: float = 12.0) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def test_wrong_verdicts_beyond_what_is_promised_are_found() -> None:
     assert broken(document) == [
         "MiniLM against itself: 2 of 40 runs are wrong, where 1 may be",
         "planted: a tenth slower: 3 of 40 runs are wrong, where 2 may be",
-        "MiniLM with a tenth more work: run 7 took 61.0 s",
+        "MiniLM with four products twice: run 7 took 61.0 s",
     ]
     runs["same"][0], runs["planted"][0], runs["real"][7] = row(0, "PASS"), row(0, "REGRESSION"), row(7, "REGRESSION")
     assert broken(document) == []
