@@ -71,6 +71,28 @@ def bench_history(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
+def bench_server(
+    *refs: str,
+    model: str,
+    qps: float,
+    protocol: str = ...,
+    endpoint: str = ...,
+    shape: str = ...,
+    data: Path | str | None = ...,
+    column: tuple[str, ...] | list[str] = ...,
+    ref: str | None = ...,
+    max_tokens: int = ...,
+    duration: float = ...,
+    min_samples: int = ...,
+    seed: int = ...,
+    timeout: float = ...,
+    fail_if_p99: str | None = ...,
+    max_errors: float = ...,
+    report: tuple[Path | str, ...] | list[Path | str] = ...,
+    github: bool = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def bench_show(
     *refs: str,
     report: tuple[Path | str, ...] | list[Path | str] = ...,

@@ -46,6 +46,7 @@ class Check:
         many: True when it takes several references.
         model: True when it takes what an export takes (a folder, a file, a hub id) as well as a reference.
         files: True when it takes report files and no references.
+        url: True when what it takes is the address of a server.
         modules: imports without which it cannot run.
         lines: ``lines(report, options)``: what the command line prints beside the report as it is, for whoever reads
             its log by machine.
@@ -59,6 +60,7 @@ class Check:
     many: bool = False
     model: bool = False
     files: bool = False
+    url: bool = False
     modules: tuple[str, ...] = ()
     lines: Callable[[Any, Any], Iterable[str]] | None = None
     command: tuple[str, ...] = ()
@@ -66,8 +68,8 @@ class Check:
 
     @property
     def takes(self) -> str:
-        """What stands behind the command's name: ``REF``, ``REF…``, ``MODEL``, ``FILE`` or ``FILE…``."""
-        what = "MODEL" if self.model else "FILE" if self.files else "REF"
+        """What stands behind the command's name: ``REF``, ``REF…``, ``MODEL``, ``FILE``, ``FILE…`` or ``URL``."""
+        what = "MODEL" if self.model else "URL" if self.url else "FILE" if self.files else "REF"
         return f"{what}…" if self.many else what
 
     @property

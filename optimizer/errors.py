@@ -124,6 +124,7 @@ _EXTRA_OF = {
     "PIL": "data",
     "pyarrow": "data",
     "seqeval": "metrics",
+    "aiohttp": "http",
 }
 
 

@@ -155,6 +155,8 @@ def check_command(check: Check) -> Callable[..., int]:
 
 def _taken(check: Check) -> str:
     """What a check's argument is, in words."""
+    if check.url:
+        return "Where the server is: http://HOST:PORT."
     if check.files:
         return "A report, as JSON: what `--report FILE.json` wrote."
     help = "Artifact: name[@version|@alias][:variant]" + (", +provider[:precision] if you like." if check.many else ".")

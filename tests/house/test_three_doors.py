@@ -22,7 +22,7 @@ from optimizer.types import Kind
 DECLARATIONS: dict[str, Any] = {**stage.discover(), **check.discover()}
 #: Words that the doors themselves use: a parameter of this name could not be said at one of them.
 TAKEN = {"source", "refs", "store", "json", "quiet", "verbose", "name", "variant", "progress", "help",
-         "run", "id", "from", "of", "model"}  # fmt: skip
+         "run", "id", "from", "of"}  # fmt: skip
 
 #: Values for options that take strings of a form of their own, tried where a plain word is refused.
 FORMS = (
@@ -41,6 +41,7 @@ FORMS = (
     "ort",
     "sorted:8",
     "text=review",
+    "50ms",
     "5%",
     "0.5pt",
 )
