@@ -157,8 +157,8 @@ CHECK = Check(
     command=("bench", "server"),
     help="Measure a server that is running: an open loop over HTTP, latency from the scheduled time.",
     details="Speaks the Open Inference Protocol (v2, as Triton, KServe and OpenVINO Model Server do) or OpenAI's, "
-    "whose chat is streamed and gives times to the first token and between tokens. Errors are counted and never averaged "
-    "in. Exit code 1 when a gate failed or queries stayed without an answer, 3 when a gate is undecided.",
+    "whose chat is streamed and gives times to the first token and between tokens. Errors are counted and never "
+    "averaged in. Exit code 1 when a gate failed or queries stayed without an answer, 3 when a gate is undecided.",
     options=BenchServer,
     run=_run,
     lines=annotations_of,

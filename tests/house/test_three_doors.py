@@ -87,7 +87,7 @@ def accepted(options: type[Options], field: OptionField, folder: Path) -> dict[s
     """Options with this one not at its default; None when it needs others beside it."""
     base = needed(options, folder)
     # Some options are allowed only beside others: --alpha beside --smooth, --streams beside --scenario and --qps.
-    others = [f for f in options.fields() if f.element is not str and f.name != field.name]
+    others = [f for f in options.fields() if (f.element is not str or f.opt.choices) and f.name != field.name]
     each = [
         {f.name: value} for f in others for value in candidates(f, folder)[: 9 if issubclass(f.element, str) else 1]
     ]
