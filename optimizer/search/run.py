@@ -6,32 +6,25 @@ import functools
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse, usually_batched
-from optimizer.benching.measure import Plan as Timing
 from optimizer.benching.shape import Shape
-from optimizer.benching.workload import Load, Workload
-from optimizer.data.batching import ONE_BY_ONE, budgets
-from optimizer.data.calibration import digest_data
-from optimizer.data.columns import ANSWERS, named_columns
-from optimizer.data.preprocess import Preprocessor
-from optimizer.data.readers import format_of, kept_set, read_rows
+from optimizer.benching.workload import Workload
+from optimizer.data.readers import format_of
 from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
 from optimizer.located import located
 from optimizer.quantizing.sensitivity import NodeNoise
 from optimizer.ref import is_name
-from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
+from optimizer.search.asked import columns_of, data_notes, load_of, rows_of, timing_of
 from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, LeftOut, Plan, plan, split_names
 from optimizer.search.contest import Contender, Rules, hold
-from optimizer.search.evalset import EvalSet, refuse_overlap
 from optimizer.search.keep import check_writable, keep
 from optimizer.search.kin import Kin
 from optimizer.search.machine import Machine
@@ -41,15 +34,10 @@ from optimizer.search.summary import summarized
 from optimizer.source import resolve_source
 from optimizer.stage import Progress
 from optimizer.store import Store
-from optimizer.task import Metric, get_task
 from optimizer.types import JSON, Device, Kind, Precision
 
 __all__ = ["optimize"]
 
-#: Fewest timed calls in a round: a slow model should not take minutes for percentiles that nothing is decided by.
-_CALLS_A_ROUND = 3
-#: Rows of a pass one by one: enough to have every length, and few enough for many passes.
-_ROWS_ONE_BY_ONE = 64
 #: How many of the most sensitive nodes a report names.
 _WORST_NODES = 20
 
@@ -71,14 +59,14 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     machine = Machine.here()
     for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
         format_of(path)  # say now, and not after the export, that it is not there
-    columns = _columns_of(paths.calib, options)
+    columns = columns_of(paths.calib, options)
     planned = _planned(options, machine, columns)
     if options.dry_run:
         if not _is_reference(model, store):
             resolve_source(model)
         else:
             _exported(model, options, store, progress)
-        rules = Rules(options.objective, _timing(options, Shape(1)))
+        rules = Rules(options.objective, timing_of(options, Shape(1)))
         return PlanReport(model, planned, rules.timing_s(1 + len(planned.ideas)), describe())
     if not any(value is not None for value in (options.max_drop, options.min_agreement, options.min_cosine)):
         raise BadInput(
@@ -92,15 +80,15 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     artifact = _exported(model, options, store, progress)
     export_s = time.monotonic() - began
     info = artifact.model_info
-    rows, metric, data = _data(artifact, info, options, paths.calib, columns, progress)
-    load = _load(artifact, info, rows, options)
+    rows, metric, data = rows_of(artifact, info, options, paths.calib, columns, progress)
+    load = load_of(artifact, info, rows, options)
     base = parse(artifact.ref, store)
     original = default_baseline([base], store)
     if options.objective == "throughput" and isinstance(load, Workload):
         original = usually_batched(original)
     rules = Rules(
         objective=options.objective,
-        plan=_timing(options, load),
+        plan=timing_of(options, load),
         metric=metric,
         max_drop=options.max_drop,
         min_agreement=options.min_agreement,
@@ -132,7 +120,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         notes=(
             *report.notes,
             *(each.trouble for each in kin.values() if each.trouble),
-            *_notes(options, metric, contest.original.right, rows.labels),
+            *data_notes(options, metric, contest.original.right, rows.labels),
         ),
         sensitivity=tuple(asdict(node) for node in ranking[:_WORST_NODES]),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
@@ -223,124 +211,8 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
     return artifact
 
 
-def _data(
-    artifact: Artifact,
-    info: Mapping[str, JSON],
-    options: Optimize,
-    calib: Path | None,
-    columns: tuple[str, ...],
-    progress: Progress,
-) -> tuple[EvalSet, Metric | None, dict[str, JSON]]:
-    """The rows that are judged on, the metric that judges them, and what a report says of both files.
-
-    Args:
-        artifact: the export.
-        info: its ``model``.
-        options: what is asked.
-        calib: where the calibration data lies.
-        columns: what its columns are, as ``--column`` has it.
-        progress: told that data is read.
-    """
-    progress("reading the data")
-    metric = None
-    if options.labelled:
-        metric = get_task(str(info.get("task") or "generic")).metric(options.metric, info)
-        if not metric.binary and options.confidence > HIGHEST_CONFIDENCE:
-            raise BadInput(
-                f"--confidence {options.confidence} is more than the bounds of {metric.name} can be drawn for",
-                f"ask for {HIGHEST_CONFIDENCE} at most",
-            )
-    preprocessor = Preprocessor.open(artifact.path, info, columns=named_columns(options.column))
-    path = options.eval or calib
-    assert path is not None
-    rows = EvalSet.open(path, preprocessor, metric, info)
-    data: dict[str, JSON] = {"eval": rows.summary, "calib": None}
-    if options.calib is not None and calib is not None and options.eval is not None:
-        if not options.allow_overlap:
-            of_calib = Preprocessor.open(artifact.path, info, columns=named_columns(columns))
-            refuse_overlap(calib, rows, preprocessor, of_calib)
-        data["calib"] = {"file": options.calib.name, "sha256": digest_data(calib)}
-    return rows, metric, data
-
-
-def _load(artifact: Artifact, info: Mapping[str, JSON], rows: EvalSet, options: Optimize) -> Load:
-    """What is timed."""
-    if options.shapes_from is not None:
-        # In batches, each candidate will get its own: see `Contest`.
-        batching = budgets(1)[-1] if options.objective == "throughput" else ONE_BY_ONE
-        count = {} if options.objective == "throughput" else {"rows": _ROWS_ONE_BY_ONE}
-        columns = named_columns(_columns_of(options.shapes_from, options))
-        preprocessor = Preprocessor.open(artifact.path, info, columns=columns)
-        return Workload.open(options.shapes_from, preprocessor, batching, info, **count)
-    shape = Shape.parse(options.shape) if options.shape else _usual_shape(rows, options.objective, info)
-    shape.check(info)
-    return shape
-
-
-def _columns_of(path: Path | None, options: Optimize) -> tuple[str, ...]:
-    """``--column`` for other data than ``--eval``: what is right is not asked there, so that it may be missing there.
-
-    The columns of a calibration set are called what they are to the model already.
-    """
-    if not options.column or path is None or kept_set(path) is not None:
-        return ()
-    (first,) = read_rows(path, limit=1)
-    chosen = named_columns(options.column)
-    return tuple(f"{role}={name}" for role, name in chosen.items() if role not in ANSWERS or name in first.values)
-
-
-def _usual_shape(rows: EvalSet, objective: str, info: Mapping[str, JSON]) -> Shape:
-    """The shape of the data itself: its median length, and one row, or eight where throughput counts."""
-    batch = min(8 if objective == "throughput" else 1, int(info.get("max_batch") or 8))
-    return Shape(batch, rows.median_length)
-
-
-def _timing(options: Optimize, load: Load) -> Timing:
-    return Timing(
-        shapes=(load,),
-        threads=options.threads or cpu_threads(),
-        rounds=options.rounds,
-        seconds=options.duration,
-        # A pass over data is many calls by itself.
-        samples=(1 if isinstance(load, Workload) else _CALLS_A_ROUND) * options.rounds,
-        seed=options.seed,
-        timeout=options.timeout,
-        roofline=options.roofline,
-    )
-
-
 def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path) -> Entrant:
     """Build one candidate, or find it in the store."""
     made = build(artifact, idea.steps, store, logs / f"{idea.name}.log", rules.plan.threads, _patience(rules))
     provider = "" if str(idea.provider) == "cpu" else f"+{idea.provider}"
     return parse(made.ref + provider, store)
-
-
-def _notes(
-    options: Optimize, metric: Metric | None, right: Sequence[Any] | None, labels: Sequence[int] | None
-) -> list[str]:
-    """What to know of the data before trusting the verdict.
-
-    Args:
-        options: what was asked.
-        metric: that judged; None where fidelity was judged.
-        right: the original's scores; None where fidelity was judged.
-        labels: the classes of the rows, where they have some.
-    """
-    notes = []
-    if metric is None or right is None:
-        notes.append(
-            "Judged by likeness to the original's answers; that is not accuracy: nothing here knows the right ones."
-        )
-    elif labels and sum(right) < (most := max(labels.count(each) for each in set(labels))):
-        notes.append(
-            f"The original is right in {sum(right) / len(labels):.1%} of rows, less than always giving the commonest "
-            f"label ({most / len(labels):.1%}): are the labels those of this model?"
-        )
-    elif metric.value(right) <= 0:
-        notes.append(f"The original's {metric.name} is {metric.value(right):.2f}: are the labels those of this model?")
-    if options.eval is None:
-        notes.append("Judged on the calibration data, for want of --eval: static candidates have seen these rows.")
-    elif options.calib is not None and options.allow_overlap:
-        notes.append("Calibration and evaluation data may share rows (--allow-overlap): accuracy may look too good.")
-    return notes

@@ -24,10 +24,10 @@ import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput, MissingPiece, MlOptError, UnknownName
 from optimizer.recipe import run_recipe
+from optimizer.search.asked import data_notes
 from optimizer.search.gates import Outcome, paired_drop
 from optimizer.search.keep import _stale
 from optimizer.search.options import Optimize, seconds_of
-from optimizer.search.run import _notes
 from optimizer.store import Store
 from optimizer.tasks._accuracy import ACCURACY
 from optimizer.tasks._similarity import SPEARMAN
@@ -329,15 +329,15 @@ def test_insisting_on_overlap_and_fidelity_are_both_said_aloud(judged: Any, home
 
 
 def test_what_is_doubtful_about_the_data_is_said_aloud(home: Path) -> None:
-    calibrated = _notes(Optimize(calib=home / "calib.jsonl", min_cosine=0.9), None, None, None)
+    calibrated = data_notes(Optimize(calib=home / "calib.jsonl", min_cosine=0.9), None, None, None)
     assert "have seen these rows" in calibrated[1]
     labelled = Optimize(eval=home / "eval.jsonl", max_drop=0.1)
-    assert _notes(labelled, ACCURACY, [1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]) == []
-    (rarely,) = _notes(labelled, ACCURACY, [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1])
+    assert data_notes(labelled, ACCURACY, [1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]) == []
+    (rarely,) = data_notes(labelled, ACCURACY, [1.0, 0.0, 0.0, 0.0], [0, 0, 0, 1])
     assert "less than always giving the commonest label (75.0%)" in rarely
-    (backwards,) = _notes(labelled, SPEARMAN, [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]], None)
+    (backwards,) = data_notes(labelled, SPEARMAN, [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]], None)
     assert backwards == "The original's spearman is -1.00: are the labels those of this model?"
-    assert _notes(labelled, SPEARMAN, [[1.0, 1.0], [2.0, 2.0], [3.0, 1.5]], None) == []
+    assert data_notes(labelled, SPEARMAN, [[1.0, 1.0], [2.0, 2.0], [3.0, 1.5]], None) == []
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from tiny import phrases, tiny_bert, write
 import optimizer
 from optimizer.cli.main import run
 from optimizer.errors import BadInput
+from optimizer.search.asked import columns_of
 from optimizer.search.candidates import plan
 from optimizer.search.machine import Machine
 from optimizer.search.options import Optimize
-from optimizer.search.run import _columns_of
 from optimizer.store import Store
 
 QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "precision": ("fp32",), "roofline": False}
@@ -187,8 +187,8 @@ def test_what_does_not_fit_is_refused(pairs: dict[str, Any], options: dict[str, 
 def test_calibration_needs_no_column_of_answers(tmp_path: Path) -> None:
     calib = write(tmp_path / "calib.jsonl", [{"review": "a", "stars": 1}])
     chosen = Optimize(calib=calib, column=("text=review", "label=stars", "score=points"))
-    assert _columns_of(calib, chosen) == ("text=review", "label=stars")
-    assert _columns_of(None, chosen) == ()
+    assert columns_of(calib, chosen) == ("text=review", "label=stars")
+    assert columns_of(None, chosen) == ()
     machine = Machine(frozenset({"avx512_vnni"}))
     made = plan(machine, calib=calib, columns=("text=review",)).ideas
     static = [step.options["column"] for idea in made for step in idea.steps if "calib" in step.options]
@@ -205,7 +205,7 @@ def test_a_calibration_set_has_the_names_of_the_model(
         "embedder:fp32", data=data, column=("text=review",), samples=16, store=store
     ).artifact
     assert made.manifest.options["column"] == ["text=review"]
-    assert _columns_of(made.path, Optimize(column=("text=review",))) == ()
+    assert columns_of(made.path, Optimize(column=("text=review",))) == ()
     quantize = ["quantize", "static", "embedder:fp32", "--calib", made.ref, "--store", str(store.root)]
     assert run([*quantize, "--column", "text=review"]) == 2
     assert "is a calibration set, whose columns are called what they are" in capsys.readouterr().err

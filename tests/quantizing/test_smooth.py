@@ -10,7 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from optimizer.errors import BadInput, GateFailed
-from optimizer.quantizing.smooth import Way, find_sites, scales_of, smooth
+from optimizer.quantizing.folds import Way
+from optimizer.quantizing.smooth import find_sites, scales_of, smooth
 
 from .planted import WIDE, answers, graph, outlier_model, outlier_rows
 
