@@ -1,4 +1,4 @@
-"""ONNX Runtime, and the table of execution providers that it computes with.
+"""ONNX Runtime, with exactly the execution provider that was asked for (:mod:`._ort_providers` has their table).
 
 What is asked and not got is an error here: ONNX Runtime itself falls back to its CPU kernels when a provider cannot
 load, or cannot run a node, and says so only in its log. Every session is opened with
@@ -7,24 +7,18 @@ load, or cannot run a node, and says so only in its log. Every session is opened
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import json
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.environment import cpu_facts, cpu_threads, version_of
-from optimizer.errors import BadInput, GateFailed, MissingPiece, MlOptError, missing_package
+from optimizer.environment import cpu_threads, version_of
+from optimizer.errors import BadInput, MlOptError
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
-from optimizer.runtimes import _openvino as openvino
 from optimizer.runtimes._feeds import Limits, check_feeds
 from optimizer.runtimes._ort_errors import ort_errors
 from optimizer.runtimes._ort_kernels import Watch
+from optimizer.runtimes._ort_providers import PROVIDERS, ProviderRow, check_got, devices_of, library
 from optimizer.runtimes._tiny import TINY
 from optimizer.types import JSON, TensorSpec
 
@@ -51,74 +45,12 @@ _DTYPES = {
     "tensor(string)": "object",
 }
 
-#: Nodes that hold nearly all of a model's arithmetic; on another provider than the one asked for, the time that is
-#: measured is not that provider's.
-_HEAVY = re.compile(r"MatMul|Gemm|Conv|Attention|LSTM|GRU|RNN")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One provider.
-
-    Attributes:
-        ep: ONNX Runtime's name of it.
-        plugin: the Python module of its plugin library; empty for a provider that is built in.
-        extra: the extra of ml-opt that brings it.
-        precisions: what it can be asked to compute in, the first being the default; empty when it computes in the
-            types of the graph and nothing else.
-        settings: ``settings(options, precision, threads)`` → the vendor's provider options.
-        light_on_cpu: True when ONNX Runtime by design leaves shape arithmetic on the CPU.
-        device: where bound buffers live.
-    """
-
-    ep: str
-    extra: str
-    settings: Callable[[SessionOptions, str, int], dict[str, str]]
-    plugin: str = ""
-    precisions: tuple[str, ...] = ()
-    light_on_cpu: bool = False
-    device: str = "cpu"
-
-
-def _openvino(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    watched = {"PERF_COUNT": "YES"} if options.watch else {}
-    return {"load_config": json.dumps({"CPU": {**watched, **openvino.config(options, precision, threads)}})}
-
-
-def _cuda(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    del precision, threads
-    return {"device_id": "0", "use_tf32": "1" if options.tf32 else "0", **options.extra}
-
-
-def _plain(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    del precision, threads
-    return dict(options.extra)
-
-
-PROVIDERS: dict[str, _Row] = {
-    "cpu": _Row("CPUExecutionProvider", "cpu", _plain),
-    "openvino": _Row(
-        "OpenVINOExecutionProvider",
-        "openvino",
-        _openvino,
-        plugin="onnxruntime_ep_openvino",
-        precisions=tuple(openvino.PRECISIONS),
-    ),
-    "cuda": _Row("CUDAExecutionProvider", "gpu", _cuda, light_on_cpu=True, device="cuda"),
-    "tensorrt": _Row("TensorrtExecutionProvider", "gpu", _plain, device="cuda"),
-    "rtx": _Row("NvTensorRTRTXExecutionProvider", "rtx", _plain, plugin="onnxruntime_ep_nv_tensorrt_rtx"),
-}
-
-
-#: Providers whose plugin library this process has registered.
-_REGISTERED: set[str] = set()
-
 
 class OrtSession:
     """An ONNX file opened by ONNX Runtime with exactly the provider that was asked for."""
 
     def __init__(
-        self, session: Any, path: Path, row: _Row, limits: Limits, facts: dict[str, JSON], watch: Watch | None
+        self, session: Any, path: Path, row: ProviderRow, limits: Limits, facts: dict[str, JSON], watch: Watch | None
     ) -> None:
         self._session = session
         self._watch = watch
@@ -209,8 +141,8 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, limits: Li
     precision = options.provider.precision or (row.precisions[0] if row.precisions else "")
     threads = options.threads or cpu_threads()
     started = time.perf_counter()
-    onnxruntime = _library()
-    devices = _devices(onnxruntime, options.provider.name, row, precision)
+    onnxruntime = library()
+    devices = devices_of(onnxruntime, options.provider.name, row, precision)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
@@ -224,7 +156,7 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, limits: Li
             session = onnxruntime.InferenceSession(source, settings, enable_fallback=False)
         else:
             session = onnxruntime.InferenceSession(source, settings, providers=[(row.ep, given)], enable_fallback=False)
-    nodes = _check_got(session, options.provider.name, row, path)
+    nodes = check_got(session, options.provider.name, row, path)
     return OrtSession(
         session,
         path,
@@ -240,97 +172,6 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, limits: Li
         },
         watch,
     )
-
-
-def _library() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing_package(error.name or "onnxruntime", "running ONNX files") from None
-    onnxruntime.set_default_logger_severity(4)  # a library that cannot load is logged there
-    return onnxruntime
-
-
-def _devices(onnxruntime: Any, name: str, row: _Row, precision: str) -> list[Any]:
-    """The plugin's devices to add; empty for a built-in provider. Raises :class:`MissingPiece` when it is not there."""
-    if not row.plugin:
-        if row.device == "cuda":
-            onnxruntime.preload_dlls()  # CUDA and cuDNN as pip installs them
-        if row.ep not in onnxruntime.get_available_providers():
-            raise MissingPiece(
-                f"this onnxruntime {onnxruntime.__version__} was built without {row.ep}",
-                f'run: pip uninstall onnxruntime && pip install "ml-opt[{row.extra}]"',
-            )
-        return []
-    try:
-        plugin = importlib.import_module(row.plugin)
-    except ImportError:
-        raise MissingPiece(
-            f"the provider {name} needs the package {row.plugin}, which is not installed",
-            f'run: pip install "ml-opt[{row.extra}]"',
-        ) from None
-    if name not in _REGISTERED:  # a library is registered once a process, whether it finds devices or not
-        with ort_errors(Path(plugin.get_library_path()), name):
-            onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-        _REGISTERED.add(name)
-    devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
-    if name == "openvino":
-        devices = [d for d in devices if d.ep_metadata.get("ov_device") == "CPU"][:1]
-    if not devices:
-        raise _no_device(name)
-    if name == "openvino":
-        openvino.need_capability(name, precision, devices[0].ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split())
-    return devices
-
-
-def _no_device(name: str) -> MissingPiece:
-    """Why a plugin that loaded has nothing to run on. OpenVINO's passes over every processor that is not Intel's."""
-    cpu = cpu_facts()
-    if name == "openvino" and cpu["vendor"] != "GenuineIntel":
-        maker = cpu["vendor"] or cpu["machine"]
-        return MissingPiece(
-            f"the provider openvino finds no device: its plugin passes over processors that are not Intel's ({maker})",
-            'run: pip install "ml-opt[openvino-native]", and use openvino-native',
-        )
-    return MissingPiece(f"the provider {name} finds no device on this machine", "`ml-opt doctor` lists what there is")
-
-
-def _check_got(session: Any, name: str, row: _Row, path: Path) -> dict[str, JSON]:
-    """Nodes by provider, or the error that says what was not got."""
-    if row.ep not in session.get_providers():
-        raise MissingPiece(
-            f"the provider {name} did not load: {_why_not(row)}", "`ml-opt doctor` says what this machine has"
-        )
-    short = {each.ep: key for key, each in PROVIDERS.items()}
-    nodes: Counter[str] = Counter()
-    strangers: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        for node in part.get_nodes():
-            nodes[short.get(part.ep_name, part.ep_name)] += 1
-            if part.ep_name != row.ep and not (row.light_on_cpu and not _HEAVY.search(node.op_type)):
-                strangers[node.op_type] += 1
-    if strangers or (nodes and name not in nodes):
-        left = sum(nodes.values()) - nodes.get(name, 0)
-        ops = ", ".join(f"{op} ({n})" for op, n in strangers.most_common(4))
-        raise GateFailed(
-            f"{path}: {left} of {sum(nodes.values())} nodes would not run on {name}" + (f": {ops}" if ops else ""),
-            "use the provider cpu, or another variant of the model",
-        )
-    return dict(nodes)
-
-
-def _why_not(row: _Row) -> str:
-    """The reason that ONNX Runtime writes only into its log: found by loading the provider's library again."""
-    import onnxruntime
-
-    word = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}.get(row.ep, "")
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{word}.so"))
-    except OSError as error:
-        return str(error)
-    return "no NVIDIA GPU, or a driver older than the library"
 
 
 def _available(provider: str) -> Availability:

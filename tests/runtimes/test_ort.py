@@ -9,7 +9,7 @@ from runtimes.graphs import FLOAT, WEIGHT, X, cdist, matmul, opened, opened_in_a
 
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.runtime import Provider, get_runtime
-from optimizer.runtimes import ort
+from optimizer.runtimes import _ort_providers
 
 
 @pytest.fixture
@@ -157,8 +157,8 @@ def test_nodes_that_another_provider_took_are_an_error(tmp_path, openvino_plugin
     ],
 )
 def test_a_plugin_without_a_device_says_what_runs_instead(monkeypatch, vendor, says, hint):
-    monkeypatch.setattr(ort, "cpu_facts", lambda: {"vendor": vendor, "machine": "aarch64"})
-    error = ort._no_device("openvino")
+    monkeypatch.setattr(_ort_providers, "cpu_facts", lambda: {"vendor": vendor, "machine": "aarch64"})
+    error = _ort_providers._no_device("openvino")
     assert re.search(says, error.message)
     assert hint in error.hint
     assert error.exit_code == 4
