@@ -80,3 +80,22 @@ def test_the_loop_is_compared_with_a_bare_one() -> None:
     times, each = harness_overhead.whole(lambda: calls.append(1), 20)
     assert len(times) == 20
     assert each >= sum(times) / len(times), "the whole loop takes no less than what is timed in it"
+
+
+def test_a_run_is_the_command_of_a_ci_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "CACHE", tmp_path)
+    quick = ("--duration", "0.1", "--min-samples", "12", "--rounds", "4", "--max-rounds", "4", "--threads", "1")
+    monkeypatch.setattr(self_check, "SETTINGS", (*quick, "--no-roofline"))
+    found = self_check.run(CASES["planted"], 3)
+    assert (found["verdict"], found["exit_code"]) in {("REGRESSION", 1), ("INCONCLUSIVE", 3), ("PASS", 0)}
+    assert found["slower"]["low"] <= found["slower"]["value"] <= found["slower"]["high"]
+    assert found["floor"] >= 0
+    assert "synthetic-inputs" in found["cautions"]
+    assert 'seed": 7' in (tmp_path / "slow.json").read_text(), "noise of its own in every run, and on each side"
+    assert 'seed": 6' in (tmp_path / "usual.json").read_text()
+
+
+def test_a_run_that_compares_nothing_ends_everything(tmp_path: Path) -> None:
+    nothing = self_check.Case("nothing", lambda number: [f"fake:{tmp_path}/no.json", "--against", "x"], False, 0)
+    with pytest.raises(SystemExit, match=r"(?s)ended with exit code 2:.*no such file"):
+        self_check.run(nothing, 0)
