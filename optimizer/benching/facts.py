@@ -60,11 +60,17 @@ def setting_facts(report: BenchReport) -> dict[str, str]:
         "compared_on": str(report.inputs["compared"]),
     }
     settings |= {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        name: _said(value)
         for name, value in report.settings.items()
-        if name != "scenario" and value not in (None, "", [])
+        if name != "scenario" and value not in (None, "", [], {})
     }
     return settings
+
+
+def _said(value: JSON) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_said(each)}" for name, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def doubts(report: BenchReport) -> list[tuple[str, str]]:

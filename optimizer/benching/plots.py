@@ -20,6 +20,8 @@ __all__ = ["batch_plots", "change_plot", "color_of", "latency_plots", "roof_name
 _COLORS = 8
 #: Pixels of a candidate's words, of the shape of its times below them, and of both with the room around them.
 _WORDS, _SHAPE, _LANE = 34, 34, 78
+#: Pixels of the height of a plot on paper, where it is lowest, and of a line of words.
+_PLOT, _LINE = 256, 13
 #: Pixels of a line of a comparison.
 _CHANGE = 34
 #: Bins of the shape of a candidate's times, over all the times at a shape.
@@ -211,15 +213,18 @@ def _slopes(roofs: Roofline) -> list[tuple[str, int, float]]:
 
 
 def _level_roofs(roofs: Roofline, slopes: Sequence[float], x: Axis, y: Axis) -> list[str]:
-    """Each peak, from where the fastest memory reaches it."""
+    """Each peak, from where the fastest memory reaches it, the highest first: words that would overlap move down."""
     parts = []
-    for peak in roofs.peaks:
-        if not peak.gflops:
-            continue
-        begin = max(x.low, peak.gflops / max(slopes)) if slopes else x.low
-        up = 100 - y.at(peak.gflops)
+    known = [(peak.gflops, f"{peak.arithmetic} on {peak.provider}") for peak in roofs.peaks if peak.gflops]
+    words_at = float(-_LINE)
+    for gflops, said in sorted(known, reverse=True):
+        begin = max(x.low, gflops / max(slopes)) if slopes else x.low
+        up = 100 - y.at(gflops)
+        pixels = up * _PLOT / 100
+        above = pixels - 5
+        words_at = above if above >= words_at + _LINE else max(pixels + _LINE, words_at + _LINE)
         parts.append(line(x.at(min(begin, x.high)), up, 100, up, "roof"))
-        parts.append(text(100, up, f"{peak.arithmetic} on {peak.provider}: {peak.gflops:,.0f}", "end", dx=-2, dy=-5))
+        parts.append(text(100, up, f"{said}: {gflops:,.0f}", "end", dx=-2, dy=words_at - pixels))
     return parts
 
 

@@ -175,3 +175,21 @@ def test_no_dot_lies_above_a_roof_that_holds(report):
     drawn = roofline_plot(report)
     fp32 = next(y for _, y, _, _ in lines(drawn, "roof")[:1])
     assert all(y > fp32 for kind, _, y in dots(drawn) if kind in ("c0", "c2"))
+
+
+def test_words_at_two_near_roofs_do_not_overlap(report):
+    """Their places on paper, where a plot is lowest: at least the height of a line apart."""
+    first, second = report.roofline.peaks
+    near = replace(second, runs=tuple(replace(run, work=round(run.work * 1.02)) for run in first.runs))
+    drawn = roofline_plot(replace(report, roofline=replace(report.roofline, peaks=(first, near))))
+    words = [attrs for tag, attrs in Page(drawn).tags if tag == "text" and attrs["text-anchor"] == "end"]
+    places = [float(w["y"].rstrip("%")) * 2.56 + float(w["dy"]) for w in words if w["x"] == "100.00%"]
+    assert len(places) == 2
+    assert abs(places[0] - places[1]) >= 12.9
+
+
+def test_settings_are_words(report):
+    limits = {"slower": 0.05, "min_cosine": 0.98}
+    page = Page(to_html(replace(report, settings={**report.settings, "limits": limits})))
+    assert "limits: slower 0.05, min cosine 0.98" in page.text
+    assert "shapes: 1x16, 8x128" in page.text
