@@ -16,6 +16,7 @@ import importlib.util
 import json
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,17 @@ def compared_by(entrant: Entrant, plan: Plan) -> dict[str, Any]:
     }
 
 
-def table(compared: list[dict[str, Any]]) -> str:
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """One line a scenario and number, and where it was measured."""
+    settings, cpu = document["settings"], document["environment"]["cpu"]
+    about = (
+        f"{document['model']} on {cpu['model']}, {settings['threads']} threads, "
+        f"{settings['rounds']} interleaved rounds, {settings['seconds']:g} s of each harness in each scenario."
+    )
+    return f"{about}\n\n{table(document['compared'])}\n"
+
+
+def table(compared: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: one line a scenario and number."""
     lines = [
         "| scenario | | ml-opt | LoadGen | time, ml-opt over LoadGen, 95 % interval | |",

@@ -212,6 +212,16 @@ class OpenLoop:
         """Whether the latencies are those of the candidate, at the rate that was asked for."""
         return not self.reason
 
+    def sentences(self) -> list[str]:
+        """Of a server: what came instead of answers, and the times within streamed ones; empty without either."""
+        said = []
+        if self.errors:
+            said.append("without an answer: " + ", ".join(f"{count} {name}" for name, count in self.errors.items()))
+        for name, title in (("ttft_ms", "to the first token"), ("itl_ms", "between tokens")):
+            if times := self.more.get(name):
+                said.append(f"{title}: " + ", ".join(f"{at} {value:.3g} ms" for at, value in times.items()))
+        return said
+
     def to_json(self) -> dict[str, JSON]:
         return {**vars(self), "valid": self.valid}
 

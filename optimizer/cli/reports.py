@@ -275,11 +275,5 @@ def _arrivals(report: BenchReport) -> list[str]:
             )
             verdict = "" if loop.valid else f"; INVALID, {loop.reason}"
             lines.append(escape(f"{row.label} at {shape_text(cell.shape)}{tail}: {said}{verdict}"))
-            if loop.errors:
-                lines.append(
-                    escape(f"without an answer: {', '.join(f'{n} {name}' for name, n in loop.errors.items())}")
-                )
-            for name, title in (("ttft_ms", "to the first token"), ("itl_ms", "between tokens")):
-                if times := loop.more.get(name):
-                    lines.append(f"{title}: " + ", ".join(f"{at} {value:.3g} ms" for at, value in times.items()))
+            lines += map(escape, loop.sentences())
     return lines

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from optimizer.benching.evidence import ERROR, evidence, holm
 from optimizer.benching.stats import speedup, throughput
 
 RUNS = 300
@@ -126,3 +127,48 @@ def test_the_direction_is_that_of_mann_and_whitney(name, factor):
     faster, slower = (scipy.stats.mannwhitneyu(*medians, alternative=side).pvalue for side in ("greater", "less"))
     assert (ratio.low > 1) == (faster < 0.025) == (factor == 1.4)
     assert (ratio.high < 1) == (slower < 0.025) == (factor == 0.7)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_gate_at_its_limit_is_wrong_as_often_as_it_may_be(name):
+    """5 % slower held to 5 %: called REGRESSION, and PASS, at most as often as a test of 2.5 % by 16 rounds."""
+    random = np.random.default_rng(18)
+    found = [evidence(*measured(name, 1 / 1.05, random, rounds=16), seed=seed) for seed in range(100)]
+    most = scipy.stats.binom.ppf(0.999, 100, 0.04)
+    assert sum(each.p_slower(0.05) <= ERROR for each in found) <= most
+    assert sum(each.p_within(0.05) <= ERROR for each in found) <= most
+
+
+@pytest.mark.parametrize("name", ["normal", "log-normal", "heavy tail"])
+def test_a_gates_direction_is_that_of_wilcoxon(name):
+    """Held to no slowdown at all, on pairs of rounds: Wilcoxon's signed ranks call the same ones slower."""
+    for factor in (0.8, 1.0, 1.25):
+        base, other = measured(name, factor, np.random.default_rng(19))
+        logs = [math.log(np.median(o) / np.median(b)) for b, o in zip(base, other, strict=True)]
+        slower = scipy.stats.wilcoxon(logs, alternative="greater").pvalue <= ERROR
+        faster = scipy.stats.wilcoxon(logs, alternative="less").pvalue <= ERROR
+        found = evidence(base, other)
+        assert (found.p_slower(0.0) <= ERROR) == slower == (factor == 0.8)
+        assert (found.p_within(0.0) <= ERROR) == faster == (factor == 1.25)
+
+
+def test_no_p_value_is_below_that_of_the_sign_test():
+    for rounds in (3, 5, 8):
+        found = evidence([[10**6]] * rounds, [[2 * 10**6]] * rounds)
+        assert found.p_slower(0.05) == pytest.approx(
+            scipy.stats.binomtest(rounds, rounds, 0.5, "greater").pvalue, abs=2e-4
+        )
+
+
+def test_holm_is_its_adjusted_p_values():
+    """The other way to write it: the running maximum of (m - i) pᵢ over ascending p-values, against the whole error."""
+    random = np.random.default_rng(20)
+    some = 0
+    for _ in range(300):
+        p_values = random.beta(0.4, 4, size=random.integers(1, 9))
+        order = np.argsort(p_values)
+        adjusted = np.empty(len(p_values))
+        adjusted[order] = np.maximum.accumulate((len(p_values) - np.arange(len(p_values))) * p_values[order])
+        assert holm(p_values.tolist(), 0.05) == (adjusted <= 0.05).tolist()
+        some += 0 < np.count_nonzero(adjusted <= 0.05) < len(p_values)
+    assert some > 100

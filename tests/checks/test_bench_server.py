@@ -72,10 +72,12 @@ def test_more_than_it_can_answer_is_invalid() -> None:
     assert report.exit_code == 3
 
 
-def test_errors_are_counted_by_kind_and_are_no_latency() -> None:
+def test_errors_are_counted_by_kind_and_are_no_latency(tmp_path: Path) -> None:
     """Every fourth query fails at once: the fast failures would halve the smallest latency."""
+    table = tmp_path / "r.md"
     with Server(latency_s=0.02, fails=lambda number: 0 if number < 3 or number % 4 else 503) as server:
-        report = bench(server.url)
+        report = bench(server.url, report=(table,))
+    assert "- without an answer: 16 HTTP 503" in table.read_text()
     (cell,) = report.rows[0].cells
     assert cell.open_loop.errors == {"HTTP 503": 16}
     assert (cell.open_loop.queries, cell.summary.samples) == (64, 48)
@@ -140,7 +142,7 @@ def test_openai_chat_gives_times_to_the_first_token_and_between_tokens(capsys: p
     assert "to the first token: p50" in shown
     more = report.rows[0].cells[0].open_loop.more
     assert more["pieces"] == 64 * 5
-    assert 30 <= more["ttft_ms"]["p50"] < report.rows[0].cells[0].summary.p50_ms
+    assert 30 <= more["ttft_ms"]["p50"] < report.rows[0].cells[0].summary.p50_ms - 90, "four more pieces came after it"
     assert more["itl_ms"]["p50"] == pytest.approx(30, rel=0.5)
     assert report.rows[0].cells[0].summary.min_ms >= 150
 

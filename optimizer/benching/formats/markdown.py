@@ -130,8 +130,9 @@ def _arrivals(report: BenchReport) -> list[str]:
         ]
         for row, cell, loop in loops
     ]
+    said = [line for _, _, loop in loops for sentence in loop.sentences() for line in (f"- {sentence}", "")]
     head = ["candidate", "shape", "asked/s", "drawn/s", "answered/s", "load", "longest queue"]
-    return [*md_table([*head, "lag ms p50", "p99", "max", "arrivals"], rows), ""]
+    return [*md_table([*head, "lag ms p50", "p99", "max", "arrivals"], rows), "", *said]
 
 
 def _roofline(report: BenchReport) -> list[str]:
