@@ -75,8 +75,12 @@ def test_a_newer_schema_and_a_missing_file_are_refused(tmp_path, capsys):
 def test_github_gets_its_summary_and_annotations(tmp_path, monkeypatch, capsys):
     path = str(HERE / "bench-3.json")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    assert run(["bench", "show", path, "--github"]) == 2
-    assert "GITHUB_STEP_SUMMARY" in capsys.readouterr().err
+    # Before anything is measured or written.
+    early = ["--github", "--report", str(tmp_path / "r.md")]
+    for words in (["show", path], ["compare", path, path], ["fake:none.json"]):
+        assert run(["bench", *words, *early]) == 2
+        assert "GITHUB_STEP_SUMMARY" in capsys.readouterr().err
+    assert not (tmp_path / "r.md").exists()
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     assert run(["bench", "show", path, "--github"]) == 1
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("::")] == (
