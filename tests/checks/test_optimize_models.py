@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from search.test_resume import two_layers
 
 import optimizer
 from benchmarks.cases import head
@@ -109,6 +111,19 @@ def test_where_nothing_is_faster_fp32_is_kept(slow_but_fp32: None, tmp_path: Pat
     slower = [candidate for candidate in report.candidates if candidate.name != "fp32" and candidate.speed]
     assert slower
     assert all(candidate.speed.ratio.high < 1 for candidate in slower)
+
+
+def test_kin_of_int8_that_is_slower_than_fp32_are_left_out_with_the_reason(slow_but_fp32: None, tmp_path: Path) -> None:
+    two_layers(tmp_path)
+    report = optimizer.optimize(
+        str(tmp_path / "net.onnx"), eval=tmp_path / "eval.npz", calib=tmp_path / "calib.npz", min_cosine=0.99999,
+        precision=("fp32,int8",), target=("ort",), store=tmp_path / "models", **QUICK,
+    )  # fmt: skip
+    assert report.best == "net@1:fp32"
+    assert not [c.name for c in report.candidates if "entropy" in c.name or "mixed" in c.name]
+    (reason,) = (e["reason"] for e in report.left_out if e["name"] == "int8-static-entropy and -mixed-N")
+    assert re.fullmatch(r"int8-static\S* itself takes [\d.]+ times as long as fp32, which keeps the budgets", reason)
+    assert report.sensitivity == (), "no ranking was made for them"
 
 
 def test_rows_of_files_are_laid_out_as_magika_does_it() -> None:

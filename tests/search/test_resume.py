@@ -36,9 +36,8 @@ sys.exit(run(words))
 """
 
 
-@pytest.fixture
-def words(tmp_path: Path) -> list[str]:
-    """A network of two layers that is brought as ONNX, rows for it, and what to ask."""
+def two_layers(folder: Path) -> None:
+    """A network of two layers, ``net.onnx``, and rows for it: ``eval.npz`` and ``calib.npz``."""
     drawn = np.random.default_rng(0)
     weights = {
         "w1": drawn.standard_normal((16, 64)).astype(np.float32),
@@ -56,9 +55,15 @@ def words(tmp_path: Path) -> list[str]:
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(made, tmp_path / "net.onnx")
+    onnx.save(made, folder / "net.onnx")
     for name, count in (("eval", 150), ("calib", 40)):
-        np.savez(tmp_path / f"{name}.npz", x=drawn.standard_normal((count, 16)).astype(np.float32))
+        np.savez(folder / f"{name}.npz", x=drawn.standard_normal((count, 16)).astype(np.float32))
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """What to ask of it."""
+    two_layers(tmp_path)
     return [
         "optimize", "net.onnx", "--eval", "eval.npz", "--calib", "calib.npz", "--min-cosine", "0.9",
         # The smallest is the smallest every time; the fastest of these would be decided by chance.
