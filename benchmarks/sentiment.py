@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trained import trained
+from benchmarks.trained import folder_from, trained
 from optimizer.digest import digest_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,5 +130,5 @@ def _batches(rows: list[dict[str, Any]], places: list[int]) -> Iterator[list[dic
 
 
 if __name__ == "__main__":
-    place = sentiment_classifier(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
+    place = sentiment_classifier(folder_from(__doc__, DEFAULT))
     print(place)

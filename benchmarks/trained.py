@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["STAMP", "trained"]
+__all__ = ["STAMP", "folder_from", "trained"]
 
 #: Beside the model: what it was made from, and how the training went.
 STAMP = "made.json"
+
+
+def folder_from(help: str | None, default: Path) -> Path:
+    """The folder that a script was given as its only argument, or its usual one."""
+    parser = argparse.ArgumentParser(description=help, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"[default: {default.name} in .cache]")
+    folder: Path = parser.parse_args().folder
+    return folder
 
 
 def trained(folder: Path, made_from: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:

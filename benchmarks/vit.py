@@ -9,12 +9,11 @@ was made by the same script from the same data is left as it is, so that everyon
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trained import STAMP, trained
+from benchmarks.trained import STAMP, folder_from, trained
 from optimizer.digest import digest_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,5 +131,5 @@ def _shifted(pixels: Any, random: Any) -> Any:
 
 
 if __name__ == "__main__":
-    place = mnist_vit(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
+    place = mnist_vit(folder_from(__doc__, DEFAULT))
     print(place, (place / STAMP).read_text())

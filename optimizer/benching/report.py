@@ -218,6 +218,11 @@ class Row:
     peak_vram: int | None = None
 
     @property
+    def why(self) -> str:
+        """Why it failed, and what to do about that; empty while it has not."""
+        return f"{self.error} (try: {self.hint})" if self.error and self.hint else self.error
+
+    @property
     def first_s(self) -> float:
         """Seconds of the very first call."""
         return self.cells[0].first_s if self.cells else 0.0

@@ -85,7 +85,8 @@ def render_bench(report: BenchReport, output: Output) -> None:
         console.print(f"% is of the GEMM peak that was measured here: {said}", style="dim", soft_wrap=True)
     passes = any(cell.workload for row in report.rows for cell in row.cells)
     unit = "Rows a second of a pass" if passes else Scenario(report.scenario).unit
-    console.print(f"{unit}; × is times faster than {report.baseline}, median of rounds", style="dim", soft_wrap=True)
+    ratio = f"; × is times faster than {escape(report.baseline)}, median of rounds" if len(report.rows) > 1 else ""
+    console.print(unit + ratio, style="dim", soft_wrap=True)
     for line in (*_batchings(report), *_arrivals(report)):
         console.print(line, style="dim", soft_wrap=True)
     for floor in report.floors:
@@ -94,7 +95,7 @@ def render_bench(report: BenchReport, output: Output) -> None:
     _render_gates(report, output)
     for row in report.rows:
         if row.error:
-            console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
+            console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
     for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
         named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
         where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
@@ -128,7 +129,7 @@ def render_comparison(report: Comparison, output: Output) -> None:
         said = f"{escape(report.reference)} itself took {share:+.1%} at {shape_text(shape)}, which is taken out"
         console.print(said, style="dim")
     for row in report.failed:
-        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.error)} {escape(row.hint)}")
+        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
     for caution in report.cautions:
         output.talk(f"careful: {caution}")
 
@@ -151,7 +152,8 @@ def _render_gates(report: BenchReport, output: Output) -> None:
             soft_wrap=True,
         )
     color = _COLOURS[report.verdict.value]
-    console.print(f"[{color}]{report.verdict.value}[/{color}] against [bold]{escape(report.baseline)}[/bold]")
+    against = f" against [bold]{escape(report.baseline)}[/bold]" if len(report.rows) > 1 else ""
+    console.print(f"[{color}]{report.verdict.value}[/{color}]{against}")
 
 
 def render_history(report: History, output: Output) -> None:
@@ -215,16 +217,34 @@ def render_coverage(artifact: Artifact, output: Output) -> None:
 
 def _what_columns(report: BenchReport) -> list[str]:
     decisions = any(row.agreement is not None and row.agreement.top1 is not None for row in report.rows)
-    return ["size", "worst cosine", "mean", *(["top-1"] if decisions else []), "memory"]
+    metric = next((row.accuracy.metric for row in report.rows if row.accuracy is not None), None)
+    gpu = any(row.peak_vram is not None for row in report.rows)
+    return [
+        "size",
+        *([metric] if metric else []),
+        "worst cosine",
+        "mean",
+        *(["top-1"] if decisions else []),
+        "memory",
+        *(["GPU memory"] if gpu else []),
+    ]
 
 
 def _what_cells(row: Row, report: BenchReport) -> list[str]:
-    agreement = row.agreement
-    cells = [size(row.bytes)]
-    cells += [f"{agreement.cosine_worst:.5f}", f"{agreement.cosine_mean:.5f}"] if agreement is not None else ["–", "–"]
-    if "top-1" in _what_columns(report):
-        cells.append(f"{agreement.top1:.1%}" if agreement is not None and agreement.top1 is not None else "–")
-    return [*cells, size(row.peak_rss) if row.peak_rss else "–"]
+    """In the order of the columns; a dash where nothing is known."""
+    agreement, accuracy = row.agreement, row.accuracy
+    found = {"size": size(row.bytes)}
+    if accuracy is not None:
+        found[accuracy.metric] = f"{accuracy.value:.4f}"
+    if agreement is not None:
+        found |= {"worst cosine": f"{agreement.cosine_worst:.5f}", "mean": f"{agreement.cosine_mean:.5f}"}
+        if agreement.top1 is not None:
+            found["top-1"] = f"{agreement.top1:.1%}"
+    if row.peak_rss:
+        found["memory"] = size(row.peak_rss)
+    if row.peak_vram is not None:
+        found["GPU memory"] = size(row.peak_vram)
+    return [found.get(name, "–") for name in _what_columns(report)]
 
 
 def _speed_cells(row: Row, report: BenchReport) -> list[str]:

@@ -34,7 +34,7 @@ class Kin:
     Attributes:
         made: the ideas that were tried, by name.
         ranking: the nodes that lose most in int8, worst first; empty while none was needed.
-        trouble: why there is no ranking though one was needed.
+        trouble: why there is no ranking though one was needed, or why no more nodes were left in float.
     """
 
     def __init__(
@@ -79,17 +79,45 @@ class Kin:
             return
         self.ranking = tuple(ranking)
         count = FIRST_EXCLUDED
-        for _ in range(_DOUBLINGS + 1):
+        mixed: list[str] = []
+        for left in range(_DOUBLINGS, -1, -1):
+            if self._too_slow(mixed, left + 1):
+                self.trouble = (
+                    f"No more than {count // 2} nodes were left in float: the worst cosine is too far from what is "
+                    f"asked, and from {count // 4} nodes to {count // 2} the mean came too little nearer."
+                )
+                return
             # Beyond half of the nodes it is hardly int8 any more, and the float candidates are in the race themselves.
             if 2 * count > len(ranking):
                 return
+            mixed.append(f"{start.name}-mixed-{count}")
             yield _with(
                 start,
-                f"{start.name}-mixed-{count}",
+                mixed[-1],
                 {"exclude_worst": count, "sensitivity": where},
                 f"the {count} nodes that lose most in int8 stay in float",
             )
             count *= 2
+
+    def _too_slow(self, mixed: Sequence[str], doublings: int) -> bool:
+        """Whether the worst cosine cannot reach its budget at the rate at which the last doubling brought the mean on.
+
+        The mean says how fast, as it is of all rows, and the worst how far. Only cosines are extrapolated: decisions
+        change one by one, and not by a rate.
+
+        Args:
+            mixed: what was tried with nodes in float, fewest first.
+            doublings: how many more there could be.
+        """
+        by_name = {contender.name: contender for contender in self._tried}
+        before, last = (by_name.get(name) for name in mixed[-2:]) if len(mixed) > 1 else (None, None)
+        if before is None or last is None or before.scores is None or last.scores is None:
+            return False
+        gate = next((gate for gate in last.gates if gate.name == "worst cosine" and gate.limit < 1), None)
+        if gate is None or mean_cosine(before) == 1:
+            return False
+        rate = (1 - mean_cosine(last)) / (1 - mean_cosine(before))
+        return (1 - gate.value) / (1 - gate.limit) * rate**doublings > 1
 
     def _best(self) -> Idea | None:
         """The member whose answers were nearest to the original's."""

@@ -128,6 +128,14 @@ def test_a_slow_answer_is_no_overload():
     assert judge([served], 20.0, None).valid
 
 
+@pytest.mark.parametrize(("behind", "valid"), [(0.1, True), (0.3, False)])
+def test_how_far_behind_is_overloaded_depends_on_how_many_there_were(behind, valid):
+    """Of 100 queries, answers may fall behind by 2/√100 of the time."""
+    due = [k * 10 * MS for k in range(1, 101)]
+    served = Served(due, list(due), [round(t * (1 + behind)) + MS for t in due], [0] * 100)
+    assert judge([served], 100.0, None).valid is valid
+
+
 @pytest.mark.parametrize(("late", "valid"), [(0, True), (2, True), (3, False)])
 def test_the_generators_own_lateness_is_no_latency(late, valid):
     """Of 200 queries, 1 in 100 may be issued later than a tenth of the median latency."""

@@ -140,7 +140,7 @@ def test_markdown_shows_speed_agreement_failures_and_doubts():
     assert "| `base` | 4 |" in text
     assert "| `fast\\|er` | 2 (2.00 ×, 2.00 to 2.00) |" in text
     assert "| `dead` | failed |" in text
-    assert "- `dead`: its process was ended by SIGKILL less" in text
+    assert "- `dead`: its process was ended by SIGKILL (try: less)" in text
     assert "- **load**: something else kept the machine busy" in text
     assert "(fast|er, worst cosine 0.9800)" in text
 

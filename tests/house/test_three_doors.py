@@ -42,7 +42,6 @@ FORMS = (
     "sorted:8",
     "text=review",
     "50ms",
-    "5%",
     "0.5pt",
 )
 

@@ -12,6 +12,7 @@ from tiny import tiny_bert, write
 import optimizer
 from optimizer.benching.gates import Outcome
 from optimizer.benching.report import BenchReport
+from optimizer.cli.main import run
 from optimizer.errors import BadInput
 
 QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "roofline": False, "shape": ("1x8",)}
@@ -82,3 +83,14 @@ def test_rows_without_labels_are_compared_only_unless_accuracy_is_asked_for(home
     for asked in ({"fail_if_worse": "1pt"}, {"metric": "accuracy"}):
         with pytest.raises(BadInput, match="label"):
             bench(home, "right:fused", data=home / "bare.jsonl", **asked)
+
+
+def test_the_terminal_shows_accuracy_beside_the_time(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "wrong:fp32", "--against", "right:fp32", "--data", str(home / "labelled.jsonl"), "--no-roofline"]
+    quick = ["--shape", "1x8", "--duration", "0.05", "--rounds", "3", "-q"]
+    assert run([*words, *quick, "--store", str(home / "models")]) == 0
+    said = capsys.readouterr().out
+    head = next(line for line in said.splitlines() if "accuracy" in line)
+    (base,) = (line for line in said.splitlines() if line.split()[:1] == ["right:fp32"])
+    assert head.index("accuracy") < head.index("worst cosine")
+    assert "1.0000" in base

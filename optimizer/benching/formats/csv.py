@@ -81,7 +81,7 @@ def _candidate(row: Row) -> dict[str, object]:
         "bytes": row.bytes,
         "peak_rss": row.peak_rss,
         "peak_vram": row.peak_vram,
-        "error": " ".join(filter(None, (row.error, row.hint))),
+        "error": row.why,
     }
     if agreement is not None:
         found |= {

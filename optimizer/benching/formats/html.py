@@ -104,7 +104,7 @@ def _candidates(report: BenchReport) -> list[_Line]:
             _metric(report): f"{accuracy.value:.4f}" if accuracy else "",
             "MB": f"{row.bytes / 1e6:.1f}",
         }
-        lines.append((number, row.label, cells, " ".join(filter(None, (row.error, row.hint)))))
+        lines.append((number, row.label, cells, row.why))
     return lines
 
 
@@ -236,7 +236,7 @@ def comparison_to_html(report: Comparison) -> str:
         f'<h1>{said}Comparison</h1>\n<p class="dim">{escape(line)}</p>',
         section("Gates", gate_list(report.gates)),
         section("Every change", change_plot(report) + _table(_changes(report))),
-        section("Failed", bullets(f"{row.label}: {row.error} {row.hint}" for row in report.failed)),
+        section("Failed", bullets(f"{row.label}: {row.why}" for row in report.failed)),
         section("Careful", bullets(report.cautions)),
         section("What drifted, and is taken out", bullets(drift)),
         section("The machine", machine(report.head.environment)),

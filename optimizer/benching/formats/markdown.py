@@ -49,7 +49,7 @@ def to_markdown(report: BenchReport) -> str:
         *_roofline(report),
         *_floors(report),
     ]
-    failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.rows if row.error]
+    failed = [f"- `{row.label}`: {row.why}" for row in report.rows if row.error]
     about = [
         ("## Failed", failed),
         ("## Careful", [f"- **{doubt}**: {words}" for doubt, words in doubts(report)]),
@@ -243,7 +243,7 @@ def comparison_to_markdown(report: Comparison) -> str:
         for change in report.changes
     ]
     head = ["candidate", "shape", "before ms", "after ms", "time a call", "interval", "compared through"]
-    failed = [f"- `{row.label}`: {' '.join(filter(None, (row.error, row.hint)))}" for row in report.failed]
+    failed = [f"- `{row.label}`: {row.why}" for row in report.failed]
     about = [
         ("## Failed", failed),
         ("## Careful", [f"- {words}" for words in report.cautions]),
