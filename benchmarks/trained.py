@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from optimizer.files import Lock
+
 __all__ = ["STAMP", "folder_from", "trained"]
 
 #: Beside the model: what it was made from, and how the training went.
@@ -34,14 +36,16 @@ def trained(folder: Path, made_from: Mapping[str, Any], train: Callable[[Path], 
     Returns:
         the folder: what ``train`` left in it, and ``made.json``.
     """
-    stamp = folder / STAMP
-    if stamp.is_file() and json.loads(stamp.read_text())["of"] == made_from:
+    # Two processes that want the same model train it once.
+    with Lock(folder.with_name(f"{folder.name}.lock")):
+        stamp = folder / STAMP
+        if stamp.is_file() and json.loads(stamp.read_text())["of"] == made_from:
+            return folder
+        scratch = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        report = train(scratch)
+        (scratch / STAMP).write_text(json.dumps({"of": made_from, **report}, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
         return folder
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    report = train(scratch)
-    (scratch / STAMP).write_text(json.dumps({"of": made_from, **report}, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    return folder
