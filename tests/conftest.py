@@ -14,6 +14,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("ML_OPT_STORE", None)
+# What a terminal shows is broken into lines of this width, whoever runs the tests and wherever.
+os.environ["COLUMNS"] = "160"
 
 from optimizer.runtime import probe
 from optimizer.stage import Stage
