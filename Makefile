@@ -33,9 +33,8 @@ demo: install
 		--eval $(DATA)/sentiment-test.jsonl --calib $(DATA)/sentiment-train.jsonl --report $(STORE)/minilm.html
 	@echo "the same for a browser: $(STORE)/minilm.html"
 
-# Two at once, a file's tests together: they share what was exported, and each brings processes of its own.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 lint: install
 	$(BIN)/ruff check .
