@@ -97,7 +97,7 @@ def bench(
         agreements = {id(lane): _agreement(lane, base, scratch) for lane in lanes}
         roofs = find_roofs(entrants, lanes, feeds.timed, plan, scratch, progress) if plan.roofline else None
     rows = tuple(
-        feeds.prepared(_row(entrant, lane, base, agreements[id(lane)], plan))
+        feeds.prepared(_row(lane, base, plan, file_bytes(entrant), agreements[id(lane)]))
         for entrant, lane in zip(entrants, lanes, strict=True)
     )
     if roofs is not None:
@@ -202,7 +202,8 @@ def _judged_times(
         look: how times are compared, how many looks there may be, and whether times say anything.
     """
     base = next(lane for lane in lanes if lane.candidate.label == baseline)
-    rows = [_row(entrant, lane, base, None, plan) for entrant, lane in zip(entrants, lanes, strict=False)]
+    # Sizes are read from disk, and times are looked at again and again.
+    rows = [_row(lane, base, plan) for lane in lanes[: len(entrants)]]
     of_base = next(row for row in rows if row.label == baseline)
     floors = [
         floor_of(cell, twin.rounds[loads[0]], baseline, look)
@@ -255,9 +256,9 @@ def _agreement(lane: Lane, base: Lane, scratch: Path) -> Agreement | None:
         return None
 
 
-def _row(entrant: Entrant, lane: Lane, base: Lane, agreement: Agreement | None, plan: Plan) -> Row:
+def _row(lane: Lane, base: Lane, plan: Plan, size: int = 0, agreement: Agreement | None = None) -> Row:
     candidate = lane.candidate
-    row = Row(candidate.label, str(candidate.path), str(candidate.provider), candidate.key, file_bytes(entrant))
+    row = Row(candidate.label, str(candidate.path), str(candidate.provider), candidate.key, size)
     if lane.opened:
         row = replace(row, load_s=float(lane.opened["load_s"]), peak_rss=lane.peak_rss, facts=lane.opened["facts"])
         row = replace(row, peak_vram=lane.peak_vram)
