@@ -14,7 +14,7 @@ from benchmarks.peers import arrange
 from benchmarks.peers.__main__ import _with
 from benchmarks.peers.arrange import PEERS, calibrating, made_by, need
 from benchmarks.peers.job import Job, Made, _why, calibration, prepare
-from benchmarks.peers.side_by_side import Judged, SideBySide, _against, losses, read, to_markdown, written
+from benchmarks.peers.side_by_side import Judged, SideBySide, _against, _thinned, losses, read, to_markdown, written
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Plan
 from optimizer.benching.run import bench
@@ -120,7 +120,15 @@ def test_ours_against_each_is_their_time_over_ours(tmp_path: Path) -> None:
     )
     (lost,) = losses(found)
     assert lost.startswith("minilm at 1 × 4: ahead takes 0.")
-    assert lost.endswith("of our time (accuracy 50.00%; ours accuracy 90.00%)")
+    assert lost.endswith(
+        "of our time (accuracy 50.00%; ours accuracy 90.00%): not within the budget (a cosine of 0.999)"
+    )
+    (lax,) = losses(replace(found, judged={**judged, "ahead": judged["ours"]}))
+    assert lax.endswith("ours accuracy 90.00%): within the budget")
+    (dropped,) = losses(replace(found, model="vit"))
+    assert dropped.endswith("not within the budget (a drop of 1%)")
+    (other,) = losses(replace(found, model="magika"))
+    assert other.endswith("not within the budget (a cosine of 0.99 and 98% of equal decisions)")
     table = [line for line in to_markdown(found).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1, "every line has the same cells"
     assert table[3].startswith("| **ours** | 90.00% | 0.99900 / 0.99990 | 100.00% |")
@@ -132,6 +140,13 @@ def test_ours_against_each_is_their_time_over_ours(tmp_path: Path) -> None:
     assert to_markdown(again) == to_markdown(found)
     assert _with([again], replace(found, model="vit")) == [again, replace(found, model="vit")]
     assert _with([replace(again, rows=5, model="vit")], replace(found, model="vit"))[0].rows == 600
+
+
+def test_long_lists_of_samples_are_thinned_and_nothing_else() -> None:
+    short, words = [1.0] * 64, ["a"] * 100
+    thin = _thinned({"row": [[float(each) for each in range(1000)], short], "words": words, "n": 5})
+    assert thin["row"][0] == [float(each) for each in range(0, 1000, 16)]
+    assert (thin["row"][1], thin["words"], thin["n"]) == (short, words, 5)
 
 
 def test_a_column_without_a_number_is_left_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optimizer
-from benchmarks.cases import Case, head
+from benchmarks.cases import CASES, Case, head
 from benchmarks.peers.arrange import ROOT, Peer, calibrating, made_by, torch_entrants
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, default_baseline, parse, with_model_of_first
@@ -282,17 +282,35 @@ def _cells(label: str, found: SideBySide, shapes: Sequence[str]) -> list[str]:
 
 
 def losses(found: SideBySide) -> list[str]:
-    """Every cell where another toolchain is faster beyond the noise, and what it gives up for that."""
+    """Every cell where another toolchain is faster beyond the noise, and what it gives up for that.
+
+    What ``optimize`` was allowed to give up stands in the case: a peer beyond it is faster for being less exact.
+    """
     ours = found.judged[found.ours]
+    source = found.judged[found.bench.baseline]
     lines = []
     for label, shapes in found.against.items():
         for shape, ratio in shapes.items():
             if ratio.high < 1:
                 lines.append(
                     f"{found.model} at {shape_text(shape)}: {label} takes {ratio.value:.2f} of our time"
-                    f" ({_rightness(found.judged[label])}; ours {_rightness(ours)})"
+                    f" ({_rightness(found.judged[label])}; ours {_rightness(ours)}): "
+                    f"{_allowed(found.judged[label], source, CASES[found.model].budget)}"
                 )
     return lines
+
+
+def _allowed(judged: Judged, source: Judged, budget: Mapping[str, float]) -> str:
+    """Whether a peer keeps to what ``optimize`` was held to."""
+    beyond = []
+    if (least := budget.get("min_cosine")) is not None and (judged.cosine_worst or 0.0) < least:
+        beyond.append(f"a cosine of {least:g}")
+    if (least := budget.get("min_agreement")) is not None and (judged.top1 or 0.0) < least:
+        beyond.append(f"{least:.0%} of equal decisions")
+    known = judged.accuracy is not None and source.accuracy is not None
+    if (most := budget.get("max_drop")) is not None and known and source.accuracy - judged.accuracy > most:
+        beyond.append(f"a drop of {most:.0%}")
+    return f"not within the budget ({' and '.join(beyond)})" if beyond else "within the budget"
 
 
 def _rightness(judged: Judged) -> str:
@@ -308,8 +326,23 @@ def read(path: Path) -> list[SideBySide]:
     return [SideBySide.from_json(each) for each in json.loads(path.read_text(encoding="utf-8"))["models"]]
 
 
+#: Samples of a round that are kept: a call of 150 µs makes thousands, which say no more.
+_KEPT = 64
+
+
+def _thinned(value: Any) -> Any:
+    """Long lists of numbers with evenly spaced ones of them, everything else as it is."""
+    if isinstance(value, dict):
+        return {name: _thinned(each) for name, each in value.items()}
+    if isinstance(value, list):
+        if len(value) > _KEPT and all(isinstance(each, (int, float)) for each in value):
+            return value[:: -(-len(value) // _KEPT)]
+        return [_thinned(each) for each in value]
+    return value
+
+
 def written(found: Sequence[SideBySide], path: Path) -> None:
     """Everything as one JSON document; paths begin at the checkout, wherever that lies."""
-    document = {"report": "peers", "schema": 1, "models": [each.to_json() for each in found]}
+    document = {"report": "peers", "schema": 1, "models": [_thinned(each.to_json()) for each in found]}
     text = json.dumps(document, indent=1, default=str).replace(f"{ROOT}/", "")
     path.write_text(text + "\n", encoding="utf-8")
