@@ -13,20 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from optimizer.benching.evidence import ERROR, holm
+from optimizer.benching.evidence import ERROR, Evidence, apart, decided, holm
 from optimizer.benching.facts import doubts, scenario_name
 from optimizer.benching.gates import Gate, Outcome, exit_code_of, worst_of
 from optimizer.benching.report import BenchReport, Cell, Doubt, Row
 from optimizer.benching.scenario import Scenario
-from optimizer.benching.stats import bootstrapped, log_ratios
+from optimizer.benching.stats import log_ratios
 from optimizer.errors import BadInput
 from optimizer.types import JSON
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["ALLOWANCE", "SCHEMA", "Change", "Comparison", "compare_reports"]
 
@@ -35,7 +30,6 @@ SCHEMA = 1
 ALLOWANCE = {True: 0.02, False: 0.10}
 #: Libraries that compute: with others of them it is another machine that was measured.
 _COMPUTING = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt")
-_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -229,44 +223,17 @@ def _pairs(base: BenchReport, head: BenchReport) -> Iterator[tuple[Row, Cell, Ce
                 yield row, cell, found
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """Bootstrap draws of log(head's time / base's), none with fewer than three rounds, and the rounds of both."""
-
-    logs: NDArray[np.float64]
-    rounds: tuple[int, int]
-
-    def p(self, against: NDArray[np.bool_]) -> float:
-        """The p-value from the draws that speak against something.
-
-        It is never less than 1 / C(n + m, n), the least that a rank test of n and m rounds can give (Mann and Whitney,
-        *Ann. Math. Stat.* 18, 1947): however far apart few rounds lie, they are few.
-        """
-        if not self.logs.size:
-            return 1.0
-        return max((int(against.sum()) + 1) / (self.logs.size + 1), 1 / math.comb(sum(self.rounds), self.rounds[0]))
-
-
 def _change(
     row: Row, cell: Cell, theirs: Cell, reference: tuple[Row, Row] | None, by_mean: bool, seed: int
-) -> tuple[Change, _Drawn]:
+) -> tuple[Change, Evidence]:
     """The change, and what its gate is decided by."""
-    import numpy as np
-
     beside = _beside(reference, cell.shape)
     speeds = [_log_speeds(each, of, by_mean) for each, of in zip((cell, theirs), beside or (None, None), strict=True)]
-    value = float(np.median(speeds[0]) - np.median(speeds[1]))
-    draws = _differences(speeds, seed)
-    low = high = None
-    if draws.size:
-        allowed = math.log1p(ALLOWANCE[beside is not None])
-        ends = np.percentile(draws, (2.5, 97.5))
-        low, high = math.expm1(float(ends[0]) - allowed), math.expm1(float(ends[1]) + allowed)
-    base_ms, head_ms = _ms(cell, by_mean), _ms(theirs, by_mean)
+    found = apart(*speeds, seed=seed, allowance=math.log1p(ALLOWANCE[beside is not None]))
+    low, high = (found.low, found.high) if found.draws.size else (None, None)
     through = reference[0].label if reference is not None and beside is not None else ""
-    return Change(row.label, _place(cell), base_ms, head_ms, math.expm1(value), low, high, through), _Drawn(
-        draws, (len(speeds[0]), len(speeds[1]))
-    )
+    base_ms, head_ms = _ms(cell, by_mean), _ms(theirs, by_mean)
+    return Change(row.label, _place(cell), base_ms, head_ms, found.value, low, high, through), found
 
 
 def _place(cell: Cell) -> str:
@@ -289,17 +256,6 @@ def _log_speeds(cell: Cell, of: Cell | None, by_mean: bool) -> list[float]:
     return log_ratios(of.rounds_ns if of is not None else one_ns, cell.rounds_ns, of_means=by_mean)
 
 
-def _differences(speeds: Sequence[Sequence[float]], seed: int) -> NDArray[np.float64]:
-    """Draws of the difference of two medians over rounds, independent of each other; none with too few rounds."""
-    import numpy as np
-
-    first, second = (bootstrapped(each, seed + place, _DRAWS)[1] for place, each in enumerate(speeds))
-    if not first or not second:
-        return np.empty(0)
-    # Draws come sorted: one of them is shuffled, or the smallest would always meet the smallest.
-    return np.asarray(np.asarray(first) - np.random.default_rng(seed).permutation(second))
-
-
 def _drift(reference: tuple[Row, Row] | None, by_mean: bool) -> dict[str, float]:
     """How much longer the reference's own call took in the second run, by shape."""
     shapes = [cell.shape for cell in reference[0].cells] if reference else []
@@ -316,25 +272,17 @@ def _ms(cell: Cell, by_mean: bool) -> float:
     return cell.summary.mean_ms if by_mean else cell.summary.p50_ms
 
 
-def _gates(found: Sequence[tuple[Change, _Drawn]], tolerance: float) -> Iterator[Gate]:
+def _gates(found: Sequence[tuple[Change, Evidence]], tolerance: float) -> Iterator[Gate]:
     """One gate a change, by the rule of ``bench --fail-if-slower``, with the allowance on both sides.
 
     REGRESSION when the slowdown is above the tolerance even so, PASS when it is within it even so, INCONCLUSIVE
     otherwise. Any false REGRESSION at all has at most the error of one end of a 95 % interval: that is shared among the
     changes by Holm's procedure. PASS needs no sharing, as all of them must.
     """
-    limit = math.log1p(tolerance)
-    allowances = [math.log1p(ALLOWANCE[bool(change.through)]) for change, _ in found]
-    p_slower = [drawn.p(drawn.logs - allowed <= limit) for (_, drawn), allowed in zip(found, allowances, strict=True)]
-    for (change, drawn), allowed, slower in zip(found, allowances, holm(p_slower, ERROR), strict=True):
-        within = drawn.p(drawn.logs + allowed >= limit) <= ERROR
-        outcome = Outcome.REGRESSION if slower else Outcome.PASS if within else Outcome.INCONCLUSIVE
-        why = {
-            Outcome.REGRESSION: f"where {tolerance:.1%} more is allowed",
-            Outcome.PASS: f"within {tolerance:.1%}",
-            Outcome.INCONCLUSIVE: f"which does not tell whether it is within {tolerance:.1%}: measure both in one run, "
-            "ml-opt bench HEAD --against BASE --fail-if-slower",
-        }[outcome]
+    slower = holm([known.p_slower(tolerance) for _, known in found], ERROR)
+    advice = "measure both in one run, ml-opt bench HEAD --against BASE --fail-if-slower"
+    for (change, known), is_slower in zip(found, slower, strict=True):
+        outcome, why = decided(is_slower, known.p_within(tolerance) <= ERROR, f"{tolerance:.1%}", advice)
         how = f"through {change.through}" if change.through else "as they are"
         says = f"{change.value:+.1%} time a call ({change.interval}), compared {how}, {why}"
         yield Gate(

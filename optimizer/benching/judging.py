@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optimizer.benching.evidence import ERROR, Evidence, evidence, holm
+from optimizer.benching.evidence import ERROR, Evidence, decided, evidence, holm
 from optimizer.benching.gates import Floor, Gate, Limits, Outcome
 from optimizer.benching.report import Cell, Row
 from optimizer.benching.shape import shape_text
@@ -135,19 +135,14 @@ def _invalid(*cells: Cell) -> str:
 
 
 def _decided(found: Evidence, tolerance: float, floor: float, is_slower: bool, error: float) -> tuple[Outcome, str]:
-    """What is known of one time, and the end of the sentence about it."""
-    if is_slower:
-        return Outcome.REGRESSION, f"where {_percent(tolerance)} more is allowed"
-    if floor > tolerance:
+    """What is known of one time, and the end of the sentence about it; nothing passes below the noise floor."""
+    if not is_slower and floor > tolerance:
         return Outcome.INCONCLUSIVE, (
             f"but a tolerance of {_percent(tolerance)} is below the noise floor of {_percent(floor)}: allow more, "
             "measure longer (--duration), or quieten the machine"
         )
-    if found.p_within(tolerance) <= error:
-        return Outcome.PASS, f"within {_percent(tolerance)}"
-    return Outcome.INCONCLUSIVE, (
-        f"which does not tell whether it is within {_percent(tolerance)}: raise --max-rounds or --duration"
-    )
+    is_within = found.p_within(tolerance) <= error
+    return decided(is_slower, is_within, _percent(tolerance), "raise --max-rounds or --duration")
 
 
 def hard_gates(base: Row, rows: Sequence[Row], limits: Limits, counts: Mapping[str, Counts]) -> list[Gate]:
