@@ -44,13 +44,11 @@ def summary_file() -> Path:
     return Path(named)
 
 
-def add_summary(report: BenchReport | Comparison) -> None:
-    """Append the report as Markdown to the summary of this step."""
-    from optimizer.benching.writing import format_of
-
+def add_summary(markdown: str) -> None:
+    """Append a report, as Markdown, to the summary of this step."""
     path = summary_file()
     with disk_errors("adding to the job's summary", path.parent), path.open("a", encoding="utf-8") as summary:
-        summary.write(format_of(Path("summary.md")).text(report) + "\n")
+        summary.write(markdown + "\n")
 
 
 def annotations_of(report: BenchReport | Comparison, options: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.benching.github import add_summary
 from optimizer.discovery import members
 from optimizer.errors import UnknownName
 from optimizer.files import disk_errors, write_text
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from optimizer.benching.comparing import Comparison
     from optimizer.benching.report import BenchReport
 
-__all__ = ["Format", "check_formats", "format_of", "formats", "report_opt", "write_copies"]
+__all__ = ["Format", "check_formats", "format_of", "formats", "hand_out", "report_opt", "write_copies"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,16 @@ def write_copies(report: BenchReport | Comparison, paths: Sequence[Path]) -> Non
         with disk_errors("writing a report", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, format_of(path).text(replace(report, path=str(path))))
+
+
+def hand_out(report: BenchReport | Comparison, paths: Sequence[Path], *, github: bool) -> None:
+    """Bring a report wherever it was asked for: into files, and into the summary of a step of GitHub Actions.
+
+    Raises:
+        UnknownName: a file that no format is for.
+        MissingPiece: the disk is full, or a folder may not be written to.
+        BadInput: there is no such summary here.
+    """
+    write_copies(report, paths)
+    if github:
+        add_summary(formats()[".md"].text(report))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
 from optimizer.benching.gates import Limits, share_of
-from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
+from optimizer.benching.github import annotations_of, github_opt, summary_file
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import Shape, default_shapes
-from optimizer.benching.writing import check_formats, report_opt, write_copies
+from optimizer.benching.writing import check_formats, hand_out, report_opt
 from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
 from optimizer.data.columns import column_opt, named_columns
@@ -204,9 +204,7 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
     about = next((e.artifact for e in taking_part if e.artifact), None)
     if about is not None and about.ref:
         report = keep(report, "bench", about.ref, store)
-    write_copies(report, options.report)
-    if options.github:
-        add_summary(report)
+    hand_out(report, options.report, github=options.github)
     return report
 
 

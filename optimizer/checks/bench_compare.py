@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.benching.gates import share_of
-from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
-from optimizer.benching.writing import check_formats, report_opt, write_copies
+from optimizer.benching.github import annotations_of, github_opt, summary_file
+from optimizer.benching.writing import check_formats, hand_out, report_opt
 from optimizer.check import Check
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
@@ -52,9 +52,7 @@ def _run(refs: tuple[str, ...], options: BenchCompare, store: Store, progress: P
         tolerance=share_of(options.fail_if_slower, "--fail-if-slower", "%", "5%"),
         cross_machine=options.cross_machine,
     )
-    write_copies(report, options.report)
-    if options.github:
-        add_summary(report)
+    hand_out(report, options.report, github=options.github)
     return report
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
+from optimizer.benching.github import annotations_of, github_opt, summary_file
 from optimizer.benching.shape import Shape
-from optimizer.benching.writing import check_formats, report_opt, write_copies
+from optimizer.benching.writing import check_formats, hand_out, report_opt
 from optimizer.check import Check
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput
@@ -111,9 +111,7 @@ def _run(refs: tuple[str, ...], options: BenchServer, store: Store, progress: Pr
     )
     command = shlex.join(["ml-opt", "bench", "server", *refs, *options.to_flags()])
     report = replace(report, settings={**report.settings, "command": command})
-    write_copies(report, options.report)
-    if options.github:
-        add_summary(report)
+    hand_out(report, options.report, github=options.github)
     return report
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.benching.github import add_summary, annotations_of, github_opt, summary_file
-from optimizer.benching.writing import check_formats, report_opt, write_copies
+from optimizer.benching.github import annotations_of, github_opt, summary_file
+from optimizer.benching.writing import check_formats, hand_out, report_opt
 from optimizer.check import Check
 from optimizer.errors import BadInput
 from optimizer.options import Options
@@ -37,9 +37,7 @@ def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Prog
     if options.github:
         summary_file()
     report = BenchReport.read(Path(refs[0]))
-    write_copies(report, options.report)
-    if options.github:
-        add_summary(report)
+    hand_out(report, options.report, github=options.github)
     return report
 
 

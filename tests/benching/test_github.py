@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 from golden.write import HERE
 
+from optimizer.benching.formats.csv import to_csv
 from optimizer.benching.formats.markdown import to_markdown
-from optimizer.benching.github import add_summary, annotation, annotations_of, summary_file
+from optimizer.benching.github import annotation, annotations_of, summary_file
 from optimizer.benching.report import BenchReport
+from optimizer.benching.writing import hand_out
 from optimizer.errors import BadInput
 
 
@@ -38,11 +40,14 @@ def test_nothing_is_annotated_unasked(report):
     assert list(annotations_of(report, SimpleNamespace(github=False))) == []
 
 
-def test_the_summary_is_added_to_what_is_there(report, tmp_path, monkeypatch):
+def test_a_report_is_handed_out_to_files_and_added_to_the_summary_that_is_there(report, tmp_path, monkeypatch):
     path = tmp_path / "summary.md"
     path.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
-    add_summary(report)
+    hand_out(report, [tmp_path / "a.csv"], github=False)
+    assert (tmp_path / "a.csv").read_text() == to_csv(report)
+    assert path.read_text() == "before\n"
+    hand_out(report, [], github=True)
     assert path.read_text() == "before\n" + to_markdown(report) + "\n"
 
 
