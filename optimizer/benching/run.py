@@ -76,7 +76,7 @@ def bench(
 
         def times_of(lanes: Sequence[Lane], busy: str) -> tuple[list[Floor], list[Gate]]:
             look = Look(len(plan.looks), busy, plan.scenario is Scenario.OFFLINE, plan.seed)
-            return _judged_times(entrants, lanes, baseline, plan, limits, look)
+            return _judged_times(len(entrants), lanes, baseline, plan, limits, look)
 
         lanes = measure(
             [entrant.candidate for entrant in timed],
@@ -189,12 +189,12 @@ def _twin(entrant: Entrant) -> Entrant:
 
 
 def _judged_times(
-    entrants: Sequence[Entrant], lanes: Sequence[Lane], baseline: str, plan: Plan, limits: Limits, look: Look
+    count: int, lanes: Sequence[Lane], baseline: str, plan: Plan, limits: Limits, look: Look
 ) -> tuple[list[Floor], list[Gate]]:
     """The noise floors and the gates on times, from the rounds so far.
 
     Args:
-        entrants: who takes part.
+        count: how many take part.
         lanes: theirs, and behind them the baseline's twin where there is one.
         baseline: its label.
         plan: how it was measured.
@@ -203,11 +203,11 @@ def _judged_times(
     """
     base = next(lane for lane in lanes if lane.candidate.label == baseline)
     # Sizes are read from disk, and times are looked at again and again.
-    rows = [_row(lane, base, plan) for lane in lanes[: len(entrants)]]
+    rows = [_row(lane, base, plan) for lane in lanes[:count]]
     of_base = next(row for row in rows if row.label == baseline)
     floors = [
         floor_of(cell, twin.rounds[loads[0]], baseline, look)
-        for twin in lanes[len(entrants) :]
+        for twin in lanes[count:]
         if twin.alive
         for cell, loads in zip(of_base.cells, twin.loads, strict=True)
     ]

@@ -64,14 +64,12 @@ class Bench(Options):
         (), "Where to run references that name no provider: cpu, openvino:bf16, cuda, …; repeatable."
     )
     fail_if_slower: str | None = opt(
-        None, "Fail when a reference is known to take so much longer than the baseline: 5%.", metavar="PERCENT"
+        None, "Fail when a reference is known to take so much longer than the baseline: 5%.", metavar="N%"
     )
     fail_if_worse: str | None = opt(
-        None, "Fail when it is known to lose so much of the metric on the labels of --data: 0.5pt.", metavar="POINTS"
+        None, "Fail when it is known to lose so much of the metric on the labels of --data: 0.5pt.", metavar="Npt"
     )
-    fail_if_larger: str | None = opt(
-        None, "Fail when it is larger than the baseline by so much: 1%.", metavar="PERCENT"
-    )
+    fail_if_larger: str | None = opt(None, "Fail when it is larger than the baseline by so much: 1%.", metavar="N%")
     fail_if_degraded: bool = opt(
         False, "Fail when its graph has more nodes, or fewer fused or quantized ones, or more that fell back."
     )
