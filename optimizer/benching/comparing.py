@@ -96,6 +96,11 @@ class Comparison:
         return self.head.failed
 
     @property
+    def outcomes(self) -> dict[tuple[str, str], str]:
+        """What is known of each change, by label and shape; empty where nothing was asked."""
+        return {(gate.about, gate.shape): gate.outcome.value for gate in self.gates}
+
+    @property
     def verdict(self) -> Outcome | None:
         """Over all gates; None without any."""
         return worst_of(self.gates)

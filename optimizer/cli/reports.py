@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimizer.benching.cells import about, arrivals, at_shapes, changed, filled, metric_of, place_of
+from optimizer.benching.facts import unit_of
 from optimizer.benching.gates import Outcome
-from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import shape_text
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, size, table
@@ -65,17 +66,18 @@ def render_bench(report: BenchReport, output: Output) -> None:
         f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, scenario {report.scenario}, "
         f"{report.rounds} interleaved rounds, one process a candidate"
     )
-    what, speed = _what_columns(report), [shape_text(shape) for shape in report.shapes]
+    known = [_what_cells(row, report) for row in report.rows]
+    what, speed = filled(known), [shape_text(shape) for shape in report.shapes]
     labels = [escape(row.label) for row in report.rows]
-    about = [_what_cells(row, report) for row in report.rows]
+    what_cells = [[cells.get(head) or "–" for head in what] for cells in known]
     times = [_speed_cells(row, report) for row in report.rows]
     whole = table("candidate", *what, *speed, right=(*what, *speed))
-    for label, left, right in zip(labels, about, times, strict=True):
+    for label, left, right in zip(labels, what_cells, times, strict=True):
         whole.add_row(label, *left, *right)
     if console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width:
         console.print(whole)
     else:
-        for head, cells in ((what, about), (speed, times)):
+        for head, cells in ((what, what_cells), (speed, times)):
             made = table("candidate", *head, right=tuple(head))
             for label, entries in zip(labels, cells, strict=True):
                 made.add_row(label, *entries)
@@ -83,10 +85,8 @@ def render_bench(report: BenchReport, output: Output) -> None:
     if report.roofline is not None and report.roofline.peaks:
         said = "; ".join(report.roofline.sentences())
         console.print(f"% is of the GEMM peak that was measured here: {said}", style="dim", soft_wrap=True)
-    passes = any(cell.workload for row in report.rows for cell in row.cells)
-    unit = "Rows a second of a pass" if passes else Scenario(report.scenario).unit
     ratio = f"; × is times faster than {escape(report.baseline)}, median of rounds" if len(report.rows) > 1 else ""
-    console.print(unit + ratio, style="dim", soft_wrap=True)
+    console.print(unit_of(report) + ratio, style="dim", soft_wrap=True)
     for line in (*_batchings(report), *_arrivals(report)):
         console.print(line, style="dim", soft_wrap=True)
     for floor in report.floors:
@@ -111,17 +111,11 @@ def render_comparison(report: Comparison, output: Output) -> None:
         console.print(f"[{_COLOURS[report.verdict.value]}]{report.verdict.value}[/]")
     right = ("before ms", "after ms", "time a call", "95 % interval")
     made = table("candidate", "shape", *right, "compared through", "", right=right)
-    outcomes = {(gate.about, gate.shape): gate.outcome.value for gate in report.gates}
-    for each in report.changes:
-        outcome = outcomes.get((each.label, each.shape), "")
+    for change in report.changes:
+        outcome = report.outcomes.get((change.label, change.shape))
         made.add_row(
-            escape(each.label),
-            escape(shape_text(each.shape)),
-            f"{each.base_ms:.4g}",
-            f"{each.head_ms:.4g}",
-            f"{each.value:+.1%}",
-            each.interval,
-            escape(each.through) or "as they are",
+            escape(change.label),
+            *map(escape, changed(change, "{:.4g}".format).values()),
             f"[{_COLOURS[outcome]}]{outcome}[/]" if outcome else "",
         )
     console.print(made)
@@ -215,43 +209,23 @@ def render_coverage(artifact: Artifact, output: Output) -> None:
         output.console().print(made)
 
 
-def _what_columns(report: BenchReport) -> list[str]:
-    decisions = any(row.agreement is not None and row.agreement.top1 is not None for row in report.rows)
-    metric = next((row.accuracy.metric for row in report.rows if row.accuracy is not None), None)
-    gpu = any(row.peak_vram is not None for row in report.rows)
-    return [
-        "size",
-        *([metric] if metric else []),
-        "worst cosine",
-        "mean",
-        *(["top-1"] if decisions else []),
-        "memory",
-        *(["GPU memory"] if gpu else []),
-    ]
-
-
-def _what_cells(row: Row, report: BenchReport) -> list[str]:
-    """In the order of the columns; a dash where nothing is known."""
-    agreement, accuracy = row.agreement, row.accuracy
-    found = {"size": size(row.bytes)}
-    if accuracy is not None:
-        found[accuracy.metric] = f"{accuracy.value:.4f}"
-    if agreement is not None:
-        found |= {"worst cosine": f"{agreement.cosine_worst:.5f}", "mean": f"{agreement.cosine_mean:.5f}"}
-        if agreement.top1 is not None:
-            found["top-1"] = f"{agreement.top1:.1%}"
-    if row.peak_rss:
-        found["memory"] = size(row.peak_rss)
-    if row.peak_vram is not None:
-        found["GPU memory"] = size(row.peak_vram)
-    return [found.get(name, "–") for name in _what_columns(report)]
+def _what_cells(row: Row, report: BenchReport) -> dict[str, str]:
+    """What decides between candidates besides their times; sizes in powers of 1024."""
+    known = about(row)
+    return {
+        "size": size(row.bytes),
+        metric_of(report): known["metric"],
+        "worst cosine": known["worst cosine"],
+        "mean": known["mean cosine"],
+        "top-1": known["top-1"],
+        "memory": size(row.peak_rss) if row.peak_rss else "",
+        "GPU memory": size(row.peak_vram) if row.peak_vram is not None else "",
+    }
 
 
 def _speed_cells(row: Row, report: BenchReport) -> list[str]:
-    by_shape = {cell.shape: cell for cell in row.cells}
     cells = []
-    for shape in report.shapes:
-        cell = by_shape.get(shape)
+    for cell in at_shapes(row, report):
         if cell is None:
             cells.append("failed" if row.error else "–")
         else:
@@ -288,12 +262,14 @@ def _arrivals(report: BenchReport) -> list[str]:
             if (loop := cell.open_loop) is None:
                 continue
             tail = "".join(f", {name} {value:.3g} ms" for name, value in cell.summary.percentiles_ms.items())
-            load = f", load {loop.load:.0%}" if loop.load is not None else ""
-            lag = f"lag p50 {loop.lag_ms['p50']:.3f}, p99 {loop.lag_ms['p99']:.3f}, max {loop.lag_ms['max']:.3f} ms"
+            cells = arrivals(loop)
+            load = f", load {cells['load']}" if cells["load"] else ""
+            lag = ", ".join(f"{name} {cells[f'lag ms {name}']}" for name in ("p50", "p99", "max"))
             said = (
-                f"asked {loop.qps:g}/s, answered {loop.achieved_qps:.4g}/s{load}, queue up to {loop.queue_max}, {lag}"
+                f"asked {cells['asked/s']}/s, answered {cells['answered/s']}/s{load}, "
+                f"queue up to {cells['longest queue']}, lag {lag} ms"
             )
             verdict = "" if loop.valid else f"; INVALID, {loop.reason}"
-            lines.append(escape(f"{row.label} at {shape_text(cell.shape)}{tail}: {said}{verdict}"))
+            lines.append(escape(f"{row.label} at {place_of(cell)}{tail}: {said}{verdict}"))
             lines += map(escape, loop.sentences())
     return lines

@@ -151,7 +151,6 @@ def _gates(row: Row, shape: str, report: BenchReport) -> dict[str, object]:
 
 def comparison_to_csv(report: Comparison) -> str:
     """A head and one line for each candidate at each shape that both reports hold."""
-    outcomes = {(gate.about, gate.shape): gate.outcome.value for gate in report.gates}
     text = io.StringIO()
     writer = csv.DictWriter(text, COMPARED, restval="", lineterminator="\n")
     writer.writeheader()
@@ -164,7 +163,7 @@ def comparison_to_csv(report: Comparison) -> str:
     }
     for change in report.changes:
         line = {name: "" if value is None else value for name, value in vars(change).items()}
-        outcome = outcomes.get((change.label, change.shape), "")
+        outcome = report.outcomes.get((change.label, change.shape), "")
         writer.writerow({**shared, **line, "outcome": outcome, "drift": report.drift.get(change.shape, "")})
     return text.getvalue()
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from optimizer.benching.cells import about, arrivals, at_shapes, changed, filled, metric_of, times, worst_first
 from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import doubts, setting_facts, unit_of
-from optimizer.benching.gates import Accuracy, Gate, Outcome
+from optimizer.benching.gates import Gate
 from optimizer.benching.plots import batch_plots, change_plot, color_of, latency_plots, roof_names, roofline_plot
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
-from optimizer.benching.stats import PERCENTILES, brief
 from optimizer.benching.writing import Format
 from optimizer.drawing.page import bullets, document, escape, facts, machine, number_cell, prose, section
 
 __all__ = ["FORMAT", "comparison_to_html", "gate_list", "to_html"]
 
-_PERCENTILES = tuple(f"p{percentile:g}" for percentile in PERCENTILES)
-_ORDER = (Outcome.REGRESSION, Outcome.INCONCLUSIVE, Outcome.PASS)
+#: The cells of an open loop that stand beside its times.
+_ARRIVALS = ("asked/s", "lag ms p99", "arrivals")
 
 
 def to_html(report: BenchReport) -> str:
@@ -67,7 +67,7 @@ def gate_list(gates: Sequence[Gate]) -> str:
     lines = [
         f'<li><b class="{gate.outcome.value}">{gate.outcome.value}</b> <b>{escape(gate.about)}</b> {escape(gate.title)}'
         f'<br><span class="dim">{prose(gate.says)}</span></li>'
-        for gate in sorted(gates, key=lambda gate: _ORDER.index(gate.outcome))
+        for gate in worst_first(gates)
     ]
     return f'<ul class="plain">{"".join(lines)}</ul>' if lines else ""
 
@@ -78,9 +78,8 @@ _Line = tuple[int, str, dict[str, str], str]
 
 def _table(lines: Sequence[_Line]) -> str:
     """Lines with the columns that any of them fills."""
-    filled = {head for _, _, cells, _ in lines for head, text in cells.items() if text}
-    heads = [head for head in dict.fromkeys(head for _, _, cells, _ in lines for head in cells) if head in filled]
-    if not filled:
+    heads = filled([cells for _, _, cells, _ in lines])
+    if not heads:
         return ""
     head = "<th>candidate</th>" + "".join(f'<th class="n">{escape(head)}</th>' for head in heads)
     rows = []
@@ -96,54 +95,36 @@ def _candidates(report: BenchReport) -> list[_Line]:
     """What decides between candidates: how fast at every shape, how faithful, how large."""
     lines = []
     for number, row in enumerate(report.rows):
-        agreement, accuracy = row.agreement, row.accuracy
+        known = about(row)
         cells = {
             **_speed(row, report),
-            "worst cosine": f"{agreement.cosine_worst:.5f}" if agreement else "",
-            "top-1": f"{agreement.top1:.2%}" if agreement and agreement.top1 is not None else "",
-            _metric(report): f"{accuracy.value:.4f}" if accuracy else "",
-            "MB": f"{row.bytes / 1e6:.1f}",
+            **{head: known[head] for head in ("worst cosine", "top-1")},
+            metric_of(report): known["metric"],
+            "MB": known["MB"],
         }
         lines.append((number, row.label, cells, row.why))
     return lines
 
 
-def _metric(report: BenchReport) -> str:
-    return next((row.accuracy.metric for row in report.rows if row.accuracy), "accuracy")
-
-
 def _particulars(report: BenchReport) -> list[_Line]:
     """The rest of what is known of each candidate that was measured."""
+    heads = ("runs on", "load s", "first call ms", "peak MB", "GPU MB", "mean cosine", "rows compared")
     lines = []
     for number, row in enumerate(report.rows):
-        agreement, accuracy = row.agreement, row.accuracy
+        known = about(row)
+        drop, bounds = known["drop"], known["bounds of the drop"]
         cells = {
-            "runs on": row.provider,
-            "load s": f"{row.load_s:.2f}",
-            "first call ms": f"{row.first_s * 1e3:.1f}",
-            "peak MB": f"{row.peak_rss / 1e6:.0f}" if row.peak_rss else "",
-            "GPU MB": f"{row.peak_vram / 1e6:.0f}" if row.peak_vram is not None else "",
-            "mean cosine": f"{agreement.cosine_mean:.5f}" if agreement else "",
-            "rows compared": f"{agreement.rows:,}" if agreement else "",
-            f"drop of {_metric(report)}": _drop(accuracy) if accuracy else "",
+            **{head: known[head] for head in heads},
+            f"drop of {metric_of(report)}": f"{drop} ({bounds})" if drop and bounds else drop,
         }
         if row.cells:
             lines.append((number, row.label, cells, ""))
     return lines
 
 
-def _drop(accuracy: Accuracy) -> str:
-    if accuracy.drop is None:
-        return ""
-    bounds = f" ({accuracy.low:+.4f} to {accuracy.high:+.4f})" if accuracy.low is not None else ""
-    return f"{accuracy.drop:+.4f}{bounds}"
-
-
 def _speed(row: Row, report: BenchReport) -> dict[str, str]:
-    cells = {cell.shape: cell for cell in row.cells}
     found = {}
-    for shape in report.shapes:
-        cell = cells.get(shape)
+    for shape, cell in zip(report.shapes, at_shapes(row, report), strict=True):
         ratio = f" ({cell.speedup.value:.2f} ×)" if cell and cell.speedup else ""
         found[shape_text(shape)] = f"{cell.figure}{ratio}" if cell else "failed" if row.error else ""
     return found
@@ -177,24 +158,13 @@ def _times(report: BenchReport) -> list[_Line]:
 
 
 def _time(cell: Cell) -> dict[str, str]:
-    summary, ratio, loop = cell.summary, cell.speedup, cell.open_loop
+    ratio, loop = cell.speedup, arrivals(cell.open_loop) if cell.open_loop else {}
+    share = cell.position.peak_share if cell.position is not None else None
     return {
-        "shape": " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
-        "calls": f"{summary.samples:,}",
-        "mean ms": brief(summary.mean_ms),
-        "p50": brief(summary.p50_ms),
-        **{
-            name: brief(summary.percentiles_ms[name]) if name in summary.percentiles_ms else "" for name in _PERCENTILES
-        },
-        "rows/s": f"{cell.rows_per_s:,.4g}",
-        "copies ms": "" if cell.copy_ms is None else f"{cell.copy_ms:.2g}",
+        **times(cell),
         "× baseline": f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
-        "asked/s": f"{loop.qps:g}" if loop else "",
-        "lag p99 ms": f"{loop.lag_ms['p99']:.3f}" if loop else "",
-        "arrivals": ("valid" if loop.valid else f"INVALID: {loop.reason}") if loop else "",
-        "% of GEMM peak": f"{cell.position.peak_share:.0%}"
-        if cell.position is not None and cell.position.peak_share is not None
-        else "",
+        **{head: loop.get(head, "") for head in _ARRIVALS},
+        "% of GEMM peak": f"{share:.0%}" if share is not None else "",
     }
 
 
@@ -246,22 +216,7 @@ def comparison_to_html(report: Comparison) -> str:
 
 
 def _changes(report: Comparison) -> list[_Line]:
-    return [
-        (
-            number,
-            change.label,
-            {
-                "shape": shape_text(change.shape),
-                "before ms": brief(change.base_ms),
-                "after ms": brief(change.head_ms),
-                "time a call": f"{change.value:+.1%}",
-                "interval": change.interval,
-                "compared through": change.through or "as they are",
-            },
-            "",
-        )
-        for number, change in enumerate(report.changes)
-    ]
+    return [(number, change.label, changed(change), "") for number, change in enumerate(report.changes)]
 
 
 FORMAT = Format(".html", "one page that loads nothing", to_html, comparison_to_html)

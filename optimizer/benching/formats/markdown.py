@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from optimizer.benching.cells import about, arrivals, at_shapes, changed, metric_of, times, worst_first
 from optimizer.benching.comparing import Comparison
 from optimizer.benching.facts import doubts, machine_facts, unit_of, version_text
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
-from optimizer.benching.stats import brief
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
 
@@ -17,6 +17,9 @@ __all__ = ["FORMAT", "comparison_to_markdown", "gate_table", "machine_lines", "m
 
 #: Libraries that the first line names; the others are at the end.
 _NAMED = ("torch", "onnxruntime", "onnxruntime-gpu")
+#: The cells of a time, and of a change, in the order of their columns.
+_TIMES = ("shape", "calls", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s", "copies ms")
+_CHANGE = ("before ms", "after ms", "time a call", "interval", "compared through")
 
 
 def to_markdown(report: BenchReport) -> str:
@@ -40,7 +43,7 @@ def to_markdown(report: BenchReport) -> str:
         ),
         "",
         *md_table(
-            ["candidate", "shape", "samples", "mean ms", "p50", "p90", "p99", "p99.9", "rows/s", "copies ms"],
+            ["candidate", *("samples" if head == "calls" else head for head in _TIMES)],
             [_detail(row, cell) for row in report.rows for cell in (*row.cells, *row.beside)],
         ),
         "",
@@ -50,12 +53,12 @@ def to_markdown(report: BenchReport) -> str:
         *_floors(report),
     ]
     failed = [f"- `{row.label}`: {row.why}" for row in report.rows if row.error]
-    about = [
+    sections = [
         ("## Failed", failed),
         ("## Careful", [f"- **{doubt}**: {words}" for doubt, words in doubts(report)]),
         ("## Machine", machine_lines(report.environment)),
     ]
-    for title, entries in about:
+    for title, entries in sections:
         if entries:
             lines += [title, "", *entries, ""]
     if command := report.settings.get("command"):
@@ -67,27 +70,17 @@ def gate_table(gates: Sequence[Gate]) -> list[str]:
     """Every gate with what is known of it, the worst outcome first; nothing without gates."""
     if not gates:
         return []
-    order = ("REGRESSION", "INCONCLUSIVE", "PASS")
-    ordered = sorted(gates, key=lambda gate: order.index(gate.outcome.value))
-    rows = [[f"**{g.outcome.value}**", f"`{g.about}`", g.title, g.says] for g in ordered]
+    rows = [[f"**{g.outcome.value}**", f"`{g.about}`", g.title, g.says] for g in worst_first(gates)]
     return [*md_table(["outcome", "candidate", "gate", "what is known"], rows), ""]
 
 
 def _accuracy(report: BenchReport) -> list[str]:
     """How right each candidate is on labelled rows, where that was asked for."""
-    rows = [
-        [
-            f"`{row.label}`",
-            f"{row.accuracy.value:.4f}",
-            f"{row.accuracy.rows:,}",
-            "" if row.accuracy.drop is None else f"{row.accuracy.drop:+.4f}",
-            "" if row.accuracy.low is None else f"{row.accuracy.low:+.4f} to {row.accuracy.high:+.4f}",
-        ]
-        for row in report.rows
-        if row.accuracy is not None
-    ]
-    metric = next((row.accuracy.metric for row in report.rows if row.accuracy is not None), "")
-    return [*md_table(["candidate", metric, "rows", "drop", "bounds of the drop"], rows), ""] if rows else []
+    heads = ("metric", "rows judged", "drop", "bounds of the drop")
+    judged = [(f"`{row.label}`", about(row)) for row in report.rows if row.accuracy is not None]
+    rows = [[label, *(cells[head] for head in heads)] for label, cells in judged]
+    head = ["candidate", metric_of(report), "rows", "drop", "bounds of the drop"]
+    return [*md_table(head, rows), ""] if rows else []
 
 
 def _floors(report: BenchReport) -> list[str]:
@@ -116,23 +109,10 @@ def _arrivals(report: BenchReport) -> list[str]:
     loops = [(row, cell, cell.open_loop) for row in report.rows for cell in row.cells if cell.open_loop is not None]
     if not loops:
         return []
-    rows = [
-        [
-            f"`{row.label}`",
-            shape_text(cell.shape),
-            f"{loop.qps:g}",
-            f"{loop.scheduled_qps:.4g}",
-            f"{loop.achieved_qps:.4g}",
-            f"{loop.load:.0%}" if loop.load is not None else "",
-            f"{loop.queue_max}",
-            *(f"{loop.lag_ms[name]:.3f}" for name in ("p50", "p99", "max")),
-            "valid" if loop.valid else f"INVALID: {loop.reason}",
-        ]
-        for row, cell, loop in loops
-    ]
+    lines = [(row, cell, arrivals(loop)) for row, cell, loop in loops]
+    rows = [[f"`{row.label}`", shape_text(cell.shape), *cells.values()] for row, cell, cells in lines]
     said = [line for _, _, loop in loops for sentence in loop.sentences() for line in (f"- {sentence}", "")]
-    head = ["candidate", "shape", "asked/s", "drawn/s", "answered/s", "load", "longest queue"]
-    return [*md_table([*head, "lag ms p50", "p99", "max", "arrivals"], rows), "", *said]
+    return [*md_table(["candidate", "shape", *lines[0][2]], rows), "", *said]
 
 
 def _roofline(report: BenchReport) -> list[str]:
@@ -180,19 +160,14 @@ def md_table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _what(row: Row, baseline: str) -> list[str]:
+    cells = about(row)
+    known = [f"`{row.label}`", cells["runs on"], cells["MB"]]
     if row.error:
-        return [f"`{row.label}`", row.provider, f"{row.bytes / 1e6:.1f}", *["failed"] * 3, "", ""]
-    agreement = row.agreement
-    return [
-        f"`{row.label}`",
-        row.provider,
-        f"{row.bytes / 1e6:.1f}",
-        f"{row.load_s:.2f}",
-        f"{row.first_s * 1e3:.1f}",
-        f"{row.peak_rss / 1e6:.0f}",
-        f"{agreement.cosine_worst:.5f} / {agreement.cosine_mean:.5f}" if agreement else _dash(row.label == baseline),
-        f"{agreement.top1:.4f}" if agreement and agreement.top1 is not None else "",
-    ]
+        return [*known, *["failed"] * 3, "", ""]
+    cosines = " / ".join(filter(None, (cells["worst cosine"], cells["mean cosine"])))
+    likeness = cosines or _dash(row.label == baseline)
+    top1 = f"{row.agreement.top1:.4f}" if row.agreement and row.agreement.top1 is not None else ""
+    return [*known, cells["load s"], cells["first call ms"], cells["peak MB"], likeness, top1]
 
 
 def _dash(is_baseline: bool) -> str:
@@ -200,51 +175,34 @@ def _dash(is_baseline: bool) -> str:
 
 
 def _speed(row: Row, report: BenchReport) -> list[str]:
-    by_shape = {cell.shape: cell for cell in row.cells}
     cells = []
-    for shape in report.shapes:
-        cell = by_shape.get(shape)
+    for cell in at_shapes(row, report):
         if cell is None:
             cells.append("failed")
             continue
         ratio = cell.speedup if cell.valid else None
-        times = f" ({ratio.value:.2f} ×, {ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
-        cells.append(f"{cell.figure}{times}")
+        faster = f" ({ratio.value:.2f} ×, {ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
+        cells.append(f"{cell.figure}{faster}")
     return [f"`{row.label}`", *cells]
 
 
 def _detail(row: Row, cell: Cell) -> list[str]:
-    summary = cell.summary
-    percentiles = [summary.percentiles_ms.get(name) for name in ("p90", "p99", "p99.9")]
-    return [
-        f"`{row.label}`",
-        " in ".join(filter(None, (shape_text(cell.shape), cell.batching))),
-        f"{summary.samples}",
-        brief(summary.mean_ms),
-        brief(summary.p50_ms),
-        *("" if p is None else brief(p) for p in percentiles),
-        f"{cell.rows_per_s:.4g}",
-        "" if cell.copy_ms is None else f"{cell.copy_ms:.2g}",
-    ]
+    cells = times(cell)
+    return [f"`{row.label}`", *(cells[head] for head in _TIMES)]
 
 
 def comparison_to_markdown(report: Comparison) -> str:
     """The verdict and its gates, every change, and what to be careful about."""
-    rows = [
-        [
-            f"`{change.label}`",
-            change.shape,
-            f"{change.base_ms:.4g}",
-            f"{change.head_ms:.4g}",
-            f"**{change.value:+.1%}**",
-            change.interval,
-            f"`{change.through}`" if change.through else "as they are",
-        ]
-        for change in report.changes
-    ]
-    head = ["candidate", "shape", "before ms", "after ms", "time a call", "interval", "compared through"]
+    rows = []
+    for change in report.changes:
+        cells = changed(change, "{:.4g}".format)
+        cells["time a call"] = f"**{cells['time a call']}**"
+        if change.through:
+            cells["compared through"] = f"`{change.through}`"
+        rows.append([f"`{change.label}`", change.shape, *(cells[head] for head in _CHANGE)])
+    head = ["candidate", "shape", *_CHANGE]
     failed = [f"- `{row.label}`: {row.why}" for row in report.failed]
-    about = [
+    sections = [
         ("## Failed", failed),
         ("## Careful", [f"- {words}" for words in report.cautions]),
         ("## Machine", machine_lines(report.head.environment)),
@@ -256,7 +214,7 @@ def comparison_to_markdown(report: Comparison) -> str:
         *md_table(head, rows),
         "",
     ]
-    for title, entries in about:
+    for title, entries in sections:
         if entries:
             lines += [title, "", *entries, ""]
     return "\n".join(lines)
