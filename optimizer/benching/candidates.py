@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optimizer.artifact import Artifact
+from optimizer.artifact import Artifact, SourceModel
 from optimizer.data.batching import IN_ORDER, SORTED, Batching
 from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import BadInput, MissingPiece
@@ -105,7 +105,7 @@ def parse(text: str, store: Store, first: Artifact | None = None, default: Provi
             raise BadInput(f"{text}: source runs on PyTorch; leave +{asked} out")
         if first is None:
             raise BadInput("source is the model that the first reference was exported from; put that reference first")
-        return _source(first, rest)
+        return _source(first, rest, store)
     if word in ("torch", "fake") and rest:
         return _folder_or_fake(text, word, rest, asked)
     if head.endswith(".onnx") or "/" in head:
@@ -151,7 +151,7 @@ def _folder_or_fake(text: str, word: str, rest: str, asked: Provider | None) -> 
     return Entrant(Candidate(text, place, Provider(word, precision)))
 
 
-def _source(first: Artifact, precision: str) -> Entrant:
+def _source(first: Artifact, precision: str, store: Store) -> Entrant:
     source = dict(first.model_info.get("source") or {})
     path = Path(str(source.get("path", "")))
     if not source or not path.exists():
@@ -163,10 +163,24 @@ def _source(first: Artifact, precision: str) -> Entrant:
     if path.is_file():
         if precision:
             raise BadInput(f"{label}: the source of {first.ref} is an ONNX file, which has its own precision")
-        return Entrant(_onnx(label, path, _CPU, model=first.model_info), first)
+        return Entrant(_onnx(label, path, _CPU, _content(path, store), first.model_info), first)
     provider = Provider("torch", precision)
     get_runtime(provider)
-    return Entrant(Candidate(label, path, provider, model=first.model_info), first)
+    return Entrant(Candidate(label, path, provider, _content(path, store), first.model_info), first)
+
+
+def _content(path: Path, store: Store) -> str:
+    """The digest of a source's files as they are now, by which two reports know it again; empty where they are no
+    model: whoever opens them says what is missing.
+    """
+    try:
+        return _resolved(path, store).digest
+    except (BadInput, MissingPiece):
+        return ""
+
+
+def _resolved(path: Path, store: Store) -> SourceModel:
+    return resolve_source(str(path), allow_pickle=True, digest=store.digests, recall=store.digests.recall)
 
 
 def check_source(artifact: Artifact, store: Store) -> None:
@@ -175,8 +189,7 @@ def check_source(artifact: Artifact, store: Store) -> None:
     path = Path(str(source.get("path", "")))
     if not source or not path.exists():
         return  # said better by whoever opens it
-    found = resolve_source(str(path), allow_pickle=True, digest=store.digests, recall=store.digests.recall)
-    if found.digest != source["digest"]:
+    if _resolved(path, store).digest != source["digest"]:
         raise BadInput(
             f"{path} is not the model any more that {artifact.ref} was exported from: its files have changed",
             "export it again (it becomes a new version); `ml-opt verify --against golden` needs no source",

@@ -187,7 +187,7 @@ class Row:
         label: its name in tables.
         path: the file or folder that was opened.
         provider: back end and precision that were asked for (and, as the runtimes see to it, got).
-        key: the artifact's key; empty for what is not of the store.
+        key: the artifact's key, of ``source`` the digest of its files; empty for what has neither.
         bytes: size of graph and weights.
         load_s: seconds that opening took, imports included.
         peak_rss: most memory its process held, bytes.

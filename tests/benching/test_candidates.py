@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from optimizer.benching.candidates import (
 )
 from optimizer.errors import BadInput, UnknownName
 from optimizer.runtime import Candidate, Provider
+from optimizer.source import resolve_source
 
 
 def labels(refs, providers, store):
@@ -98,6 +100,20 @@ def test_source_is_what_the_first_reference_came_from(small_store, tmp_path):
     assert str(parse("source:compiled", small_store, first).candidate.provider) == "torch:compiled"
     with pytest.raises(UnknownName, match="precision of torch"):
         parse("source:int8", small_store, first)
+
+
+def test_a_source_is_known_again_by_the_digest_of_its_files(small_store, tmp_path, minilm_dir):
+    first = small_store.get("small:fp32")
+    model = tmp_path / "gone"
+    model.mkdir()
+    assert parse("source", small_store, first).candidate.key == ""  # no model lies there
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(minilm_dir / name, model / name)
+    (model / "model.safetensors").write_bytes(b"some weights")
+    key = parse("source", small_store, first).candidate.key
+    assert key == parse("source:bf16", small_store, first).candidate.key == resolve_source(str(model)).digest
+    (model / "model.safetensors").write_bytes(b"other weights")
+    assert parse("source", small_store, first).candidate.key not in ("", key)
 
 
 def test_the_baseline_is_the_source_where_it_can_run(small_store, tmp_path):

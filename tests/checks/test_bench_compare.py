@@ -95,3 +95,20 @@ def test_the_python_function_says_the_same(alive):
     report = optimizer.bench_compare(a, c, fail_if_slower="5%")
     assert report.exit_code == 1
     assert {change.through for change in report.changes} == {"mini@1:fp32"}
+
+
+def test_two_runs_are_compared_through_the_source_that_both_measured(tmp_path, minilm_store):
+    import optimizer
+
+    quick = {"duration": 0.05, "min_samples": 3, "rounds": 3, "shape": ["1x4"], "roofline": False}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        optimizer.bench("minilm:fp32", store=minilm_store, report=[path], **quick)
+    found = optimizer.bench_compare(*map(str, paths))
+    assert (found.reference, [change.label for change in found.changes]) == ("source", ["minilm:fp32"])
+    # Another model in the same place is no reference.
+    document = json.loads(paths[0].read_text())
+    for row in document["rows"]:
+        row["key"] = "f" * 64 if row["label"] == "source" else ""
+    paths[0].write_text(json.dumps(document))
+    assert optimizer.bench_compare(*map(str, paths)).reference == ""
