@@ -14,7 +14,7 @@ from optimizer.benching.shape import shape_text
 from optimizer.benching.stats import PERCENTILES, brief
 
 if TYPE_CHECKING:
-    from optimizer.benching.comparing import Change
+    from optimizer.benching.comparison import Change
     from optimizer.benching.openloop import OpenLoop
     from optimizer.benching.report import BenchReport, Cell, Row
 

@@ -12,127 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from optimizer.benching.comparison import Change, Comparison, Measured, Side
 from optimizer.benching.evidence import ERROR, Evidence, apart, decided, holm
 from optimizer.benching.facts import doubts, scenario_name
-from optimizer.benching.gates import Gate, Outcome, exit_code_of, worst_of
+from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Doubt, Row
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.stats import log_ratios
 from optimizer.errors import BadInput
-from optimizer.types import JSON
 
-__all__ = ["ALLOWANCE", "SCHEMA", "Change", "Comparison", "compare_reports"]
+__all__ = ["ALLOWANCE", "compare_reports"]
 
-SCHEMA = 1
 #: Share by which the ends of an interval are moved outwards, by whether times were compared through a reference.
 ALLOWANCE = {True: 0.02, False: 0.10}
 #: Libraries that compute: with others of them it is another machine that was measured.
 _COMPUTING = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt")
-
-
-@dataclass(frozen=True)
-class Change:
-    """One candidate at one shape, in both reports.
-
-    Attributes:
-        label: the candidate's.
-        shape: where.
-        base_ms: what counts in the first report: the median call, or the mean one of the offline scenario.
-        head_ms: the same in the second.
-        value: share by which a call takes longer in the second: .05 is 5 %, negative when it is faster.
-        low: lower end of its 95 % interval, the allowance in it; None where too few rounds say nothing of it.
-        high: upper end of it.
-        through: label of the reference whose drift is taken out; empty when times were compared as they are.
-    """
-
-    label: str
-    shape: str
-    base_ms: float
-    head_ms: float
-    value: float
-    low: float | None
-    high: float | None
-    through: str = ""
-
-    @property
-    def interval(self) -> str:
-        """The interval in words."""
-        if self.low is None or self.high is None:
-            return "not known"
-        return f"{self.low:+.1%} to {self.high:+.1%}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What two reports say of each other.
-
-    Attributes:
-        base: the first report.
-        head: the second one, which is judged.
-        changes: every candidate at every shape that both hold.
-        reference: label of the row whose drift is taken out; empty where there is none.
-        drift: of the reference itself, by shape: how much longer its call took in the second run.
-        tolerance: share by which a call may take longer; None where nothing was asked.
-        gates: one for each change, where a tolerance was asked.
-        cautions: what to know before trusting a number.
-        path: where this was written; empty when it was not.
-    """
-
-    base: BenchReport
-    head: BenchReport
-    changes: tuple[Change, ...]
-    reference: str
-    drift: dict[str, float]
-    tolerance: float | None
-    gates: tuple[Gate, ...]
-    cautions: tuple[str, ...]
-    path: str = ""
-
-    @property
-    def failed(self) -> tuple[Row, ...]:
-        """Candidates that the second run could not measure."""
-        return self.head.failed
-
-    @property
-    def outcomes(self) -> dict[tuple[str, str], str]:
-        """What is known of each change, by label and shape; empty where nothing was asked."""
-        return {(gate.about, gate.shape): gate.outcome.value for gate in self.gates}
-
-    @property
-    def verdict(self) -> Outcome | None:
-        """Over all gates; None without any."""
-        return worst_of(self.gates)
-
-    @property
-    def exit_code(self) -> int:
-        """1 when a candidate of the second report failed or a gate did, 3 when a gate is undecided."""
-        return 1 if self.failed else exit_code_of(self.verdict)
-
-    def to_json(self) -> dict[str, JSON]:
-        return {
-            "report": "bench-comparison",
-            "schema": SCHEMA,
-            "verdict": self.verdict.value if self.verdict else None,
-            "reference": self.reference,
-            "drift": self.drift,
-            "tolerance": self.tolerance,
-            "changes": [{**vars(change)} for change in self.changes],
-            "gates": [gate.to_json() for gate in self.gates],
-            "failed": [{"label": row.label, "error": row.error, "hint": row.hint} for row in self.failed],
-            "cautions": list(self.cautions),
-            "path": self.path,
-            **{
-                name: {
-                    "created": report.created,
-                    "path": report.path,
-                    "settings": report.settings,
-                    "environment": report.environment,
-                }
-                for name, report in (("base", self.base), ("head", self.head))
-            },
-        }
 
 
 def compare_reports(
@@ -175,8 +70,9 @@ def compare_reports(
     seed = int(head.settings.get("seed", 0))
     found = [_change(*pair, reference, by_mean, seed) for pair in pairs]
     return Comparison(
-        base=base,
-        head=head,
+        base=Side.of(base),
+        head=Side.of(head),
+        measured=tuple(map(Measured.of, head.rows)),
         changes=tuple(change for change, _ in found),
         reference=reference[0].label if reference else "",
         drift=_drift(reference, by_mean),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from optimizer.benching.report import BenchReport
 from optimizer.benching.scenario import Scenario
 from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    from optimizer.benching.comparison import Side
 
 __all__ = ["doubts", "machine_facts", "machine_name", "scenario_name", "setting_facts", "unit_of", "version_text"]
 
@@ -50,21 +54,21 @@ def version_text(environment: Mapping[str, JSON]) -> str:
     return ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
 
 
-def setting_facts(report: BenchReport) -> dict[str, str]:
-    """How it was measured, in words by name."""
+def setting_facts(report: BenchReport | Side) -> dict[str, str]:
+    """How it was measured, in words by name; what is not known is left out."""
     settings = {
         "created": report.created,
         "scenario": report.scenario,
         "baseline": report.baseline,
-        "inputs": str(report.inputs["timed"]),
-        "compared_on": str(report.inputs["compared"]),
+        "inputs": str(report.inputs.get("timed", "")),
+        "compared_on": str(report.inputs.get("compared", "")),
     }
     settings |= {
         name: _said(value)
         for name, value in report.settings.items()
         if name != "scenario" and value not in (None, "", [], {})
     }
-    return settings
+    return {name: said for name, said in settings.items() if said}
 
 
 def _said(value: JSON) -> str:

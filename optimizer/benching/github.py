@@ -15,7 +15,7 @@ from optimizer.files import disk_errors
 from optimizer.options import opt
 
 if TYPE_CHECKING:
-    from optimizer.benching.comparing import Comparison
+    from optimizer.benching.comparison import Comparison
     from optimizer.benching.gates import Gate
     from optimizer.benching.report import BenchReport
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.roofline import Roofline
 from optimizer.benching.shape import shape_text

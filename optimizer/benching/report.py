@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -13,6 +12,7 @@ from optimizer.benching.agreement import Agreement
 from optimizer.benching.gates import Accuracy, Floor, Gate, Outcome, exit_code_of, worst_of
 from optimizer.benching.openloop import OpenLoop
 from optimizer.benching.position import Position
+from optimizer.benching.reading import check_schema, read_json
 from optimizer.benching.roofline import Roofline
 from optimizer.benching.stats import Ratio, Summary, brief
 from optimizer.errors import BadInput
@@ -329,13 +329,7 @@ class BenchReport:
         Raises:
             BadInput: it is no bench report, or a newer ml-opt wrote it.
         """
-        if not isinstance(data, Mapping) or data.get("report") != "bench" or not isinstance(data.get("schema"), int):
-            raise BadInput(f"{where} is not a bench report", "ml-opt bench --report FILE.json writes one")
-        if data["schema"] > SCHEMA:
-            raise BadInput(
-                f"{where} has report schema {data['schema']}; this ml-opt reads up to {SCHEMA}",
-                "run: pip install --upgrade ml-opt",
-            )
+        check_schema(data, "bench", SCHEMA, where, "ml-opt bench")
         values = {name: value for name, value in data.items() if name not in ("report", "schema", "verdict")}
         try:
             values["rows"] = tuple(Row.from_json(row) for row in values["rows"])
@@ -353,11 +347,7 @@ class BenchReport:
     @classmethod
     def read(cls, path: Path) -> BenchReport:
         """Read a report's JSON file."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{path} cannot be read: {error}") from None
-        return cls.from_json(data, str(path))
+        return cls.from_json(read_json(path), str(path))
 
     def written(self, path: Path) -> BenchReport:
         """Write the report as JSON, and return it knowing its path."""

@@ -15,7 +15,7 @@ from optimizer.files import disk_errors, write_text
 from optimizer.options import opt
 
 if TYPE_CHECKING:
-    from optimizer.benching.comparing import Comparison
+    from optimizer.benching.comparison import Comparison
     from optimizer.benching.report import BenchReport
 
 __all__ = ["Format", "check_formats", "format_of", "formats", "hand_out", "report_opt", "write_copies"]

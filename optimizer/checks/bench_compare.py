@@ -13,7 +13,7 @@ from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 
 if TYPE_CHECKING:
-    from optimizer.benching.comparing import Comparison
+    from optimizer.benching.comparison import Comparison
     from optimizer.stage import Progress
     from optimizer.store import Store
 

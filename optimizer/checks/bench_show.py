@@ -1,4 +1,4 @@
-"""bench show: a report of ``bench`` again, in a terminal or in any other format, from its JSON alone."""
+"""bench show: a report of ``bench`` or ``bench compare`` again, in a terminal or another format, from its JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from optimizer.errors import BadInput
 from optimizer.options import Options
 
 if TYPE_CHECKING:
+    from optimizer.benching.comparison import Comparison
     from optimizer.benching.report import BenchReport
     from optimizer.stage import Progress
     from optimizer.store import Store
@@ -29,14 +30,14 @@ class BenchShow(Options):
         check_formats(self.report)
 
 
-def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Progress) -> BenchReport:
-    from optimizer.benching.report import BenchReport
+def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Progress) -> BenchReport | Comparison:
+    from optimizer.benching.comparison import read_report
 
     if len(refs) != 1:
         raise BadInput(f"bench show takes one report, and got {len(refs)}", "run: ml-opt bench show FILE.json")
     if options.github:
         summary_file()
-    report = BenchReport.read(Path(refs[0]))
+    report = read_report(Path(refs[0]))
     hand_out(report, options.report, github=options.github)
     return report
 
@@ -44,7 +45,7 @@ def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Prog
 CHECK = Check(
     name="bench-show",
     command=("bench", "show"),
-    help="Show a report of bench again, and write it in any other format, from its JSON alone.",
+    help="Show a report of bench or bench compare again, and write it in any other format, from its JSON alone.",
     details="Files of every earlier schema are read. The exit code is that of the run which wrote it: 1 when a "
     "candidate could not be measured or a gate failed, 3 when one is undecided.",
     options=BenchShow,

@@ -13,7 +13,7 @@ from optimizer.cli.tables import escape, size, table
 
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
-    from optimizer.benching.comparing import Comparison
+    from optimizer.benching.comparison import Comparison
     from optimizer.benching.history import History
     from optimizer.benching.report import BenchReport, Row
     from optimizer.evaluate.report import VerifyReport

@@ -1,12 +1,15 @@
 """bench show: everything that bench wrote can be made again from the JSON alone."""
 
 import json
+import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from benching.small import small_store
-from golden.write import HERE
+from golden.write import HERE, pair
 
+from optimizer.benching.comparison import Comparison, read_report
 from optimizer.benching.report import SCHEMA, BenchReport
 from optimizer.benching.writing import formats
 from optimizer.cli.main import run
@@ -42,6 +45,39 @@ def test_every_format_is_made_again_to_the_byte(small_store, tmp_path, capsys, m
     }
 
 
+@pytest.mark.parametrize("slower", ["5%", None])
+def test_every_format_of_a_comparison_is_made_again_to_the_byte(slower, tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ("base.json", "head.json")]
+    for path, report in zip(paths, pair(BenchReport.read(HERE / "bench-3.json")), strict=True):
+        report.written(Path(path))
+    first, again = tmp_path / "first", tmp_path / "again"
+    asked = ["--fail-if-slower", slower] if slower else []
+    assert run(["bench", "compare", *paths, *asked, *flags(first)]) == 1
+    table = capsys.readouterr()
+    made = {path.name: path.read_bytes() for path in first.iterdir()}
+    assert len(made) == len(formats())
+    source = str(first / "out.json")
+    assert run(["bench", "show", source, *flags(again)]) == 1
+    assert capsys.readouterr() == table
+    shown = {path.name: path.read_bytes() for path in again.iterdir()}
+    assert shown.pop("out.json") == made.pop("out.json").replace(str(first).encode(), str(again).encode())
+    assert shown == made
+    assert run(["bench", "show", source, "--json"]) == 1
+    assert Comparison.from_json(json.loads(capsys.readouterr().out)) == read_report(Path(source))
+
+
+def test_a_comparison_that_names_only_what_failed_is_still_drawn(tmp_path, capsys):
+    document = json.loads((HERE / "bench-comparison-1.json").read_text())
+    del document["measured"]
+    for side in ("base", "head"):
+        del document[side]["baseline"], document[side]["inputs"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    assert run(["bench", "show", str(tmp_path / "old.json"), *flags(tmp_path)]) == 1
+    cases = [case.get("classname") for case in ET.parse(tmp_path / "out.xml").iter("testcase")]
+    assert cases[:3] == ["mini@1:int8", 'mini@1:<odd> & "slow" | %', "dead.onnx"]
+    assert "inputs" not in (tmp_path / "out.html").read_text().partition("How the second was measured")[2]
+
+
 def test_json_is_the_report(capsys):
     path = HERE / "bench-3.json"
     assert run(["bench", "show", str(path), "--json"]) == 1  # as the gates in it say
@@ -68,6 +104,13 @@ def test_a_newer_schema_and_a_missing_file_are_refused(tmp_path, capsys):
     (tmp_path / "new.json").write_text(json.dumps({**data, "schema": SCHEMA + 1}))
     assert run(["bench", "show", str(tmp_path / "new.json")]) == 2
     assert f"schema {SCHEMA + 1}" in capsys.readouterr().err
+    compared = json.loads((HERE / "bench-comparison-1.json").read_text())
+    (tmp_path / "new.json").write_text(json.dumps({**compared, "schema": 2}))
+    assert run(["bench", "show", str(tmp_path / "new.json")]) == 2
+    assert "schema 2; this ml-opt reads up to 1" in capsys.readouterr().err
+    (tmp_path / "broken.json").write_text(json.dumps({**compared, "gates": [{}]}))
+    assert run(["bench", "show", str(tmp_path / "broken.json")]) == 2
+    assert "broken.json is not a comparison" in capsys.readouterr().err
     assert run(["bench", "show", str(tmp_path / "none.json"), "--json"]) == 2
     assert "none.json cannot be read" in json.loads(capsys.readouterr().out)["error"]["message"]
 

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison
 from optimizer.benching.facts import machine_facts
 from optimizer.benching.gates import worst_of
 from optimizer.benching.report import BenchReport, Cell, Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from optimizer.benching.cells import about, arrivals, at_shapes, changed, filled, metric_of, times, worst_first
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison, Side
 from optimizer.benching.facts import doubts, setting_facts, unit_of
 from optimizer.benching.gates import Gate
 from optimizer.benching.plots import batch_plots, change_plot, color_of, latency_plots, roof_names, roofline_plot
@@ -188,7 +188,7 @@ def _floors(report: BenchReport) -> Iterator[str]:
         )
 
 
-def _settings(report: BenchReport) -> str:
+def _settings(report: BenchReport | Side) -> str:
     settings = setting_facts(report)
     command = settings.pop("command", "")
     said = bullets(f"{name.replace('_', ' ')}: {text}" for name, text in settings.items())

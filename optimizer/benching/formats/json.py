@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison
 from optimizer.benching.report import BenchReport
 from optimizer.benching.writing import Format
 

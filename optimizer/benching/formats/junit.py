@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison, Measured
 from optimizer.benching.facts import machine_facts, setting_facts
 from optimizer.benching.gates import Gate, Outcome
-from optimizer.benching.report import BenchReport, Row
+from optimizer.benching.report import BenchReport
 from optimizer.benching.writing import Format
 
 __all__ = ["FORMAT", "comparison_to_junit", "gate_case", "suite", "to_junit"]
@@ -27,17 +27,16 @@ _MEASURED = "measured"
 
 def to_junit(report: BenchReport) -> str:
     """One suite: for each candidate the case that it was measured, which a failed one errs in, and its gates."""
-    cases = [_measured(row) for row in report.rows]
+    cases = [_measured(Measured.of(row)) for row in report.rows]
     cases += [gate_case(gate) for gate in report.gates if gate.name != _MEASURED]
     return suite("ml-opt bench", cases, {**setting_facts(report), **machine_facts(report.environment)}, report.created)
 
 
-def _measured(row: Row) -> ET.Element:
-    seconds = sum(sum(sum(ns) for ns in cell.rounds_ns) for cell in row.cells) / 1e9
-    case = _case(_MEASURED, row.label, seconds)
-    if row.error:
-        said = ET.SubElement(case, "error", message=_legal(row.error), type="BenchError")
-        said.text = _legal(row.hint)
+def _measured(candidate: Measured) -> ET.Element:
+    case = _case(_MEASURED, candidate.label, candidate.seconds)
+    if candidate.error:
+        said = ET.SubElement(case, "error", message=_legal(candidate.error), type="BenchError")
+        said.text = _legal(candidate.hint)
     return case
 
 
@@ -88,7 +87,7 @@ def _legal(text: str) -> str:
 
 def comparison_to_junit(report: Comparison) -> str:
     """One suite: the candidates that the second run could not measure, and the gates."""
-    cases = [_measured(row) for row in report.head.rows] + [gate_case(gate) for gate in report.gates]
+    cases = [*map(_measured, report.measured)] + [gate_case(gate) for gate in report.gates]
     properties = {"base_created": report.base.created, **setting_facts(report.head)}
     return suite(
         "ml-opt bench compare", cases, {**properties, **machine_facts(report.head.environment)}, report.head.created

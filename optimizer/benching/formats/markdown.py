@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from optimizer.benching.cells import about, arrivals, at_shapes, changed, metric_of, times, worst_first
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison
 from optimizer.benching.facts import doubts, machine_facts, unit_of, version_text
 from optimizer.benching.gates import Gate
 from optimizer.benching.report import BenchReport, Cell, Row

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from optimizer.benching.comparing import Comparison
+from optimizer.benching.comparison import Comparison
 from optimizer.benching.facts import machine_facts
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.writing import Format
@@ -25,7 +25,7 @@ def to_smaller(report: BenchReport) -> str:
 
 
 def _entries(report: BenchReport) -> Iterator[dict[str, JSON]]:
-    about = _about(report)
+    about = _about(report.environment)
     for row in report.rows:
         if row.error:
             continue
@@ -34,8 +34,8 @@ def _entries(report: BenchReport) -> Iterator[dict[str, JSON]]:
         yield {"name": f"{row.label}: size", "unit": "MB", "value": row.bytes / 1e6, "extra": about}
 
 
-def _about(report: BenchReport) -> str:
-    return "\n".join(f"{name}: {text}" for name, text in machine_facts(report.environment).items() if text)
+def _about(environment: Mapping[str, JSON]) -> str:
+    return "\n".join(f"{name}: {text}" for name, text in machine_facts(environment).items() if text)
 
 
 def _time(row: Row, cell: Cell, about: str) -> dict[str, JSON]:
@@ -55,13 +55,14 @@ def _time(row: Row, cell: Cell, about: str) -> dict[str, JSON]:
 
 def comparison_to_smaller(report: Comparison) -> str:
     """Time a call as a percentage of what it was, of every candidate at every shape."""
+    about = _about(report.head.environment)
     entries = [
         {
             "name": f"{change.label} at {change.shape}",
             "unit": "% of before",
             "value": 100 * (1 + change.value),
             "range": change.interval,
-            "extra": f"{change.base_ms:.4g} ms before, {change.head_ms:.4g} ms after\n{_about(report.head)}",
+            "extra": f"{change.base_ms:.4g} ms before, {change.head_ms:.4g} ms after\n{about}",
         }
         for change in report.changes
     ]
