@@ -40,6 +40,17 @@ class Layout:
     def locks(self) -> Path:
         return self.private / "locks"
 
+    @property
+    def calibrated(self) -> Path:
+        """What calibrating came to, for other variants of the same model."""
+        return self.private / "calibrated"
+
+    @classmethod
+    def around(cls, scratch: Path) -> Layout | None:
+        """The store whose scratch folder holds a path; None where none does."""
+        layouts = (cls(folder) for folder in scratch.parents)
+        return next((layout for layout in layouts if layout.scratch in scratch.parents), None)
+
     def name_lock(self, name: str) -> Lock:
         """Held by whoever changes what a model's folder holds."""
         return Lock(self.locks / f"name-{name}")

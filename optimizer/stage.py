@@ -71,7 +71,7 @@ class Stage:
         accepts: kinds of artifact it starts from.
         produces: the kind it makes.
         run: ``run(source, out, options, progress)``: writes the model and what belongs beside it into the empty
-            folder ``out``, and nothing anywhere else.
+            folder ``out``, and nothing anywhere else but what is kept to save time (:mod:`optimizer.quantizing.kept`).
         variant: names the result from its options and source (``int8-static``).
         verify: ``verify(options, facts, source)`` raises :class:`GateFailed` when what was read back is not what was
             asked for.

@@ -31,7 +31,7 @@ class Garbage:
     """What ``gc`` found and removed.
 
     Attributes:
-        removed: paths below the store, of unfinished work, empty versions and old locks.
+        removed: paths below the store, of unfinished work, what was kept to save time, and empty versions.
         bytes: how much disk that was.
         broken: artifacts whose manifest cannot be read; reported, never removed unasked.
     """
@@ -104,13 +104,16 @@ def _aliases_without(name: str, doomed: Sequence[str], store: Store) -> dict[str
 
 
 def gc(store: Store) -> Garbage:
-    """Remove unfinished work of dead processes, empty versions and unused locks; report broken artifacts."""
+    """Remove unfinished work of dead processes, what was kept to save time, empty versions and unused locks; report
+    broken artifacts.
+    """
     layout = store.layout
     if not layout.root.is_dir():
         return Garbage()
     removed: list[Path] = []
     with disk_errors("cleaning up", layout.root):
         size = _dead_scratch(layout, removed) + _empty_trash(layout, removed) + _strays(layout, removed)
+        size += _calibrated(layout, removed)
         broken = [ref for model in layout.models() for ref in _tidy_model(model, layout, removed)]
         for file in layout.locks.glob("*"):
             lock = Lock(file)
@@ -149,6 +152,16 @@ def _strays(layout: Layout, removed: list[Path]) -> int:
                 size += stray.stat().st_size
                 stray.unlink(missing_ok=True)
                 removed.append(stray)
+    return size
+
+
+def _calibrated(layout: Layout, removed: list[Path]) -> int:
+    """What calibrations came to, which costs only time to lose; returns its bytes."""
+    if not layout.calibrated.is_dir():
+        return 0
+    size = _tree_bytes(layout.calibrated)
+    shutil.rmtree(layout.calibrated, ignore_errors=True)
+    removed.append(layout.calibrated)
     return size
 
 

@@ -146,7 +146,7 @@ def rm(
 
 
 def gc(ctx: Common) -> int:
-    """Clear what interrupted work left behind; finished artifacts are never touched."""
+    """Clear what interrupted work left behind, and what is kept to save time; finished artifacts are never touched."""
     garbage = upkeep.gc(ctx.store)
     if ctx.output.json:
         ctx.output.result({"removed": garbage.removed, "bytes": garbage.bytes, "broken": garbage.broken})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput, GateFailed
-from optimizer.quantizing.prepare import load_proto, quiet_options, save_proto
+from optimizer.quantizing.kept import Kept
+from optimizer.quantizing.prepare import digest_proto, load_proto, quiet_options, save_proto
 from optimizer.quantizing.record import record
 from optimizer.quantizing.smooth import find_sites, scales_of, smooth
 from optimizer.stage import Progress
@@ -33,17 +36,21 @@ _FEWEST = 8
 _EXACT = 1e-4
 _BATCHES_COMPARED = 8
 _BATCHES_JUDGED = 32
+#: Bytes of the float graph's answers that a search holds, to compare every alpha with.
+_HELD = 256 * 2**20
 
 
 def smooth_file(
     path: Path,
     work: Path,
-    chosen: Iterable[str],
+    chosen: Sequence[str],
     data: CalibrationSet,
     batch: int,
     alpha: float | None,
     quantized: Callable[[Path, CalibrationSet, Path], Path],
     model: Mapping[str, JSON],
+    asked: Mapping[str, JSON],
+    kept: Kept,
     progress: Progress,
 ) -> tuple[Path, dict[str, JSON]]:
     """Smooth a prepared graph.
@@ -58,6 +65,8 @@ def smooth_file(
             graph, calibrated on three quarters of the rows, has the highest mean cosine to the float one on the rest.
         quantized: makes the int8 graph of a file, with ranges from some rows, in an empty folder.
         model: the manifest's ``model``; its task says what a cosine is taken of.
+        asked: what ``quantized`` depends on beside the graph, the chosen nodes and the rows.
+        kept: what is known of these rows already.
         progress: told what is being done.
 
     Returns:
@@ -75,33 +84,69 @@ def smooth_file(
     sites = find_sites(load_proto(path), chosen)
     watched = {site.value: site.channels for site in sites}
 
-    def peaks_on(rows: CalibrationSet) -> dict[str, NDArray[Any]]:
+    def peaks_on(rows: CalibrationSet) -> bytes:
         seen = record(path, watched, rows.batches(batch), len(rows.rows), progress)
-        return {name: each.peaks for name, each in seen.items()}
+        return _packed([seen[name].peaks for name in watched])
 
-    def smoothed(peaks: Mapping[str, NDArray[Any]], alpha: float, folder: Path) -> tuple[Path, dict[str, int]]:
+    def smoothed(peaks: bytes, alpha: float, folder: Path) -> tuple[Path, dict[str, int]]:
         changed = load_proto(path)
-        counts = smooth(changed, sites, scales_of(changed, sites, peaks, alpha))
+        by_name = dict(zip(watched, _unpacked(peaks), strict=True))
+        counts = smooth(changed, sites, scales_of(changed, sites, by_name, alpha))
         save_proto(changed, folder / "smoothed.onnx")
         return folder / "smoothed.onnx", counts
 
-    facts: dict[str, JSON] = {}
-    if alpha is None:
+    def tried() -> bytes:
         fit, judge = data.split(_EVERY)
-        peaks, tried = peaks_on(fit), {}
+        peaks, found = peaks_on(fit), {}
         batches = list(islice(judge.batches(batch), _BATCHES_JUDGED))
+        exact = _held(path, batches)
         for candidate in GRID:
             progress(f"trying alpha {candidate:g}")
             with tempfile.TemporaryDirectory(dir=work) as name:
                 folder = Path(name)
                 target = quantized(smoothed(peaks, candidate, folder)[0], fit, folder)
-                found = cosines(_answers(path, batches), _answers(target, batches), model)
-            tried[f"{candidate:g}"] = {"worst": min(found), "mean": sum(found) / len(found)}
-        alpha = max(GRID, key=lambda each: tried[f"{each:g}"]["mean"])
-        facts["tried"] = tried
-    target, counts = smoothed(peaks_on(data), alpha, work)
-    difference = check_exact(path, target, islice(data.batches(batch), _BATCHES_COMPARED))
-    return target, {"alpha": alpha, **facts, **counts, "largest_difference": difference}
+                each = cosines(exact(), _answers(target, batches), model)
+            found[f"{candidate:g}"] = {"worst": min(each), "mean": sum(each) / len(each)}
+        return json.dumps(found).encode()
+
+    facts: dict[str, JSON] = {}
+    if alpha is None:
+        facts["tried"] = json.loads(kept.recall("tried alphas", path, tried, chosen=list(chosen), **asked))
+        alpha = max(GRID, key=lambda each: float(facts["tried"][f"{each:g}"]["mean"]))
+    peaks = kept.recall("peaks", path, lambda: peaks_on(data), watched=watched)
+    target, counts = smoothed(peaks, alpha, work)
+
+    def difference() -> bytes:
+        return json.dumps(check_exact(path, target, islice(data.batches(batch), _BATCHES_COMPARED))).encode()
+
+    largest = json.loads(kept.recall("largest difference", path, difference, smoothed=digest_proto(target)))
+    return target, {"alpha": alpha, **facts, **counts, "largest_difference": largest}
+
+
+def _packed(arrays: Sequence[NDArray[Any]]) -> bytes:
+    import numpy as np
+
+    packed = io.BytesIO()
+    np.savez(packed, *arrays)
+    return packed.getvalue()
+
+
+def _unpacked(packed: bytes) -> list[NDArray[Any]]:
+    import numpy as np
+
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        return [arrays[f"arr_{place}"] for place in range(len(arrays.files))]
+
+
+def _held(path: Path, batches: Sequence[Batch]) -> Callable[[], Iterable[tuple[Batch, dict[str, Any]]]]:
+    """A graph's answers to the same batches as often as they are wanted: held where they fit into memory."""
+    found, size = [], 0
+    for each in _answers(path, batches):
+        found.append(each)
+        size += sum(array.nbytes for array in each[1].values())
+        if size > _HELD:
+            return lambda: _answers(path, batches)
+    return lambda: found
 
 
 def cosines(

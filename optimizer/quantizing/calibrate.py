@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,14 @@ def calibrate(
     work: Path,
     batches: Iterable[Batch],
     rows: int,
-    choice: Choice,
+    op_types: Sequence[str],
     method: str,
     *,
     symmetric: bool,
     large: bool,
     progress: Progress,
 ) -> Path:
-    """Run the data through the graph and write down the range of every activation that will be quantized.
+    """Run the data through the graph and write down the range of every activation of some operators.
 
     Batches are collected one at a time: ONNX Runtime's histogram calibrators keep every activation of everything they
     are handed at once, and fail on batches of different lengths.
@@ -42,7 +42,7 @@ def calibrate(
         work: a scratch folder.
         batches: calibration data.
         rows: how many rows they hold together, for the progress.
-        choice: what will be quantized.
+        op_types: types of the operators.
         method: ``minmax``, ``entropy`` or ``percentile`` (99.999 %).
         symmetric: make ranges symmetric around zero.
         large: whether the graph's weights lie in a file beside it.
@@ -58,7 +58,7 @@ def calibrate(
 
     calibrator = create_calibrator(
         path,
-        list(choice.op_types),
+        list(op_types),
         augmented_model_path=str(work / "augmented.onnx"),
         calibrate_method=_method(method, CalibrationMethod),
         use_external_data_format=large,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.digest import digest_tree
 from optimizer.errors import BadInput, GateFailed
 from optimizer.graph import io
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["check_opens", "load_proto", "load_result", "prepare", "quiet_options", "save_proto"]
+__all__ = ["check_opens", "digest_proto", "load_proto", "load_result", "prepare", "quiet_options", "save_proto"]
 
 #: Pad_Fusion is known wrong before MaxPool: it folds padding with zeros into a pool that must not see them.
 #: MatMulAddFusion would give products new names, and people choose nodes by the names that `ml-opt show` prints.
@@ -89,6 +90,11 @@ def save_proto(model: onnx.ModelProto, path: Path) -> bool:
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > io.EMBED_LIMIT
     onnx.save_model(model, str(path), save_as_external_data=large, location=f"{path.stem}.data")
     return large
+
+
+def digest_proto(path: Path) -> str:
+    """sha256 of what :func:`save_proto` wrote, the weights beside it included."""
+    return digest_tree(path.parent, [each for each in (path, path.with_suffix(".data")) if each.exists()])
 
 
 def load_result(path: Path) -> onnx_ir.Model:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from optimizer.artifact import Artifact, Source
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.digest import digest_json
+from optimizer.environment import cpu_facts, version_of
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 from optimizer.quantizing.options import (
@@ -40,6 +41,7 @@ from optimizer.types import JSON, Kind
 if TYPE_CHECKING:
     from optimizer.data.calibration import CalibrationSet
     from optimizer.quantizing.choose import Choice
+    from optimizer.quantizing.kept import Kept
     from optimizer.quantizing.sensitivity import NodeNoise
 
 __all__ = ["STAGE", "QuantizeStatic"]
@@ -112,6 +114,7 @@ class QuantizeStatic(Options):
 def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress) -> Outcome:
     from optimizer.hf import quiet_libraries
     from optimizer.quantizing.choose import choose_nodes
+    from optimizer.quantizing.kept import Kept
     from optimizer.quantizing.prepare import load_proto, load_result, prepare, save_proto
     from optimizer.quantizing.rounding import store_int8
 
@@ -123,6 +126,7 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
     data = calibration_rows(source, options, _ROWS)
     warnings = few_rows(data, options.calib.name)
     facts: dict[str, JSON] = {"calibration": data.summary}
+    kept = Kept.beside(out, _decides(source, options, data))
     with tempfile.TemporaryDirectory(dir=out) as folder, quiet_libraries():
         work = Path(folder)
         progress("preparing the graph")
@@ -151,13 +155,15 @@ def _run(source: Source, out: Path, options: QuantizeStatic, progress: Progress)
                 data,
                 options.batch,
                 options.alpha,
-                lambda path, rows, folder: int8(path, rows, folder, choice),
+                lambda path, rows, folder: int8(path, rows, folder, choice, Kept()),
                 source.model_info,
+                _form(options, choice),
+                kept,
                 progress,
             )
         left_out = _worst(options, graph, choice, data, progress) if options.exclude_worst else []
         choice = choice.without({each.node: each.op_type for each in left_out})
-        target = int8(graph, data, work, choice)
+        target = int8(graph, data, work, choice, kept)
         progress("writing the artifact")
         quantized = load_result(target)
         if options.symmetric:
@@ -177,6 +183,7 @@ def _int8(
     data: CalibrationSet,
     folder: Path,
     choice: Choice,
+    kept: Kept,
     *,
     options: QuantizeStatic,
     large: bool,
@@ -185,17 +192,21 @@ def _int8(
     """The int8 form of a prepared graph, with ranges from these rows, written into the folder."""
     from optimizer.quantizing.calibrate import calibrate, quantize
 
-    ranges = calibrate(
-        graph,
-        folder,
-        data.batches(options.batch),
-        len(data.rows),
-        choice,
-        options.method,
-        symmetric=options.symmetric,
-        large=large,
-        progress=progress,
-    )
+    def calibrated() -> bytes:
+        return calibrate(
+            graph,
+            folder,
+            data.batches(options.batch),
+            len(data.rows),
+            choice.op_types,
+            options.method,
+            symmetric=options.symmetric,
+            large=large,
+            progress=progress,
+        ).read_bytes()
+
+    ranges = folder / "ranges.json"
+    ranges.write_bytes(kept.recall("ranges", graph, calibrated, **_ranged(options, choice)))
     progress(f"quantizing {len(choice.chosen)} nodes")
     return quantize(
         graph,
@@ -208,6 +219,30 @@ def _int8(
         reduce_range=options.reduce_range,
         round_answers=options.every,
     )
+
+
+def _decides(source: Artifact, options: QuantizeStatic, data: CalibrationSet) -> dict[str, JSON]:
+    """What decides, beside a graph, what flows through it: the rows, what feeds them to it, and what computes."""
+    return {
+        "stage": [STAGE.version, version_of("ml-opt")],
+        "source": [source.digest, source.manifest.key],
+        "rows": data.summary["rows_sha256"],
+        "batch": options.batch,
+        "libraries": {name: version_of(name) for name in (*STAGE.needs, "numpy", "pillow")},
+        # Other processors have other kernels, which round otherwise.
+        "processor": {name: cpu_facts()[name] for name in ("machine", "model", "cores", "features")},
+    }
+
+
+def _ranged(options: QuantizeStatic, choice: Choice) -> dict[str, JSON]:
+    """What ranges depend on: every activation of these operators has one, those of nodes that stay in float too."""
+    return {"op_types": list(choice.op_types), "method": options.method, "symmetric": options.symmetric}
+
+
+def _form(options: QuantizeStatic, choice: Choice) -> dict[str, JSON]:
+    """What decides the int8 form of a graph beside its ranges and the chosen nodes."""
+    others = {name: getattr(options, name) for name in ("per_channel", "reduce_range", "every")}
+    return {**_ranged(options, choice), **others}
 
 
 def _worst(
