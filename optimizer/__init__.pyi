@@ -100,6 +100,31 @@ def bench_show(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
+def build_trt_engine(
+    source: str,
+    *,
+    flavor: str = ...,
+    precision: Precision | str | None = ...,
+    profile: tuple[str, ...] | list[str] = ...,
+    profiles_from: Path | str | None = ...,
+    column: tuple[str, ...] | list[str] = ...,
+    batch: str = ...,
+    compute_capability: tuple[str, ...] | list[str] = ...,
+    workspace: str = ...,
+    opt_level: int | None = ...,
+    tf32: bool = ...,
+    version_compatible: bool = ...,
+    hardware_compatible: bool = ...,
+    strip_weights: bool = ...,
+    refit: bool = ...,
+    weight_streaming: bool = ...,
+    timing_cache: Path | str | None = ...,
+    strict_nans: bool = ...,
+    rebuild: bool = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
 def calibration_set(
     source: str,
     *,
@@ -136,6 +161,13 @@ def export_onnx(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def inspect(
+    *refs: str,
+    layers: bool = ...,
+    engine: bool = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def optimize(
     *refs: str,
     eval: Path | str | None = ...,

@@ -9,10 +9,12 @@ from pathlib import Path
 from optimizer.digest import digest_file
 from optimizer.errors import BadInput, Damaged
 from optimizer.manifest import MANIFEST_NAME, Manifest
-from optimizer.types import JSON, Kind
+from optimizer.types import JSON, Kind, Precision
 
-__all__ = ["RANKING_NAME", "ROWS_NAMES", "Artifact", "Source", "SourceModel", "variant_words"]
+__all__ = ["ENGINE_NAME", "RANKING_NAME", "ROWS_NAMES", "Artifact", "Source", "SourceModel", "variant_words"]
 
+#: The file of a TensorRT engine.
+ENGINE_NAME = "model.engine"
 #: The file of a ranking of nodes.
 RANKING_NAME = "ranking.json"
 #: What the rows of a calibration set lie in, one of them: values that JSON can say, or arrays.
@@ -50,6 +52,30 @@ class Artifact:
         """``model.onnx``; raises :class:`BadInput` for an artifact that is no ONNX model."""
         self.expect(Kind.ONNX)
         return self.path / "model.onnx"
+
+    @property
+    def runnable(self) -> Path:
+        """The file that a runtime opens: ``model.onnx``, or ``model.engine``; raises :class:`BadInput` for others."""
+        return self.path / ENGINE_NAME if self.kind is Kind.ENGINE else self.model_file
+
+    @property
+    def precision(self) -> Precision:
+        """The coarsest number format on the way to an answer: the engine's, or what most weights are stored in."""
+        facts = self.manifest.facts
+        if "engine" in facts:
+            return Precision(facts["engine"]["precision"])
+        if 4 in facts.get("blocks", {}).get("bits", ()):
+            return Precision.INT4
+        weights = facts.get("weights", {})
+        if any(name.startswith("float8") for name in weights):
+            return Precision.FP8
+        if facts.get("quantized", {}).get("total"):
+            return Precision.INT8
+        total = sum(weights.values()) or 1
+        for name, precision in (("bfloat16", Precision.BF16), ("float16", Precision.FP16)):
+            if weights.get(name, 0) * 2 > total:
+                return precision
+        return Precision.FP32
 
     def expect(self, kind: Kind) -> None:
         """Raise :class:`BadInput`, naming both kinds, when this artifact is of another one."""

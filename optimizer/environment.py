@@ -58,6 +58,7 @@ _DISTRIBUTIONS = (
     "optimum",
     "tensorrt",
     "tensorrt-rtx-cu13",
+    "cuda-bindings",
 )
 
 

@@ -125,6 +125,9 @@ _EXTRA_OF = {
     "pyarrow": "data",
     "seqeval": "metrics",
     "aiohttp": "http",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "tensorrt-rtx",
 }
 
 

@@ -6,11 +6,11 @@ import datetime
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.artifact import Artifact, Source, SourceModel
+from optimizer.artifact import ENGINE_NAME, Artifact, Source, SourceModel
 from optimizer.digest import canonical_json, digest_json, digest_tree
 from optimizer.environment import describe, gpu_facts, need_modules, version_of
 from optimizer.errors import BadInput, MissingPiece
@@ -27,7 +27,9 @@ from optimizer.types import JSON, Kind
 __all__ = ["Result", "apply", "find_source", "stage_key"]
 
 #: Files of an artifact that are the model itself; everything else is handed down to what is made from it.
-_MODEL_FILES = ("model.onnx", "model.onnx.data", MANIFEST_NAME)
+_MODEL_FILES = ("model.onnx", "model.onnx.data", ENGINE_NAME, MANIFEST_NAME)
+#: Kinds of artifact that are a model: they need room for one, and are served with what lies beside their source.
+_MODELS = (Kind.ONNX, Kind.ENGINE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def stage_key(stage: Stage, source: Source, options: Options, store: Store) -> s
         parts["contents"] = {
             each.options[0]: _digest(each, stage, parts, options, source, store) for each in stage.contents
         }
-    if stage.device_bound:
+    if stage.device_bound is not None and stage.device_bound(options):
         parts["device"] = list(gpu_facts())
     return digest_json(parts)
 
@@ -170,6 +172,13 @@ def apply(
     if not isinstance(options, stage.options):
         raise TypeError(f"{stage.name} takes {stage.options.__name__}, not {type(options).__name__}")
     source = find_source(stage, spec, options, store)
+    notes: list[str] = []
+    if stage.redirect is not None and isinstance(source, Artifact):
+        redirected = stage.redirect(source, options, store)
+        if redirected.source is not source:
+            redirected.source.check(store.digests)
+        source, options = redirected.source, redirected.options
+        notes = [redirected.note] if redirected.note else []
     asked, options = located(options, store)
     if isinstance(source, SourceModel):
         name = check_name("model", name) if name is not None else _own_name(source)
@@ -207,7 +216,7 @@ def apply(
         version = store.version_of(name, source.digest) if isinstance(source, SourceModel) else version
         if (done := cached()) is not None:
             return done
-        artifact = _make(stage, source, asked, options, store, name, origin, variant, key, progress)
+        artifact = _make(stage, source, asked, options, store, name, origin, variant, key, progress, notes)
     finally:
         lock.release(remove=True)
     store.digests.save()
@@ -225,15 +234,16 @@ def _make(
     variant: str | None,
     key: str,
     progress: Progress,
+    notes: Sequence[str],
 ) -> Artifact:
     from optimizer.readback import read_back
 
     began = time.perf_counter()
     with store.scratch() as scratch, disk_errors(f"running {stage.name}", store.root):
-        if stage.produces is Kind.ONNX:
+        if stage.produces in _MODELS:
             _need_room(source, scratch.path)
         outcome = stage.run(source, scratch.path, options, progress)
-        if isinstance(source, Artifact) and stage.produces is Kind.ONNX:
+        if isinstance(source, Artifact) and stage.produces in _MODELS:
             _hand_down(source.path, scratch.path)
         progress("reading the result back")
         facts = {**read_back(stage.produces, scratch.path), **outcome.facts}
@@ -254,7 +264,7 @@ def _make(
             command=_command(stage, source, asked, name, variant),
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            warnings=outcome.warnings,
+            warnings=[*notes, *outcome.warnings],
         ).write(scratch.path)
         return store.commit(scratch, name, origin, wanted, key)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from optimizer.artifact import RANKING_NAME
+from optimizer.artifact import ENGINE_NAME, RANKING_NAME
 from optimizer.data.readers import read_kept
+from optimizer.errors import Damaged
 from optimizer.graph.facts import model_facts
 from optimizer.graph.io import MODEL_NAME
 from optimizer.types import JSON, Kind
 
 __all__ = ["read_back"]
+
+#: What an engine file begins with: ``ftrt`` of TensorRT, ``vtrt`` of TensorRT-RTX.
+_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 
 
 def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
@@ -24,6 +28,8 @@ def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
     match kind:
         case Kind.ONNX:
             return model_facts(folder / MODEL_NAME)
+        case Kind.ENGINE:
+            return _engine_facts(folder / ENGINE_NAME)
         case Kind.CALIBRATION:
             rows = read_kept(folder)
             return {"rows": len(rows), "columns": sorted({name for row in rows for name in row.values})}
@@ -31,3 +37,12 @@ def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
             return {"ranking": json.loads((folder / RANKING_NAME).read_bytes())["nodes"]}
         case Kind.SOURCE:
             return {}
+
+
+def _engine_facts(path: Path) -> dict[str, JSON]:
+    """Size and maker of an engine file; more is told by whoever built it, as only its own library can open it."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head not in _MAGIC:
+        raise Damaged(f"{path.name} is no TensorRT engine: it begins with {head!r}")
+    return {"plan": {"bytes": path.stat().st_size, "written_by": _MAGIC[head]}}

@@ -126,10 +126,11 @@ class Runtime:
     Attributes:
         name: ``onnxruntime``, ``openvino``, ``torch``, ``fake``.
         providers: names that :class:`Provider` may have here, with the precisions each one takes.
-        open: ``open(path, options)`` → :class:`Session`. ``path`` is an ``.onnx`` file for ONNX runtimes and a
-            model folder for torch.
+        open: ``open(path, options)`` → :class:`Session`. ``path`` is an ``.onnx`` file for ONNX runtimes, an
+            artifact's ``model.engine`` for engines, and a model folder for torch.
         available: whether a provider can run on this machine, found out by loading it.
         onnx: it opens ``.onnx`` files.
+        engines: it opens ``model.engine`` of an artifact.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Runtime:
     open: Callable[..., Session]
     available: Callable[[str], Availability]
     onnx: bool = False
+    engines: bool = False
 
 
 #: Providers are tried in a process of their own: a broken driver may end it, and must not end this one.
@@ -197,6 +199,7 @@ def get_runtime(provider: Provider) -> Runtime:
 _PACKAGES = {
     "openvino": "onnxruntime_ep_openvino",
     "openvino-native": "openvino",
+    "tensorrt-native": "cuda",
     "rtx": "onnxruntime_ep_nv_tensorrt_rtx",
 }
 #: The two ways that OpenVINO comes, the better known first.

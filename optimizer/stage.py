@@ -6,15 +6,18 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from optimizer.artifact import Source
+from optimizer.artifact import Artifact, Source
 from optimizer.discovery import members
 from optimizer.errors import UnknownName
 from optimizer.options import Options
 from optimizer.types import JSON, Kind
 
-__all__ = ["Content", "Outcome", "Progress", "Stage", "discover", "get_stage", "silent"]
+if TYPE_CHECKING:
+    from optimizer.store import Store
+
+__all__ = ["Content", "Outcome", "Progress", "Redirected", "Stage", "discover", "get_stage", "silent"]
 
 
 class Progress(Protocol):
@@ -41,6 +44,21 @@ class Outcome:
     facts: dict[str, JSON] = field(default_factory=dict)
     model: dict[str, JSON] | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Redirected:
+    """Where a stage starts instead of what was named.
+
+    Attributes:
+        source: the artifact.
+        options: the stage's options.
+        note: why, for the user; empty when nothing was exchanged.
+    """
+
+    source: Artifact
+    options: Any
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,10 +96,12 @@ class Stage:
         version: raised when the same options would give another result.
         needs: distributions whose versions decide the result; they go into the key.
         modules: imports without which it cannot run; the error for a missing one names the extra.
-        device_bound: True when the result belongs to one GPU and driver.
+        device_bound: ``device_bound(options)``: whether the result belongs to one GPU and driver.
         command: the words typed after ``ml-opt`` (``("quantize", "static")``).
         aliases: other words for the same command.
         contents: options that the key knows by what comes from them.
+        redirect: ``redirect(source, options, store)`` → where it really starts, for a stage that does not take every
+            artifact as it is; it may be another artifact of the lineage, with other options.
         resolve: for stages that start from a source: turns what was typed into a :class:`Source`.
     """
 
@@ -96,10 +116,11 @@ class Stage:
     version: int
     needs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    device_bound: bool = False
+    device_bound: Callable[[Any], bool] | None = None
     command: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     contents: tuple[Content, ...] = ()
+    redirect: Callable[[Artifact, Any, Store], Redirected] | None = None
     details: str = ""
 
     @property

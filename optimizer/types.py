@@ -17,6 +17,7 @@ class Kind(StrEnum):
 
     SOURCE = "source"  # what people bring: a model folder, a hub id, an .onnx file
     ONNX = "onnx"  # a folder with model.onnx (and model.onnx.data)
+    ENGINE = "engine"  # a folder with model.engine, for one sort of GPU
     CALIBRATION = "calibration-set"  # a folder with rows.jsonl or rows.npz (and the files that rows name)
     RANKING = "ranking"  # a folder with ranking.json
 
@@ -26,6 +27,7 @@ class Kind(StrEnum):
         return {
             Kind.SOURCE: "a source model",
             Kind.ONNX: "an ONNX model",
+            Kind.ENGINE: "a TensorRT engine",
             Kind.CALIBRATION: "a calibration set",
             Kind.RANKING: "a ranking of nodes",
         }[self]
@@ -37,6 +39,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    FP8 = "fp8"
     INT8 = "int8"
     INT4 = "int4"
 

@@ -21,7 +21,7 @@ from optimizer.errors import BadInput, MissingPiece
 from optimizer.runtime import Candidate, Provider, discover, get_runtime, preferred
 from optimizer.source import resolve_source
 from optimizer.store import Store
-from optimizer.types import JSON, Device
+from optimizer.types import JSON, Device, Kind
 
 __all__ = [
     "Entrant",
@@ -117,6 +117,8 @@ def parse(text: str, store: Store, first: Artifact | None = None, default: Provi
     model = artifact.model_info
     prefers = model.get("prefers")
     provider = asked or (preferred(str(prefers)) if prefers else default)
+    if artifact.kind is Kind.ENGINE:
+        return Entrant(_engine(text, artifact, provider, model), artifact)
     return Entrant(_onnx(text, artifact.model_file, provider, artifact.manifest.key, model), artifact)
 
 
@@ -135,6 +137,13 @@ def _onnx(label: str, path: Path, provider: Provider, key: str = "", model: dict
         takers = [name for runtime in discover().values() if runtime.onnx for name in runtime.providers]
         raise BadInput(f"{label}: {provider} does not run ONNX files", f"use one of: {', '.join(takers)}")
     return Candidate(label, path, provider, key, model or {})
+
+
+def _engine(label: str, artifact: Artifact, provider: Provider, model: dict[str, JSON]) -> Candidate:
+    if not get_runtime(provider).engines:
+        takers = [name for runtime in discover().values() if runtime.engines for name in runtime.providers]
+        raise BadInput(f"{label}: {provider} does not run engines", f"use {' or '.join(takers)}, or leave it out")
+    return Candidate(label, artifact.runnable, provider, artifact.manifest.key, model)
 
 
 def _folder_or_fake(text: str, word: str, rest: str, asked: Provider | None) -> Entrant:

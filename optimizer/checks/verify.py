@@ -159,18 +159,12 @@ def _golden_session(golden: Golden | None, artifact: Artifact) -> Any:
 
 def precision_of(artifact: Artifact, candidate: Candidate) -> Precision:
     """The coarsest number format on the way to an answer: the provider's, or the one most weights are stored in."""
-    facts = artifact.manifest.facts
-    if 4 in facts.get("blocks", {}).get("bits", ()):
-        return Precision.INT4
-    if facts.get("quantized", {}).get("total"):
-        return Precision.INT8
-    weights = facts.get("weights", {})
-    total = sum(weights.values()) or 1
-    if weights.get("bfloat16", 0) * 2 > total or candidate.provider.precision == "bf16":
+    own, asked = artifact.precision, candidate.provider.precision
+    if asked == "bf16" and own in (Precision.FP32, Precision.FP16):
         return Precision.BF16
-    if weights.get("float16", 0) * 2 > total or candidate.provider.precision == "fp16":
+    if asked == "fp16" and own is Precision.FP32:
         return Precision.FP16
-    return Precision.FP32
+    return own
 
 
 def _tolerance(precision: Precision, options: Verify) -> Tolerance:

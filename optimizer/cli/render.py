@@ -51,6 +51,8 @@ def _highlights(kind: Kind, facts: Mapping[str, JSON]) -> list[str]:
         return [_chosen(facts["calibration"])]
     if kind is Kind.RANKING:
         return []
+    if kind is Kind.ENGINE:
+        return _of_engine(facts)
     lines = []
     if fused := {k: v for k, v in facts.get("fused", {}).items() if v}:
         lines.append("fused: " + ", ".join(f"{v} {k}" for k, v in fused.items()))
@@ -68,6 +70,21 @@ def _highlights(kind: Kind, facts: Mapping[str, JSON]) -> list[str]:
         counts = {"out of range, kept in fp32": "out_of_range", "subnormal": "subnormal", "rounded to zero": "zeroed"}
         said = ", ".join(f"{cast[key]} {words}" for words, key in counts.items() if key in cast)
         lines.append(f"cast to {cast['to']}: {cast['numbers']} numbers, {said}")
+    return lines
+
+
+def _of_engine(facts: Mapping[str, JSON]) -> list[str]:
+    """Who built an engine and for what, what it computes in, and the shapes it takes."""
+    from optimizer.engines.profiles import Profile
+
+    engine, layers = facts["engine"], facts["layers"] if facts["layers"]["layers"] else facts["network"]
+    capabilities = ", ".join(engine["compute_capabilities"]) or "the GPU it was built on"
+    products = ", ".join(f"{count} in {name}" for name, count in layers["products"].items())
+    lines = [
+        f"{engine['flavor']} {engine['version']} in {engine['build_seconds']:.1f} s, for {capabilities}",
+        f"{layers['layers']} layers; products {products or 'none'}; {layers['attention']} fused attentions",
+    ]
+    lines += [f"profile {profile}" for profile in map(Profile.from_json, engine["profiles"])]
     return lines
 
 
@@ -184,11 +201,13 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
+    from optimizer.cli.inspect_report import render_inspect
     from optimizer.cli.optimize_report import render_optimize, render_plan
     from optimizer.cli.reports import render_bench, render_comparison, render_history, render_verify
 
     forms: dict[str, Callable[[Any, Output], None]] = {
         "verify": render_verify,
+        "inspect": render_inspect,
         "bench": render_bench,
         "bench-comparison": render_comparison,
         "bench-history": render_history,

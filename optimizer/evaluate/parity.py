@@ -54,6 +54,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP32: Tolerance(max_abs=1e-4, min_cosine=0.99999),
     Precision.FP16: Tolerance(max_abs=5e-2, min_cosine=0.999, min_top1=0.99),
     Precision.BF16: Tolerance(min_cosine=0.995, min_top1=0.98),
+    Precision.FP8: Tolerance(min_cosine=0.95, min_top1=0.95),
     Precision.INT8: Tolerance(min_cosine=0.95, min_top1=0.95),
     Precision.INT4: Tolerance(min_cosine=0.85, min_top1=0.9),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optimizer.errors import BadInput, MissingPiece
-from optimizer.runtimes._vendor_errors import Rule, translated
+from optimizer.vendor_rules import Rule, translated
 
 __all__ = ["ort_errors"]
 

@@ -1,0 +1,1 @@
+"""TensorRT engines: how they are asked for, built, read back and run."""

@@ -1,0 +1,96 @@
+"""The two builders that NVIDIA makes, as what they are installed: without importing either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optimizer.environment import gpu_facts, has_module, version_of
+from optimizer.errors import MissingPiece
+
+__all__ = ["FLAVORS", "Flavor", "choose"]
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One of NVIDIA's two builders.
+
+    Attributes:
+        name: ``tensorrt`` or ``rtx``.
+        title: as its maker writes it.
+        module: the Python package.
+        distributions: what it is installed as, one for each CUDA.
+        extra: the extra of ml-opt that brings it.
+        capabilities: that engines can be built for by name; empty where an engine is for the GPU it was built on.
+        portable: capabilities of an engine that was built for none by name.
+    """
+
+    name: str
+    title: str
+    module: str
+    distributions: tuple[str, ...]
+    extra: str
+    capabilities: tuple[str, ...] = ()
+    portable: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, without importing it."""
+        return next((found for name in self.distributions if (found := version_of(name))), None)
+
+    @property
+    def installed(self) -> bool:
+        return has_module(self.module)
+
+
+#: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html says which GPUs an engine
+#: of TensorRT-RTX runs on when nothing is asked for (8.0, 8.6, 8.9, 12.0 and later).
+FLAVORS: Mapping[str, Flavor] = {
+    each.name: each
+    for each in (
+        Flavor(
+            "tensorrt",
+            "TensorRT",
+            "tensorrt",
+            ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+            "tensorrt",
+        ),
+        Flavor(
+            "rtx",
+            "TensorRT-RTX",
+            "tensorrt_rtx",
+            ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+            "tensorrt-rtx",
+            capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+            portable=("8.0", "8.6", "8.9", "12.0"),
+        ),
+    )
+}
+
+
+def choose(name: str) -> Flavor:
+    """The flavour that is meant; ``auto`` takes TensorRT where it is installed, else TensorRT-RTX.
+
+    Raises:
+        MissingPiece: it is not installed, with the line that installs the one for this driver.
+    """
+    wanted = [FLAVORS[name]] if name != "auto" else list(FLAVORS.values())
+    for flavor in wanted:
+        if flavor.installed:
+            return flavor
+    flavor = wanted[-1]
+    cuda = "cu12" if _driver_major() in range(1, 580) else "cu13"
+    other = f" (or, on a machine with an NVIDIA GPU: pip install tensorrt-{cuda})" if name == "auto" else ""
+    line = f'pip install "ml-opt[{flavor.extra}]"' if cuda == "cu13" else f"pip install {flavor.distributions[1]}"
+    if flavor.name == "tensorrt" and cuda == "cu12":
+        line = "pip install tensorrt-cu12 'cuda-bindings<13'"
+    raise MissingPiece(f"building engines needs {flavor.title}, which is not installed", f"run: {line}{other}")
+
+
+def _driver_major() -> int:
+    """The driver's branch, 0 without one. CUDA 13 wants 580 or newer (CUDA's release notes)."""
+    for gpu in gpu_facts():
+        head = str(gpu.get("driver", "")).partition(".")[0]
+        if head.isdigit():
+            return int(head)
+    return 0

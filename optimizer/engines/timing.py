@@ -1,0 +1,57 @@
+"""Timings of kernels, kept between builds: in a folder for each version, GPU and driver, so that none is ever stale."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.environment import gpu_facts
+from optimizer.files import Lock, disk_errors
+from optimizer.ref import safe_name
+
+if TYPE_CHECKING:
+    from optimizer.engines.flavors import Flavor
+
+__all__ = ["TimingCache"]
+
+
+@dataclass(frozen=True)
+class TimingCache:
+    """One file of timings."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, root: Path | None, flavor: Flavor, version: str) -> TimingCache | None:
+        """The one for a flavour on this machine; None for a flavour that times nothing while it builds.
+
+        Args:
+            root: where caches lie; None for the user's cache folder.
+            flavor: whose timings.
+            version: of its library.
+        """
+        if flavor.capabilities:
+            return None
+        gpus = gpu_facts()
+        gpu = gpus[0] if gpus else {"compute_capability": "none", "driver": "none", "name": "none"}
+        words = [flavor.name, version, f"sm{gpu['compute_capability']}", str(gpu["driver"]), str(gpu["name"])]
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ml-opt" / "timing"
+        return cls((root or home) / safe_name("-".join(words)) / "timing.cache")
+
+    def read(self) -> bytes:
+        """Its content; empty when there is none yet."""
+        try:
+            return self.path.read_bytes()
+        except OSError:
+            return b""
+
+    def write(self, content: bytes) -> None:
+        """Put a new content in its place, by one rename."""
+        with disk_errors("keeping kernel timings", self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with Lock(self.path.with_suffix(".lock")):
+                fresh = self.path.with_suffix(".new")
+                fresh.write_bytes(content)
+                fresh.replace(self.path)

@@ -1,0 +1,559 @@
+"""NVIDIA's TensorRT and TensorRT-RTX, behind one front: nothing else of this project touches their packages.
+
+Both speak the same Python API. TensorRT 11 and TensorRT-RTX are strongly typed only, and TensorRT 10 is asked to be:
+a network computes in the number formats of its graph and in no other, so that precision is decided by ``cast`` and by
+Q/DQ nodes and never by a builder's flag. :data:`USED` names every attribute that is touched here; a test looks each up
+in the bindings of all three.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimizer.engines.flavors import Flavor, choose
+from optimizer.engines.layers import Layer, parse_layers
+from optimizer.engines.profiles import Profile, Range
+from optimizer.engines.vendor_errors import Problem, build_failed, cannot_open, parse_failed
+from optimizer.errors import BadInput, GateFailed, MissingPiece
+from optimizer.types import JSON, TensorSpec
+
+__all__ = ["USED", "Asked", "Built", "Context", "Engine", "Input", "Network", "Vendor", "load"]
+
+
+#: Class → attributes that are used here, of both flavours; those of one alone stand under ``rtx:``.
+USED: Mapping[str, tuple[str, ...]] = {
+    "Builder": ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"),
+    "BuilderFlag": ("REFIT", "STRICT_NANS", "STRIP_PLAN", "TF32", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"),
+    "EngineInspector": ("get_engine_information",),
+    "HardwareCompatibilityLevel": ("AMPERE_PLUS",),
+    "IBuilderConfig": (
+        "add_optimization_profile",
+        "builder_optimization_level",
+        "clear_flag",
+        "create_timing_cache",
+        "get_timing_cache",
+        "hardware_compatibility_level",
+        "profiling_verbosity",
+        "progress_monitor",
+        "set_flag",
+        "set_memory_pool_limit",
+        "set_timing_cache",
+    ),
+    "ICudaEngine": (
+        "create_engine_inspector",
+        "create_execution_context",
+        "device_memory_size_v2",
+        "get_tensor_dtype",
+        "get_tensor_mode",
+        "get_tensor_name",
+        "get_tensor_profile_shape",
+        "get_tensor_shape",
+        "num_io_tensors",
+        "num_layers",
+        "num_optimization_profiles",
+    ),
+    "IExecutionContext": (
+        "execute_async_v3",
+        "get_tensor_shape",
+        "infer_shapes",
+        "set_input_shape",
+        "set_optimization_profile_async",
+        "set_tensor_address",
+    ),
+    "INetworkDefinition": ("get_input", "get_layer", "get_output", "num_inputs", "num_layers", "num_outputs"),
+    "IOptimizationProfile": ("set_shape", "set_shape_input"),
+    "IProgressMonitor": ("phase_finish", "phase_start", "step_complete"),
+    "ITimingCache": ("serialize",),
+    "LayerInformationFormat": ("JSON",),
+    "MemoryPoolType": ("WORKSPACE",),
+    "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
+    "OnnxParser": ("get_error", "num_errors", "parse_from_file"),
+    "ParserError": ("code", "desc", "func", "node", "node_name", "node_operator"),
+    "ProfilingVerbosity": ("DETAILED",),
+    "OnnxParserRefitter": ("refit_from_file",),
+    "Refitter": ("refit_cuda_engine",),
+    "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
+    "rtx:ComputeCapability": ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121"),
+    "rtx:IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
+}
+
+#: Vendor's number formats by numpy's names, or the ONNX names where numpy has none.
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+    "FP8": "float8e4m3fn",
+    "INT4": "int4",
+    "FP4": "float4e2m1",
+}
+#: Progress is told at most so often, seconds: a network's hundreds of layers are cloned in a moment.
+_TELL_EVERY = 0.1
+
+Tell = Callable[[str, float | None, float | None], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an engine is to be.
+
+    Attributes:
+        profiles: shapes it takes.
+        values: inputs whose values are a shape.
+        capabilities: compute capabilities by name (``8.6``); empty for the flavour's own choice.
+        workspace: bytes of scratch memory on the GPU; 0 for all of it.
+        level: of the builder's optimization, 0 to 5; None for the vendor's own.
+        tf32: fp32 products may round their factors to TF32.
+        version_compatible: later versions of the same major number can run it.
+        hardware_compatible: GPUs from Ampere on can run it.
+        strip: leave out weights that the ONNX file has.
+        refit: weights can be exchanged.
+        stream: weights may stay in host memory.
+        strict_nans: keep NaN and infinity exact.
+        timing_cache: the content of a timing cache, or None.
+    """
+
+    profiles: tuple[Profile, ...] = ()
+    values: frozenset[str] = frozenset()
+    capabilities: tuple[str, ...] = ()
+    workspace: int = 0
+    level: int | None = None
+    tf32: bool = True
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip: bool = False
+    refit: bool = False
+    stream: bool = False
+    strict_nans: bool = False
+    timing_cache: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine as bytes, and what the builder told of it.
+
+    Attributes:
+        plan: the engine.
+        layers: of the engine itself, after fusing; empty where the builder does not tell.
+        log: lines of the vendor's log, ``SEVERITY text``, without the ramble.
+        memory: bytes that it named: ``weights``, ``activation``, ``scratch``.
+        timing_cache: to be kept for the next build, or None.
+        seconds: of building alone.
+    """
+
+    plan: bytes
+    layers: tuple[Layer, ...]
+    log: tuple[str, ...]
+    memory: dict[str, int]
+    timing_cache: bytes | None
+    seconds: float
+
+
+def load(flavor: Flavor) -> Vendor:
+    """Import the package.
+
+    Raises:
+        MissingPiece: it is not there, or its libraries cannot be loaded.
+    """
+    try:
+        module = importlib.import_module(flavor.module)
+    except ImportError:
+        choose(flavor.name)
+        raise MissingPiece(f"{flavor.title} is installed, and cannot be imported") from None
+    except (OSError, RuntimeError) as error:
+        raise MissingPiece(
+            f"the libraries of {flavor.title} cannot be loaded: {error}",
+            f"install it whole: pip install {flavor.distributions[0]}",
+        ) from error
+    return Vendor(flavor, module)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a network: ``shape`` has -1 for what is open; ``values`` where its numbers are a shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: bool = False
+
+
+@dataclass
+class Network:
+    """A parsed graph, with all that must stay alive beside it."""
+
+    vendor: Vendor
+    path: Path
+    made: Any
+    builder: Any
+    parser: Any
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        found = (self.made.get_input(i) for i in range(self.made.num_inputs))
+        return tuple(Input(t.name, _dtype(t.dtype), tuple(t.shape), bool(t.is_shape_tensor)) for t in found)
+
+    @property
+    def outputs(self) -> tuple[Input, ...]:
+        found = (self.made.get_output(i) for i in range(self.made.num_outputs))
+        return tuple(Input(t.name, _dtype(t.dtype), tuple(t.shape)) for t in found)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers as they were parsed, before fusing: what the graph asks for."""
+        found = []
+        for i in range(self.made.num_layers):
+            layer = self.made.get_layer(i)
+            ins = [layer.get_input(k) for k in range(layer.num_inputs)]
+            outs = [layer.get_output(k) for k in range(layer.num_outputs)]
+            found.append(
+                Layer(
+                    layer.name,
+                    layer.type.name.lower(),
+                    tuple(_dtype(t.dtype) for t in ins if t is not None),
+                    tuple(_dtype(t.dtype) for t in outs if t is not None),
+                )
+            )
+        return tuple(found)
+
+
+class Vendor:
+    """One flavour, loaded."""
+
+    def __init__(self, flavor: Flavor, module: Any) -> None:
+        self.flavor = flavor
+        self.trt = module
+        self.version = str(module.__version__)
+        self._log, self._sink = _logger(module)
+
+    @property
+    def strongly_typed(self) -> int:
+        """Flags of a strongly typed network; 0 where there is no other sort any more."""
+        flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return 0 if flag is None else 1 << int(flag)
+
+    def parse(self, path: Path) -> Network:
+        """Read an ONNX file into a network.
+
+        Raises:
+            BadInput: an operator, a type or an attribute that this flavour does not have, naming the node.
+        """
+        builder = self.trt.Builder(self._log)
+        network = builder.create_network(self.strongly_typed)
+        parser = self.trt.OnnxParser(network, self._log)
+        if not parser.parse_from_file(str(path)):
+            problems = [_problem(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise parse_failed(problems, self.flavor.title, self.version, path)
+        return Network(self, path, network, builder, parser)
+
+    def build(self, network: Network, asked: Asked, tell: Tell) -> Built:
+        """Build an engine; it can be interrupted (Ctrl-C, SIGTERM), and then ends within a step of the builder.
+
+        Args:
+            network: what :meth:`parse` made.
+            asked: see :class:`Asked`.
+            tell: told what is being done, and how far it is.
+
+        Raises:
+            BadInput: the builder does not take what was asked.
+            GateFailed: it did not succeed.
+            MissingPiece: no memory, or no GPU where one is needed.
+        """
+        self._sink.clear()
+        config = self._config(network, asked)
+        monitor = _monitor(self.trt, tell)
+        config.progress_monitor = monitor
+        started = time.perf_counter()
+        plan = _interruptible(lambda: network.builder.build_serialized_network(network.made, config), monitor)
+        seconds = time.perf_counter() - started
+        lines = list(self._sink)
+        if plan is None:
+            raise build_failed([line for line in lines if line.startswith(_BAD)], self.flavor.title, self.version)
+        cache = config.get_timing_cache() if asked.timing_cache is not None else None
+        return Built(
+            bytes(memoryview(plan)),
+            parse_layers(lines),
+            tuple(line for line in lines if not line.startswith("VERBOSE")),
+            _memory(lines),
+            bytes(memoryview(cache.serialize())) if cache is not None else None,
+            seconds,
+        )
+
+    def _config(self, network: Network, asked: Asked) -> Any:
+        trt, config = self.trt, network.builder.create_builder_config()
+        for profile in asked.profiles:
+            made = network.builder.create_optimization_profile()
+            for name, each in profile.ranges.items():
+                setter = made.set_shape_input if name in asked.values else made.set_shape
+                try:
+                    setter(name, each.min, each.opt, each.max)
+                except (ValueError, RuntimeError, TypeError) as error:
+                    raise BadInput(f"{self.flavor.title} does not take the profile {name}:{each}: {error}") from error
+            if config.add_optimization_profile(made) < 0:
+                raise BadInput(f"{self.flavor.title} does not take the profile {profile}")
+        if asked.workspace:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, asked.workspace)
+        if asked.level is not None:
+            config.builder_optimization_level = asked.level
+        flags = {
+            "REFIT": asked.refit,
+            "STRICT_NANS": asked.strict_nans,
+            "STRIP_PLAN": asked.strip,
+            "TF32": asked.tf32,
+            "VERSION_COMPATIBLE": asked.version_compatible,
+            "WEIGHT_STREAMING": asked.stream,
+        }
+        for name, wanted in flags.items():
+            (config.set_flag if wanted else config.clear_flag)(getattr(trt.BuilderFlag, name))
+        if asked.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if asked.capabilities:
+            self._target(config, asked.capabilities)
+        if asked.timing_cache is not None:
+            cache = config.create_timing_cache(asked.timing_cache)
+            # A cache of another version or GPU is refused and a new one begun: a stale timing is worse than none.
+            if cache is None or not config.set_timing_cache(cache, False):
+                config.set_timing_cache(config.create_timing_cache(b""), False)
+        return config
+
+    def _target(self, config: Any, capabilities: Sequence[str]) -> None:
+        config.num_compute_capabilities = len(capabilities)
+        for place, capability in enumerate(capabilities):
+            word = "SM" + capability.replace(".", "")
+            if not config.set_compute_capability(getattr(self.trt.ComputeCapability, word), place):
+                raise BadInput(f"{self.flavor.title} {self.version} does not build for compute capability {capability}")
+
+    def open(self, plan: bytes, path: Path, host_code: bool = False) -> Engine:
+        """An engine from its bytes.
+
+        Args:
+            plan: the bytes.
+            path: where they came from, for errors.
+            host_code: the plan is version compatible and brings a runtime of its own, which is allowed to run.
+
+        Raises:
+            MissingPiece: there is no driver, no memory, or another GPU than it was built for.
+            Damaged: the bytes are no engine.
+        """
+        self._sink.clear()
+        runtime = self.trt.Runtime(self._log)
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            bad = [line for line in self._sink if line.startswith(_BAD)]
+            raise cannot_open(bad, self.flavor.title, self.version, path)
+        return Engine(self, runtime, engine)
+
+    def refit(self, engine: Engine, weights: Path, path: Path) -> None:
+        """Put the weights of an ONNX file into an engine that was built without them.
+
+        Raises:
+            Damaged: they do not fit.
+        """
+        self._sink.clear()
+        refitter = self.trt.Refitter(engine.made, self._log)
+        parser = self.trt.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
+            bad = [line for line in self._sink if line.startswith(_BAD)]
+            raise cannot_open(bad, self.flavor.title, self.version, path)
+
+
+#: Log lines that say why something failed.
+_BAD = ("ERROR", "INTERNAL_ERROR")
+
+
+class Engine:
+    """A deserialized engine.
+
+    Attributes:
+        inputs: names, types and shapes, -1 for what is open.
+        outputs: the same of outputs.
+    """
+
+    def __init__(self, vendor: Vendor, runtime: Any, made: Any) -> None:
+        self._vendor, self._runtime, self.made = vendor, runtime, made
+        trt = vendor.trt
+        found: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
+        for i in range(made.num_io_tensors):
+            name = made.get_tensor_name(i)
+            spec = TensorSpec(name, _dtype(made.get_tensor_dtype(name)), tuple(made.get_tensor_shape(name)))
+            found[made.get_tensor_mode(name)].append(spec)
+        self.inputs, self.outputs = tuple(found[trt.TensorIOMode.INPUT]), tuple(found[trt.TensorIOMode.OUTPUT])
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Shapes by profile, read back from the engine."""
+        made = []
+        for number in range(self.made.num_optimization_profiles):
+            ranges = {}
+            for spec in self.inputs:
+                if -1 in spec.shape:
+                    shapes = self.made.get_tensor_profile_shape(spec.name, number)
+                    ranges[spec.name] = Range(*(tuple(shape) for shape in shapes))
+            made.append(Profile(ranges))
+        return tuple(made)
+
+    @property
+    def facts(self) -> dict[str, JSON]:
+        """``layers`` and ``device_memory`` in bytes."""
+        return {"layers": int(self.made.num_layers), "device_memory": int(self.made.device_memory_size_v2)}
+
+    def inspect(self) -> str:
+        """What the vendor's inspector says of the engine, as JSON text."""
+        inspector = self.made.create_engine_inspector()
+        return str(inspector.get_engine_information(self._vendor.trt.LayerInformationFormat.JSON))
+
+    def context(self) -> Context:
+        """A new context to run it in; raises :class:`MissingPiece` when the GPU has no room for it."""
+        made = self.made.create_execution_context()
+        if made is None:
+            raise MissingPiece("the GPU has no memory for the engine's activations", "`nvidia-smi` lists who has it")
+        return Context(made)
+
+
+class Context:
+    """Where an engine runs, with its activations."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+
+    def use_profile(self, number: int, stream: int) -> None:
+        """Take another profile; it is in effect for what is begun on the stream after this."""
+        if not self._made.set_optimization_profile_async(number, stream):
+            raise GateFailed(f"profile {number} cannot be used")
+
+    def set_shape(self, name: str, shape: Sequence[int]) -> None:
+        """The shape of an input."""
+        if not self._made.set_input_shape(name, tuple(shape)):
+            raise BadInput(f"input {name!r} cannot have the shape {' × '.join(map(str, shape))}")
+
+    def missing(self) -> list[str]:
+        """Inputs without which the shapes of outputs are not known."""
+        return list(self._made.infer_shapes())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an input or output, by what the inputs have; -1 where only the data decides."""
+        return tuple(self._made.get_tensor_shape(name))
+
+    def set_address(self, name: str, pointer: int) -> None:
+        """Where a tensor lies."""
+        if not self._made.set_tensor_address(name, pointer):
+            raise GateFailed(f"the memory of {name!r} is not taken")
+
+    def begin(self, stream: int) -> None:
+        """Begin to run on a stream; raises :class:`GateFailed` when the vendor refuses."""
+        if not self._made.execute_async_v3(stream):
+            raise GateFailed("the engine could not be started: see the log above")
+
+
+def _dtype(dtype: Any) -> str:
+    name = str(dtype.name)
+    return _DTYPES.get(name, name.lower())
+
+
+def _problem(error: Any) -> Problem:
+    """What the parser says of one node; its parts are methods in every version so far."""
+
+    def part(name: str) -> str:
+        found = getattr(error, name)
+        return str(found() if callable(found) else found)
+
+    return Problem(part("code").rpartition(".")[2], part("desc"), part("node_name"), part("node_operator"))
+
+
+def _logger(trt: Any) -> tuple[Any, list[str]]:
+    """The vendor's logger, which keeps what it is told, and where it keeps it."""
+    lines: list[str] = []
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            lines.append(f"{severity.name} {message}")
+
+    return Log(), lines
+
+
+def _monitor(trt: Any, tell: Tell) -> Any:
+    """The vendor's progress monitor: tells phases, and stops the builder when it is asked to."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.stop = False
+            self.phases: dict[str, tuple[int, int]] = {}
+            self.told = 0.0
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.phases[name] = (0, steps)
+            self.say()
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if name in self.phases:
+                self.phases[name] = (step + 1, self.phases[name][1])
+                self.say()
+            return not self.stop
+
+        def phase_finish(self, name: str) -> None:
+            self.phases.pop(name, None)
+
+        def say(self) -> None:
+            now = time.perf_counter()
+            if self.phases and now - self.told >= _TELL_EVERY:
+                self.told = now
+                name, (done, steps) = list(self.phases.items())[-1]
+                tell(f"building the engine: {name[:1].lower() + name[1:]}", done, steps or None)
+
+    return Monitor()
+
+
+def _interruptible(call: Callable[[], Any], monitor: Any) -> Any:
+    """Run the builder in another thread, so that this one hears of Ctrl-C, and stop it then."""
+    answer: list[Any] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(call())
+        except BaseException as error:  # handed on to whoever waits
+            failure.append(error)
+
+    worker = threading.Thread(target=work, name="engine-builder", daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.2)
+    except BaseException:
+        monitor.stop = True
+        worker.join()
+        raise
+    if failure:
+        raise failure[0]
+    return answer[0]
+
+
+#: What the log calls bytes that an engine takes, and what they are called here.
+_MEMORY = {"Total Weights Memory": "weights", "Total Activation Memory": "activation", "Max Scratch Memory": "scratch"}
+
+
+def _memory(lines: Sequence[str]) -> dict[str, int]:
+    """Bytes that the builder names in its log, where it does."""
+    found: dict[str, int] = {}
+    for line in lines:
+        for phrase, name in _MEMORY.items():
+            _, sign, rest = line.partition(f"{phrase}: ")
+            if sign and rest.partition(" ")[0].isdigit():
+                found[name] = int(rest.partition(" ")[0])
+    return found

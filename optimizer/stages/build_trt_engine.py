@@ -1,0 +1,394 @@
+"""build-trt-engine: an engine of TensorRT or TensorRT-RTX, verified to be what was asked for, and cached."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from optimizer.artifact import ENGINE_NAME, Artifact, Source, variant_words
+from optimizer.data.columns import column_opt, named_columns
+from optimizer.errors import BadInput, GateFailed, UnknownName
+from optimizer.options import Options, opt
+from optimizer.stage import Outcome, Progress, Redirected, Stage
+from optimizer.types import JSON, Kind, Precision, TensorSpec
+
+if TYPE_CHECKING:
+    from optimizer.engines.flavors import Flavor
+    from optimizer.engines.profiles import Profile
+    from optimizer.engines.vendor import Built, Input, Network
+    from optimizer.store import Store
+
+__all__ = ["LAYERS_NAME", "LOG_NAME", "STAGE", "BuildTrtEngine"]
+
+#: The layers of the network and of the engine, and the vendor's log, beside the engine.
+LAYERS_NAME, LOG_NAME = "layers.json", "build.log"
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]i?B|B)?\Z", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+#: The first compute capability that has an arithmetic (NVIDIA's support matrices of TensorRT and TensorRT-RTX).
+_NEEDS = {Precision.BF16: (8, 0), Precision.FP8: (8, 9), Precision.INT4: (8, 0)}
+_STORED_AS = {
+    Precision.FP32: "float32",
+    Precision.FP16: "float16",
+    Precision.BF16: "bfloat16",
+    Precision.INT8: "int8",
+    Precision.FP8: "float8e4m3fn",
+    Precision.INT4: "int4",
+}
+
+
+class BuildTrtEngine(Options):
+    """Options of build-trt-engine."""
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Shapes": ("profile", "profiles_from", "column", "batch"),
+        "GPUs": ("compute_capability", "hardware_compatible", "version_compatible"),
+        "Builder": ("workspace", "opt_level", "tf32", "strict_nans", "timing_cache"),
+        "Weights": ("strip_weights", "refit", "weight_streaming"),
+    }
+
+    flavor: str = opt(
+        "auto",
+        "tensorrt builds on and for the GPU of this machine; rtx builds for RTX cards, without one. auto takes the "
+        "first that is installed.",
+        choices=("auto", "tensorrt", "rtx"),
+    )
+    precision: Precision | None = opt(
+        None, "What it computes in; fp16 and bf16 are cast first, the others must be in REF [what REF is in]."
+    )
+    profile: tuple[str, ...] = opt(
+        (), "Shapes it takes, smallest:best:largest of one input or of every dimension; may be repeated.",
+        metavar="INPUT:MIN:BEST:MAX",
+    )  # fmt: skip
+    profiles_from: Path | None = opt(
+        None, "Data whose lengths choose one to three profiles.", data=True, metavar="FILE"
+    )
+    column: tuple[str, ...] = column_opt()
+    batch: str = opt("", "Rows of profiles that are chosen for you [1:8:32].", metavar="MIN:BEST:MAX")
+    compute_capability: tuple[str, ...] = opt(
+        (), "GPUs to build for, such as 8.6 (rtx) [8.0 and everything newer].", metavar="X.Y"
+    )
+    workspace: str = opt("", "Scratch memory on the GPU at most, such as 2GiB [all of it].", metavar="SIZE")
+    opt_level: int | None = opt(None, "How long the builder searches, 0 to 5 [the vendor's 3].", ge=0, le=5)
+    tf32: bool = opt(True, "fp32 products may round their factors to 10 bits, on tensor cores.")
+    version_compatible: bool = opt(False, "Runs with later versions of the same major number.")
+    hardware_compatible: bool = opt(False, "Runs on every GPU from Ampere on, a little slower (tensorrt).")
+    strip_weights: bool = opt(False, "Leave the weights out; they are put back from the ONNX file when it is loaded.")
+    refit: bool = opt(False, "Weights can be exchanged without building again.")
+    weight_streaming: bool = opt(False, "Weights may stay in host memory, for models larger than the GPU's.")
+    timing_cache: Path | None = opt(
+        None, "Where timings of kernels are kept, a folder for each version and GPU [the user's cache folder].",
+        key=False, metavar="DIR",
+    )  # fmt: skip
+    strict_nans: bool = opt(False, "NaN and infinity stay exact, at some cost.")
+    rebuild: bool = opt(False, "REF is an engine: build it again for this machine, by its recorded recipe.", key=False)
+
+    def check(self) -> None:
+        if self.profile and self.profiles_from is not None:
+            raise BadInput("--profile and --profiles-from both say the shapes", "leave one of them out")
+        if named_columns(self.column) and self.profiles_from is None:
+            raise BadInput("--column says what the columns of --profiles-from are, which is not given")
+        if self.batch and self.profile:
+            raise BadInput("--batch is for profiles that are chosen for you, and --profile says them")
+        if self.strip_weights and self.refit:
+            raise BadInput("--strip-weights and --refit are two ways to the same: stripped engines are refittable")
+        batch_of(self.batch)
+        bytes_of(self.workspace)
+        for each in self.compute_capability:
+            if not re.fullmatch(r"\d{1,2}\.\d", each):
+                raise BadInput(f"--compute-capability {each!r}: write it with a point, such as 8.6")
+
+
+def batch_of(text: str) -> tuple[int, ...]:
+    """``1:8:32`` as numbers; empty for nothing. Raises :class:`BadInput`."""
+    if not text:
+        return ()
+    words = text.split(":")
+    if len(words) not in (1, 3) or not all(word.isdigit() and int(word) for word in words):
+        raise BadInput(f"--batch {text!r} is no range", "write smallest:best:largest, such as --batch 1:8:32")
+    low, best, high = (int(word) for word in (words if len(words) == 3 else words * 3))
+    if not low <= best <= high:
+        raise BadInput(f"--batch {text}: smallest ≤ best ≤ largest is wanted")
+    return low, best, high
+
+
+def bytes_of(text: str) -> int:
+    """``2GiB`` as bytes; 0 for nothing. Raises :class:`BadInput`."""
+    if not text:
+        return 0
+    found = _SIZE.match(text.strip())
+    if found is None or not float(found["number"]):
+        raise BadInput(f"--workspace {text!r} is no size", "write a number with a unit, such as --workspace 2GiB")
+    return int(float(found["number"]) * _UNITS[(found["unit"] or "").lower()])
+
+
+def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redirected:
+    """From an engine to its recipe (``--rebuild``), from a fused graph to the export it was made of."""
+    from optimizer.engines.prepare import unfused
+
+    if source.kind is Kind.ENGINE:
+        if not options.rebuild:
+            raise BadInput(
+                f"{source.ref} is an engine already",
+                f"to build it again for this machine: ml-opt build-trt-engine {source.ref} --rebuild",
+            )
+        recorded = dict(source.manifest.options)
+        parent = store.get(source.manifest.source["ref"])
+        options = BuildTrtEngine.from_mapping(
+            {name: value for name, value in recorded.items() if value is not None}, "the recorded recipe"
+        )
+        return Redirected(parent, options)
+    if options.rebuild:
+        raise BadInput(f"--rebuild is for engines, and {source.ref} is {source.kind.phrase}", "leave it out")
+    found = unfused(source, store)
+    if found.precision is not None and options.precision is None:
+        options = BuildTrtEngine(**{**options.changed(), "precision": found.precision})
+    return Redirected(found.artifact, options, found.note)
+
+
+def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress) -> Outcome:
+    from optimizer.engines.flavors import choose
+    from optimizer.engines.layers import summary
+    from optimizer.engines.prepare import precision_asked, prepared
+    from optimizer.engines.timing import TimingCache
+    from optimizer.engines.vendor import Asked, load
+
+    assert isinstance(source, Artifact)
+    flavor = choose(options.flavor)
+    precision = precision_asked(options.precision, source)
+    capabilities = _capabilities(flavor, options, precision)
+    progress(f"loading {flavor.title}")
+    vendor = load(flavor)
+    with tempfile.TemporaryDirectory(prefix="ml-opt-engine-") as folder:
+        ready = prepared(source, precision, Path(folder), progress)
+        progress(f"{flavor.title} reads the graph")
+        network = vendor.parse(ready.path)
+        profiles, why = _profiles(source, options, network)
+        timing = TimingCache.of(options.timing_cache, flavor, vendor.version)
+        asked = Asked(
+            profiles=tuple(profiles),
+            values=frozenset(each.name for each in network.inputs if each.values),
+            capabilities=tuple(options.compute_capability),
+            workspace=bytes_of(options.workspace),
+            level=options.opt_level,
+            tf32=options.tf32,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+            strip=options.strip_weights,
+            refit=options.refit,
+            stream=options.weight_streaming,
+            strict_nans=options.strict_nans,
+            timing_cache=timing.read() if timing else None,
+        )
+        built = vendor.build(network, asked, progress)
+        before = network.layers()
+    if timing and built.timing_cache:
+        timing.write(built.timing_cache)
+    progress("writing the engine")
+    (out / ENGINE_NAME).write_bytes(built.plan)
+    (out / LOG_NAME).write_text("\n".join(built.log) + "\n", encoding="utf-8")
+    layers = {"network": [each.to_json() for each in before], "engine": [each.to_json() for each in built.layers]}
+    (out / LAYERS_NAME).write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
+    facts: dict[str, JSON] = {
+        **_signature(source, network),
+        **ready.facts,
+        "engine": {
+            "flavor": flavor.name,
+            "version": vendor.version,
+            "precision": precision.value,
+            "compute_capabilities": list(capabilities),
+            "profiles": [each.to_json() for each in profiles],
+            "profiles_why": why,
+            "memory": built.memory,
+            "build_seconds": round(built.seconds, 3),
+            **_machine(),
+        },
+        "network": summary(before),
+        "layers": summary(built.layers),
+    }
+    info = {**source.manifest.model, "prefers": "tensorrt-native"}
+    return Outcome(facts=facts, model=info, warnings=_warnings(built, options, flavor))
+
+
+def _capabilities(flavor: Flavor, options: BuildTrtEngine, precision: Precision) -> Sequence[str]:
+    """Compute capabilities that the engine is for, each checked to have the arithmetic."""
+    from optimizer.environment import gpu_facts
+
+    if options.hardware_compatible and flavor.capabilities:
+        raise BadInput(
+            f"engines of {flavor.title} run on every GPU they name: --hardware-compatible is TensorRT's",
+            "name the GPUs: --compute-capability 8.6 --compute-capability 8.9",
+        )
+    if options.compute_capability and not flavor.capabilities:
+        raise BadInput(
+            f"{flavor.title} builds for the GPU of this machine; --compute-capability is for --flavor rtx",
+            "leave it out; --hardware-compatible lets the engine run on others",
+        )
+    for each in options.compute_capability:
+        if each not in flavor.capabilities:
+            raise UnknownName(f"compute capability of {flavor.title}", each, flavor.capabilities)
+    here = [str(gpu["compute_capability"]) for gpu in gpu_facts()]
+    found = list(options.compute_capability) or list(flavor.portable) or here
+    least = _NEEDS.get(precision)
+    for each in found:
+        major, _, minor = each.partition(".")
+        if least and (int(major), int(minor or 0)) < least:
+            raise BadInput(
+                f"GPUs of compute capability {each} have no {precision}; it begins with {least[0]}.{least[1]}",
+                f"leave {each} out, or choose another --precision",
+            )
+    return found
+
+
+def _profiles(source: Artifact, options: BuildTrtEngine, network: Network) -> tuple[list[Profile], str]:
+    """The profiles, and where they come from."""
+    from optimizer.engines.profiles import check_limits, from_lengths, parse, usual
+
+    specs = _specs(source, network.inputs)
+    values = {each.name: each.shape[0] if each.shape else 1 for each in network.inputs if each.values}
+    model = source.model_info
+    if options.profile:
+        found = [parse(text, specs, values) for text in options.profile]
+        why = "asked for"
+    elif options.profiles_from is not None:
+        lengths = _lengths(source, options.profiles_from, options.column)
+        found = from_lengths(lengths, specs, model, batch_of(options.batch))
+        why = f"from the lengths of {len(lengths)} rows of {options.profiles_from.name}"
+    else:
+        if values:
+            name = next(iter(values))
+            raise BadInput(
+                f"the values of {name} are a shape, and nothing says which", f"--profile {name}:MIN:BEST:MAX,…"
+            )
+        one = usual(specs, model, batch_of(options.batch))
+        found, why = ([one] if one else []), "the usual: nothing was asked for"
+    for each in found:
+        check_limits(each, specs, model)
+    return found, why if found else "every dimension is fixed"
+
+
+def _lengths(source: Artifact, data: Path, column: Sequence[str]) -> list[int]:
+    from optimizer.data.preprocess import Preprocessor
+    from optimizer.data.readers import read_rows
+
+    rows = read_rows(data)
+    made = Preprocessor.open(source.path, source.model_info, columns=named_columns(column))
+    lengths = made.lengths(rows)
+    if lengths is None:
+        raise BadInput(f"the rows of {data} have no length to choose profiles by", "say them with --profile")
+    return lengths
+
+
+def _specs(source: Artifact, inputs: Sequence[Input]) -> tuple[TensorSpec, ...]:
+    """The network's inputs with the names that the export gave their dimensions."""
+    named = {spec.name: spec for spec in source.manifest.inputs}
+    made = []
+    for each in inputs:
+        known = named.get(each.name)
+        dims = known.shape if known and len(known.shape) == len(each.shape) else ()
+        shape = tuple(
+            size if size >= 0 else (dims[place] if dims and isinstance(dims[place], str) else f"{each.name}_{place}")
+            for place, size in enumerate(each.shape)
+        )
+        made.append(TensorSpec(each.name, each.dtype, shape))
+    return tuple(made)
+
+
+def _signature(source: Artifact, network: Network) -> dict[str, JSON]:
+    """Inputs and outputs as a manifest has them: what is open has the export's name."""
+    outputs = {spec.name: spec for spec in source.manifest.outputs}
+    made = []
+    for each in network.outputs:
+        known = outputs.get(each.name)
+        shape = known.shape if known is not None and len(known.shape) == len(each.shape) else each.shape
+        dims = tuple(
+            size if size >= 0 else (name if isinstance(name, str) else f"{each.name}_{place}")
+            for place, (size, name) in enumerate(zip(each.shape, shape, strict=True))
+        )
+        made.append(TensorSpec(each.name, each.dtype, dims))
+    return {
+        "inputs": [spec.to_json() for spec in _specs(source, network.inputs)],
+        "outputs": [spec.to_json() for spec in made],
+    }
+
+
+def _machine() -> dict[str, JSON]:
+    """GPU and driver of the machine that built, where there are any."""
+    from optimizer.environment import gpu_facts
+
+    gpus = gpu_facts()
+    return {"gpu": gpus[0]["name"] if gpus else None, "driver": gpus[0]["driver"] if gpus else None}
+
+
+def _warnings(built: Built, options: BuildTrtEngine, flavor: Flavor) -> list[str]:
+    found = []
+    if not built.layers:
+        found.append(f"{flavor.title} did not list the engine's layers: its precision is known from the network alone")
+    if options.strip_weights:
+        found.append("this engine has no weights of its own: they come from the ONNX file that it was built from")
+    return found
+
+
+def _verify(options: BuildTrtEngine, facts: Mapping[str, JSON], source: Source) -> None:
+    """Hold the engine to the precision that was asked for: by its own layers where they are known."""
+    engine = facts["engine"]
+    if facts["plan"]["written_by"] != engine["flavor"]:
+        raise GateFailed(
+            f"{engine['flavor']} was asked for, and the engine was written by {facts['plan']['written_by']}"
+        )
+    precision = Precision(engine["precision"])
+    told = facts["layers"]["layers"] > 0
+    products: Mapping[str, int] = facts["layers" if told else "network"]["products"]
+    total, name = sum(products.values()), _STORED_AS[precision]
+    if not total or precision is Precision.INT4:  # 4-bit weights go into products of another format
+        return
+    share = products.get(name, 0) / total
+    if (precision in (Precision.INT8, Precision.FP8) and not share) or (
+        precision in (Precision.FP16, Precision.BF16, Precision.FP32) and share <= 0.5
+    ):
+        got = ", ".join(f"{count} in {dtype}" for dtype, count in products.items())
+        raise GateFailed(
+            f"{precision} was asked for, and of the engine's {total} products are {got}",
+            "`ml-opt inspect` of the source says what its graph computes in",
+        )
+
+
+def _variant(options: BuildTrtEngine, source: Source) -> str:
+    from optimizer.engines.flavors import choose
+    from optimizer.engines.prepare import precision_asked
+
+    assert isinstance(source, Artifact)
+    words = [precision_asked(options.precision, source).value, *variant_words(source)[1]]
+    return "-".join([*words, {"tensorrt": "trt"}.get(name := choose(options.flavor).name, name)])
+
+
+def _device_bound(options: Any) -> bool:
+    """TensorRT times kernels on the GPU it finds; TensorRT-RTX compiles for the GPU where it is loaded."""
+    from optimizer.engines.flavors import choose
+
+    return not choose(options.flavor).capabilities
+
+
+STAGE = Stage(
+    name="build-trt-engine",
+    help="Build a TensorRT or TensorRT-RTX engine, read its precision back, and keep it with its recipe.",
+    details="Precision comes from the graph: fp16 and bf16 are cast first, int8 wants symmetric static quantization, "
+    "int4 symmetric blocks of weights. A graph that was fused for ONNX Runtime is exchanged for the export it was made "
+    "of. --flavor rtx needs no GPU.",
+    options=BuildTrtEngine,
+    accepts=frozenset({Kind.ONNX, Kind.ENGINE}),
+    produces=Kind.ENGINE,
+    run=_run,
+    variant=_variant,
+    verify=_verify,
+    version=1,
+    needs=("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "onnx-ir"),
+    modules=("onnx_ir",),
+    device_bound=_device_bound,
+    aliases=("build-engine",),
+    redirect=_redirect,
+)
