@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["render_inspect"]
 
+_NODES_SHOWN = 2
+#: Letters of a layer's name.
+_WIDTH = 48
+
 
 def render_inspect(report: InspectReport, output: Output) -> None:
     """Numbers first, then the layers by sort, or each one with ``--layers``."""
@@ -29,9 +33,11 @@ def render_inspect(report: InspectReport, output: Output) -> None:
     if report.listed:
         each = table("layer", "sort", "takes", "gives", "does the work of")
         for layer in report.layers:
-            nodes = ", ".join(layer.nodes)
+            nodes = ", ".join(layer.nodes[:_NODES_SHOWN]) + (
+                f" and {len(layer.nodes) - _NODES_SHOWN} more" if len(layer.nodes) > _NODES_SHOWN else ""
+            )
             each.add_row(
-                escape(layer.name), layer.type, ", ".join(layer.inputs), ", ".join(layer.outputs), escape(nodes)
+                escape(_cut(layer.name)), layer.type, ", ".join(layer.inputs), ", ".join(layer.outputs), escape(nodes)
             )
         console.print(each)
     else:
@@ -76,3 +82,8 @@ def _numbers(numbers: dict[str, JSON]) -> str:
     if numbers["fused"]:
         parts.append(f"{numbers['fused']} fused")
     return "; ".join(parts)
+
+
+def _cut(name: str) -> str:
+    """A name of several, such as a fused kernel has, in a width that leaves room for the rest."""
+    return name if len(name) <= _WIDTH else name[: _WIDTH - 1] + "…"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from optimizer.types import JSON
 
-__all__ = ["Layer", "attentions", "parse_layers", "products", "summary"]
+__all__ = ["Layer", "attentions", "parse_layers", "products", "stored", "summary"]
 
 #: Headings of the listing that follow the layers.
 _ENDS = ("I/O Tensors:", "Bindings:", "Engine Metadata:")
@@ -30,7 +30,7 @@ _NAMES = {
 }
 #: Sorts of layers that hold matrix products and convolutions, and what the builder calls kernels that it made of
 #: several: its own names begin with ``_``, those of a graph may hold any word.
-_PRODUCT_TYPE = re.compile(r"gemm|conv(?!ert)|matrix_multiply|matmul|einsum|attention|cask", re.IGNORECASE)
+_PRODUCT_TYPE = re.compile(r"gemm|conv(?!ert)|correlation|matrix_multiply|matmul|einsum|attention|cask", re.IGNORECASE)
 _PRODUCT_NAME = re.compile(r"_\w*(?:gemm|mha|Gemm|Conv|Fc[A-Z_])")
 #: What a kernel of a whole attention is called; names of a graph's own nodes often hold the word as well.
 _ATTENTION_NAME, _ATTENTION_TYPE = re.compile(r"(?:^|_)f?mha(?:_|$)"), re.compile(r"attention", re.IGNORECASE)
@@ -119,6 +119,11 @@ def products(layers: Sequence[Layer]) -> dict[str, int]:
     return dict(found.most_common())
 
 
+def stored(layers: Sequence[Layer]) -> dict[str, int]:
+    """Layers that hold constants, by the number format of the first."""
+    return dict(Counter(layer.weights[0] for layer in layers if layer.weights).most_common())
+
+
 def attentions(layers: Sequence[Layer]) -> int:
     """Layers that are a whole attention in one kernel."""
     return sum(bool(_ATTENTION_NAME.search(layer.name) or _ATTENTION_TYPE.search(layer.type)) for layer in layers)
@@ -130,6 +135,7 @@ def summary(layers: Sequence[Layer]) -> dict[str, JSON]:
         "layers": len(layers),
         "types": dict(Counter(layer.type for layer in layers).most_common()),
         "products": products(layers),
+        "weights": stored(layers),
         "attention": attentions(layers),
         "fused": sum(len(layer.nodes) > 1 for layer in layers),
     }

@@ -305,7 +305,8 @@ class Vendor:
         if asked.level is not None:
             config.builder_optimization_level = asked.level
         flags = {
-            "REFIT": asked.refit,
+            # TensorRT-RTX wants both for an engine without weights; TensorRT takes STRIP_PLAN to mean them.
+            "REFIT": asked.refit or (asked.strip and bool(self.flavor.capabilities)),
             "STRICT_NANS": asked.strict_nans,
             "STRIP_PLAN": asked.strip,
             "TF32": asked.tf32,

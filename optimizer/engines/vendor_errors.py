@@ -76,6 +76,18 @@ _NO_MEMORY = r"[Oo]ut ?[Oo]f ?[Mm]emory|OUT_OF_MEMORY|bad_alloc|MEM_ALLOC_FAILED
 
 _BUILDING = (
     Rule(
+        r"Unable to load library: (?P<library>[^\s:]+)",
+        MissingPiece,
+        "{title} {version} is installed without {library}, which what was asked for needs",
+        "leave out --version-compatible, or install a package that has it",
+    ),
+    Rule(
+        r"CHECK\(status == CUDA_SUCCESS\)",
+        MissingPiece,
+        "{title} {version} wants a GPU for what was asked, and finds none: {reason}",
+        "engines without weights (--strip-weights) and with exchangeable ones (--refit) are built on a GPU",
+    ),
+    Rule(
         r"dynamic or shape inputs, but no optimization profile|optimization profile.*(?:missing|is not set)",
         BadInput,
         "{title} {version} wants a profile for every open dimension: {reason}",
@@ -100,7 +112,7 @@ _BUILDING = (
         "build on the GPU that will run it, or with --flavor rtx, which needs none",
     ),
     Rule(
-        r"(?:FP8|FP4|BF16|INT4|Half|precision|data ?type).*not supported|not supported.*(?:SM|compute capability|GPU)",
+        r"(?:FP32|FP8|FP4|BF16|INT4|Half|precision|data ?type).*not supported|not supported.*(?:SM|GPU)",
         BadInput,
         "{title} {version} has no such arithmetic for these GPUs: {reason}",
         "leave out the older ones of --compute-capability, or choose another precision",
@@ -111,7 +123,12 @@ _BUILDING = (
         "{title} {version} has no kernel for a part of the graph: {reason}",
         "more scratch memory (--workspace) or a smaller profile may let it find one",
     ),
-    Rule(r"", GateFailed, "{title} {version} did not build the engine: {reason}"),
+    Rule(
+        r"",
+        GateFailed,
+        "{title} {version} did not build the engine: {reason}",
+        "other shapes (--profile) may pass; ONNX Runtime's cuda provider runs what no engine can be built of",
+    ),
 )
 
 _OPENING = (
@@ -129,7 +146,7 @@ _OPENING = (
         "build it for this one: ml-opt build-trt-engine REF --rebuild",
     ),
     Rule(
-        r"version tag|[Vv]ersion.*(?:mismatch|incompatib|not compatible|expected)|older plan|newer plan|lean runtime",
+        r"version tag|[Vv]ersion.*(?:mismatch|incompatib|expect)|not compatible with this version|lean runtime",
         MissingPiece,
         "{path} was built by another version than {title} {version}: {reason}",
         "build it again with this one: ml-opt build-trt-engine REF --rebuild",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Feeds = Mapping[str, NDArray[np.generic]]
 
-__all__ = ["PROVIDER", "RUNTIME", "TrtSession", "check_machine"]
+__all__ = ["PROVIDER", "RUNTIME", "TrtSession", "check_machine", "choose_profile"]
 
 PROVIDER = "tensorrt-native"
 #: Calls of a CUDA graph that its device time is taken from.

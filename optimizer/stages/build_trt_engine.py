@@ -53,8 +53,8 @@ class BuildTrtEngine(Options):
 
     flavor: str = opt(
         "auto",
-        "tensorrt builds on and for the GPU of this machine; rtx builds for RTX cards, without one. auto takes the "
-        "first that is installed.",
+        "Whose builder: tensorrt builds on and for the GPU of this machine; rtx for RTX cards, without one; auto takes "
+        "the first that is installed.",
         choices=("auto", "tensorrt", "rtx"),
     )
     precision: Precision | None = opt(
@@ -74,7 +74,7 @@ class BuildTrtEngine(Options):
     )
     workspace: str = opt("", "Scratch memory on the GPU at most, such as 2GiB [all of it].", metavar="SIZE")
     opt_level: int | None = opt(None, "How long the builder searches, 0 to 5 [the vendor's 3].", ge=0, le=5)
-    tf32: bool = opt(True, "fp32 products may round their factors to 10 bits, on tensor cores.")
+    tf32: bool = opt(True, "Let fp32 products round their factors to 10 bits (TF32), on tensor cores.")
     version_compatible: bool = opt(False, "Runs with later versions of the same major number.")
     hardware_compatible: bool = opt(False, "Runs on every GPU from Ampere on, a little slower (tensorrt).")
     strip_weights: bool = opt(False, "Leave the weights out; they are put back from the ONNX file when it is loaded.")
@@ -96,14 +96,14 @@ class BuildTrtEngine(Options):
             raise BadInput("--batch is for profiles that are chosen for you, and --profile says them")
         if self.strip_weights and self.refit:
             raise BadInput("--strip-weights and --refit are two ways to the same: stripped engines are refittable")
-        batch_of(self.batch)
-        bytes_of(self.workspace)
+        _batch_of(self.batch)
+        _bytes_of(self.workspace)
         for each in self.compute_capability:
             if not re.fullmatch(r"\d{1,2}\.\d", each):
                 raise BadInput(f"--compute-capability {each!r}: write it with a point, such as 8.6")
 
 
-def batch_of(text: str) -> tuple[int, ...]:
+def _batch_of(text: str) -> tuple[int, ...]:
     """``1:8:32`` as numbers; empty for nothing. Raises :class:`BadInput`."""
     if not text:
         return ()
@@ -116,7 +116,7 @@ def batch_of(text: str) -> tuple[int, ...]:
     return low, best, high
 
 
-def bytes_of(text: str) -> int:
+def _bytes_of(text: str) -> int:
     """``2GiB`` as bytes; 0 for nothing. Raises :class:`BadInput`."""
     if not text:
         return 0
@@ -173,7 +173,7 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
             profiles=tuple(profiles),
             values=frozenset(each.name for each in network.inputs if each.values),
             capabilities=tuple(options.compute_capability),
-            workspace=bytes_of(options.workspace),
+            workspace=_bytes_of(options.workspace),
             level=options.opt_level,
             tf32=options.tf32,
             version_compatible=options.version_compatible,
@@ -256,7 +256,7 @@ def _profiles(source: Artifact, options: BuildTrtEngine, network: Network) -> tu
         why = "asked for"
     elif options.profiles_from is not None:
         lengths = _lengths(source, options.profiles_from, options.column)
-        found = from_lengths(lengths, specs, model, batch_of(options.batch))
+        found = from_lengths(lengths, specs, model, _batch_of(options.batch))
         why = f"from the lengths of {len(lengths)} rows of {options.profiles_from.name}"
     else:
         if values:
@@ -264,7 +264,7 @@ def _profiles(source: Artifact, options: BuildTrtEngine, network: Network) -> tu
             raise BadInput(
                 f"the values of {name} are a shape, and nothing says which", f"--profile {name}:MIN:BEST:MAX,…"
             )
-        one = usual(specs, model, batch_of(options.batch))
+        one = usual(specs, model, _batch_of(options.batch))
         found, why = ([one] if one else []), "the usual: nothing was asked for"
     for each in found:
         check_limits(each, specs, model)
@@ -335,25 +335,28 @@ def _warnings(built: Built, options: BuildTrtEngine, flavor: Flavor) -> list[str
 
 def _verify(options: BuildTrtEngine, facts: Mapping[str, JSON], source: Source) -> None:
     """Hold the engine to the precision that was asked for: by its own layers where they are known."""
+    assert isinstance(source, Artifact)
     engine = facts["engine"]
     if facts["plan"]["written_by"] != engine["flavor"]:
         raise GateFailed(
             f"{engine['flavor']} was asked for, and the engine was written by {facts['plan']['written_by']}"
         )
     precision = Precision(engine["precision"])
-    told = facts["layers"]["layers"] > 0
-    products: Mapping[str, int] = facts["layers" if told else "network"]["products"]
-    total, name = sum(products.values()), _STORED_AS[precision]
-    if not total or precision is Precision.INT4:  # 4-bit weights go into products of another format
-        return
-    share = products.get(name, 0) / total
-    if (precision in (Precision.INT8, Precision.FP8) and not share) or (
-        precision in (Precision.FP16, Precision.BF16, Precision.FP32) and share <= 0.5
-    ):
+    found = facts["layers"] if facts["layers"]["layers"] else facts["network"]  # a builder may not tell its layers
+    name = _STORED_AS[precision]
+    products: Mapping[str, int] = found["products"]
+    total = sum(products.values())
+    if precision is Precision.INT4:  # 4 bits are a form of weights: products take them in another format
+        enough = name in found["weights"] or "dequantize" in found["types"]
+    elif precision in (Precision.INT8, Precision.FP8):  # what was left in float on purpose stays so
+        enough = products.get(name, 0) > 0 or (found is facts["network"] and "quantize" in found["types"])
+    else:
+        enough = products.get(name, 0) * 2 > total
+    if total and not enough:
         got = ", ".join(f"{count} in {dtype}" for dtype, count in products.items())
         raise GateFailed(
             f"{precision} was asked for, and of the engine's {total} products are {got}",
-            "`ml-opt inspect` of the source says what its graph computes in",
+            f"`ml-opt inspect {source.ref} --layers` says what the graph asks for",
         )
 
 
@@ -368,9 +371,9 @@ def _variant(options: BuildTrtEngine, source: Source) -> str:
 
 def _device_bound(options: Any) -> bool:
     """TensorRT times kernels on the GPU it finds; TensorRT-RTX compiles for the GPU where it is loaded."""
-    from optimizer.engines.flavors import choose
+    from optimizer.engines.flavors import FLAVORS
 
-    return not choose(options.flavor).capabilities
+    return bool(options.flavor == "tensorrt" or (options.flavor == "auto" and FLAVORS["tensorrt"].installed))
 
 
 STAGE = Stage(

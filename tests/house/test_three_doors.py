@@ -27,6 +27,11 @@ TAKEN = {"source", "refs", "store", "json", "quiet", "verbose", "name", "variant
 #: Values for options that take strings of a form of their own, tried where a plain word is refused.
 FORMS = (
     "word",
+    "1:8:32",
+    "2:4:8",
+    "2GiB",
+    "8.6",
+    "8.9",
     "1x16",
     "cpu",
     "MatMul",
