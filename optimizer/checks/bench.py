@@ -243,7 +243,7 @@ CHECK = Check(
     name="bench",
     help="Measure latency, throughput, memory, size and agreement, one process a candidate, in interleaved rounds.",
     details="A reference may carry a provider (minilm:fp32+openvino:bf16); source is the PyTorch model that the first "
-    "reference was exported from, torch:FOLDER any other one (source:bf16, source:compiled, source:compiled-bf16 too), "
+    "reference was exported from, torch:FOLDER any other one (source:bf16, source:compiled, source:cuda-fp16 too), "
     "and an .onnx file is taken as it is. Exit code 1 when a candidate could not be measured or breaks a limit, 3 when "
     "it cannot be told whether one does.",
     options=Bench,

@@ -28,12 +28,23 @@ if TYPE_CHECKING:
 __all__ = ["RUNTIME", "CompiledSession", "TorchSession"]
 
 #: How a folder can be run: the number format, and whether it is compiled.
-_WAYS: Mapping[str, tuple[str, bool]] = {
+_FORMS: Mapping[str, tuple[str, bool]] = {
     "fp32": ("fp32", False),
     "bf16": ("bf16", False),
     "fp16": ("fp16", False),
     "compiled": ("fp32", True),
     "compiled-bf16": ("bf16", True),
+}
+#: The same on an NVIDIA GPU.
+_CUDA_FORMS: Mapping[str, tuple[str, bool]] = {
+    "cuda": ("fp32", False),
+    **{f"cuda-{name}": form for name, form in _FORMS.items() if name != "fp32"},
+    "cuda-compiled-fp16": ("fp16", True),
+}
+#: How it can be asked for: the number format, whether it is compiled, and on what.
+_WAYS: Mapping[str, tuple[str, bool, str]] = {
+    **{name: (*form, "cpu") for name, form in _FORMS.items()},
+    **{name: (*form, "cuda") for name, form in _CUDA_FORMS.items()},
 }
 #: Shapes that are compiled for when they are run, each for seconds; bench times three by default.
 _EXACT_SHAPES = 4
@@ -49,8 +60,10 @@ class TorchSession:
         outputs: tuple[TensorSpec, ...],
         limits: Limits,
         facts: dict[str, JSON],
+        device: str = "cpu",
     ) -> None:
         self._module = module
+        self._device = device
         self._limits = limits
         self.inputs = inputs
         self.outputs = outputs
@@ -66,20 +79,20 @@ class TorchSession:
         names = [spec.name for spec in self.outputs] or list(answer)
         if lost := [name for name in names if name not in answer]:
             raise BadInput(f"{type(self._module).__name__} has no output {lost[0]!r}; it has {', '.join(answer)}")
-        return {
-            name: (answer[name].float() if answer[name].is_floating_point() else answer[name]).numpy() for name in names
-        }
+        whole = {name: answer[name].float() if answer[name].is_floating_point() else answer[name] for name in names}
+        return {name: tensor.cpu().numpy() for name, tensor in whole.items()}
 
     def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:
         """Tensors made once; the call is the module's own, inside ``torch.inference_mode``."""
         import torch
 
         tensors = self._tensors(feeds)
-        module = self._module
+        module, wait = self._module, _waiting(self._device)
 
         def call() -> None:
             with torch.inference_mode():
                 module(**tensors)
+            wait()
 
         return call
 
@@ -100,7 +113,7 @@ class TorchSession:
 
         check_feeds(self.inputs, feeds, self._limits)
         dtype = next(self._module.parameters()).dtype
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
+        tensors = {name: torch.from_numpy(array.copy()).to(self._device) for name, array in feeds.items()}
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
@@ -121,11 +134,12 @@ class CompiledSession(TorchSession):
         import torch
 
         self._shapes.add(_shapes(feeds))
-        tensors, module = self._tensors(feeds), self._exact
+        tensors, module, wait = self._tensors(feeds), self._exact, _waiting(self._device)
 
         def call() -> None:
             with torch.inference_mode():
                 module(**tensors)
+            wait()
 
         with _torch_errors():
             call()
@@ -158,6 +172,17 @@ class CompiledSession(TorchSession):
         return torch.compile(self._module, dynamic=True)
 
 
+def _waiting(device: str) -> Callable[[], None]:
+    """What ends a call: a GPU is asked and goes on by itself, and a call is over when it is done."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else _nothing
+
+
+def _nothing() -> None:
+    """A processor is done when it returns."""
+
+
 def _shapes(feeds: Mapping[str, NDArray[np.generic]]) -> tuple[tuple[int, ...], ...]:
     return tuple(feeds[name].shape for name in sorted(feeds))
 
@@ -167,15 +192,20 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
 
     Raises:
         BadInput: not a model folder, weights that are damaged or lacking, an unknown architecture or task.
-        MissingPiece: torch or transformers is not installed; it is to be compiled, and there is no C++ compiler.
+        MissingPiece: torch or transformers is not installed; it is to be compiled, and there is no C++ compiler; it is
+            to run on a GPU, and PyTorch finds none.
     """
     if not has_module("torch"):
         raise missing_package("torch", "running PyTorch models")
-    precision, compiled = _WAYS[options.provider.precision or "fp32"]
-    if compiled:
+    precision, compiled, device = _WAYS[options.provider.precision or "fp32"]
+    if device == "cuda":
+        _need_gpu()
+    elif compiled:
         _need_compiler()
     import torch
 
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     threads = options.threads or cpu_threads()
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -188,7 +218,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     )
     specs = tuple(TensorSpec.from_json(s) for s in model.get("inputs") or _usual_inputs(loaded))
     return (CompiledSession if compiled else TorchSession)(
-        loaded.module,
+        loaded.module.to(device),
         specs,
         tuple(TensorSpec.from_json(s) for s in model.get("outputs") or ()),
         model.get("limits") or {},
@@ -202,8 +232,23 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
             "load_seconds": time.perf_counter() - started,
             "torch": torch.__version__,
             "transformers": version_of("transformers"),
+            "device": device,
         },
+        device,
     )
+
+
+def _need_gpu() -> None:
+    """Refuse a GPU that PyTorch does not have."""
+    import torch
+
+    if torch.version.cuda is None:
+        raise MissingPiece(
+            f"PyTorch {torch.__version__} was built for processors",
+            "install the build for CUDA: https://pytorch.org/get-started has the line",
+        )
+    if not torch.cuda.is_available():
+        raise MissingPiece("PyTorch finds no NVIDIA GPU", "`ml-opt doctor` says what this machine has")
 
 
 def _need_compiler() -> None:

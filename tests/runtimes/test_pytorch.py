@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from optimizer.environment import gpu_facts
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.runtime import Provider, SessionOptions, get_runtime
 
@@ -148,3 +150,39 @@ def test_weights_that_the_task_lacks_are_not_made_up(folder):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"config\.json"):
         opened(tmp_path)
+
+
+def test_a_gpu_that_pytorch_does_not_have_is_named(folder, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(MissingPiece, match=r"PyTorch .* was built for processors"):
+        opened(folder, "torch:cuda-fp16")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MissingPiece, match="PyTorch finds no NVIDIA GPU"):
+        opened(folder, "torch:cuda-compiled")
+
+
+def test_a_bound_call_ends_when_the_gpu_is_done(folder, monkeypatch):
+    """A double for the device: only its name is a GPU's, and what is waited for is counted."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    session = opened(folder)
+    session._device = "cuda"
+    monkeypatch.setattr(session, "_tensors", lambda feeds: {name: torch.from_numpy(a) for name, a in feeds.items()})
+    call = session.bind(FEEDS)
+    call()
+    call()
+    assert len(waited) == 2
+    opened(folder).bind(FEEDS)()
+    assert len(waited) == 2, "a processor is not waited for"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_facts(), reason="no NVIDIA GPU here")
+def test_a_gpu_answers_what_the_processor_does(folder):
+    exact = opened(folder).run(FEEDS)["logits"]
+    for way, tolerance in (("cuda", 1e-3), ("cuda-fp16", 3e-2), ("cuda-bf16", 2e-1), ("cuda-compiled-fp16", 3e-2)):
+        session = opened(folder, f"torch:{way}")
+        assert np.abs(session.run(FEEDS)["logits"] - exact).max() < tolerance
+        assert session.facts["device"] == "cuda"
+        session.bind(FEEDS)()
