@@ -112,6 +112,10 @@ def _value(field: OptionField) -> str:
         return ", ".join(f"`{m.value}`" for m in field.element)
     bounds = " to ".join(f"{b:g}" for b in (field.opt.ge, field.opt.le) if b is not None)
     name = {bool: "", int: "whole number", float: "number", str: "text", Path: "path"}[field.element]
+    if field.opt.time:
+        name = (
+            "seconds, or a time such as 90s or 10m;" if field.opt.le is not None else "seconds, or a time such as 90s"
+        )
     return f"{name} {bounds}".strip() if field.opt.le is not None else name
 
 
@@ -244,7 +248,8 @@ def _annotation(annotation: typing.Any) -> str:
         inner = _annotation(arguments[0])
         return f"tuple[{inner}, ...] | list[{inner}]"
     if arguments:
-        return " | ".join(dict.fromkeys(part for a in arguments for part in _annotation(a).split(" | ")))
+        parts = dict.fromkeys(part for a in arguments for part in _annotation(a).split(" | "))
+        return " | ".join(sorted(parts, key=lambda part: part == "None"))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return f"{annotation.__name__} | str"
     if annotation is Path:

@@ -15,6 +15,7 @@ import dataclasses
 import enum
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -47,6 +48,8 @@ class Opt:
     metavar: str = ""
     #: the value names an artifact; in a recipe it may be the id of an earlier step
     ref: bool = False
+    #: a number of seconds, which may be written with a unit: 90s, 10m
+    time: bool = False
     #: the value is a file, or else the reference of an artifact of this kind (see optimizer.located)
     kind: Kind | None = None
 
@@ -64,6 +67,7 @@ def opt(
     metavar: str = "",
     ref: bool = False,
     kind: Kind | None = None,
+    time: bool = False,
 ) -> Any:
     """Declare one parameter of an :class:`Options` class.
 
@@ -80,8 +84,9 @@ def opt(
         ref: the value names an artifact; in a recipe it may be the id of an earlier step.
         kind: the value is a file, or else the reference of an artifact of this kind; in a recipe it may be the id of
             an earlier step.
+        time: the value is a number of seconds, which may be written with a unit (``500ms``, ``90s``, ``10m``, ``1h``).
     """
-    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, kind)}
+    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, time, kind)}
     if default is _REQUIRED:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -292,8 +297,21 @@ def _element(field: OptionField, value: Any) -> Any:
     return value
 
 
+_TIME = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h)?\Z")
+_UNITS: Mapping[str | None, float] = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(field: OptionField, text: str) -> float:
+    found = _TIME.match(text.strip().lower())
+    if found is None:
+        raise BadInput(f"{field.flag} {text!r} is no time", "write 500ms, 90s, 10m or 1h")
+    return float(found["number"]) * _UNITS[found["unit"]]
+
+
 def _converted(field: OptionField, value: Any) -> Any:
     want = field.element
+    if field.opt.time and isinstance(value, str):
+        value = _seconds(field, value)
     if isinstance(want, type) and issubclass(want, enum.Enum):
         try:
             return want(value)

@@ -200,3 +200,22 @@ def test_headings_of_help_name_parameters_that_exist():
         listed = [name for group in does.options.panels.values() for name in group]
         assert set(listed) <= names, does.name
         assert len(listed) == len(set(listed)), does.name
+
+
+class Timed(Options):
+    wait: float = opt(2.0, "A while.", ge=0.1, le=7200, time=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("500 ms", 0.5), (3, 3), (2.5, 2.5)]
+)
+def test_times_are_read_as_people_write_them(text: Any, seconds: float) -> None:
+    assert Timed.from_mapping({"wait": text}).wait == seconds
+
+
+def test_what_is_no_time_is_refused() -> None:
+    for wrong in ("soon", "-1s", "5 d", ""):
+        with pytest.raises(BadInput, match=r"--wait .* is no time"):
+            Timed(wait=wrong)
+    with pytest.raises(BadInput, match="out of range"):
+        Timed(wait="3h")

@@ -42,10 +42,10 @@ class BenchServer(Options):
     column: tuple[str, ...] = column_opt()
     ref: str | None = opt(None, "Of --protocol v2 with --data: the artifact whose tokenizer reads the rows.", ref=True)
     max_tokens: int = opt(64, "Of --endpoint chat: tokens of an answer, at most.", ge=1, le=1_000_000)
-    duration: float = opt(10.0, "Seconds that queries are sent, at least.", ge=0.0, le=86400)
+    duration: float = opt(10.0, "Seconds that queries are sent, at least.", ge=0.0, le=86400, time=True)
     min_samples: int = opt(64, "Queries, at least.", ge=2, le=10_000_000)
     seed: int = opt(0, "Of the schedule and of made-up inputs.", ge=0)
-    timeout: float = opt(30.0, "Seconds after which a query counts as unanswered.", ge=0.01)
+    timeout: float = opt(30.0, "Seconds after which a query counts as unanswered.", ge=0.01, time=True)
     fail_if_p99: str | None = opt(
         None, "Fail when more than 1 in 100 queries is known to take longer: 50ms.", metavar="TIME"
     )

@@ -177,10 +177,10 @@ def _given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
 def _option(field: OptionField, options: type[Options]) -> inspect.Parameter:
     """One flag. Choices and ranges are checked by the options class alone, so that every door says the same."""
     kind: Any = bool if field.element is bool else Path if field.element is Path else field.element
-    if kind not in (bool, int, float, Path):
+    if kind not in (bool, int, float, Path) or field.opt.time:
         kind = str
     names = [field.flag] + ([field.opt.short] if field.opt.short else [])
-    metavar = field.opt.metavar or None
+    metavar = field.opt.metavar or ("TIME" if field.opt.time else None)
     if field.opt.choices:
         metavar = "|".join(field.opt.choices)
     elif hasattr(field.element, "__members__"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -16,14 +15,12 @@ from optimizer.search.candidates import TARGETS, split_names
 from optimizer.task import FIDELITY
 from optimizer.types import Device, Kind, Precision
 
-__all__ = ["METRICS", "REPORT_FORMATS", "Optimize", "check_formats", "seconds_of"]
+__all__ = ["METRICS", "REPORT_FORMATS", "Optimize", "check_formats"]
 
 #: Suffixes that ``--report`` can be given.
 REPORT_FORMATS = (".html", ".json")
 #: What can be judged; which of it fits is for the task to say (:meth:`Task.metric`).
 METRICS = ("accuracy", "f1", "exact-match", "spearman", "pearson", FIDELITY)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?\Z")
-_UNITS: Mapping[str | None, float] = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Optimize(Options):
@@ -60,17 +57,17 @@ class Optimize(Options):
     precision: tuple[str, ...] = opt((), "Only these: fp32, fp16, bf16, int8, int4; with commas, or repeated.")
     target: tuple[str, ...] = opt((), "Only these: ort, openvino, tensorrt; with commas, or repeated.")
     device: Device = opt(Device.AUTO, "Where it may run.")
-    time_budget: str | None = opt(None, "Stop trying candidates after this long: 90s, 10m, 1h.", metavar="TIME")
+    time_budget: float | None = opt(None, "Stop trying candidates after this long: 90s, 10m, 1h.", ge=0.001, time=True)
     allow_overlap: bool = opt(False, "Take calibration rows that are in the evaluation data too.")
     dry_run: bool = opt(False, "Say what would be tried, and stop.")
     name: str | None = opt(None, "The model's name in the store [the source's own name].")
     report: tuple[Path, ...] = opt((), "Where to write the report: FILE.html or FILE.json; repeatable.", key=False)
     threads: int = opt(0, "Threads of every candidate; 0 is one a physical core.", ge=0, le=1024)
-    duration: float = opt(2.0, "Seconds that each candidate is timed, at least.", ge=0.01, le=86400)
+    duration: float = opt(2.0, "Seconds that each candidate is timed, at least.", ge=0.01, le=86400, time=True)
     rounds: int = opt(8, "Interleaved rounds that the timing is spread over.", ge=3, le=1000)
     roofline: bool = opt(True, "Say what share of this machine's GEMM peak each candidate reaches.")
     seed: int = opt(0, "Of the order and of the bootstrap.", ge=0)
-    timeout: float = opt(600.0, "Seconds after which a silent candidate counts as hung.", ge=0.1)
+    timeout: float = opt(600.0, "Seconds after which a silent candidate counts as hung.", ge=0.1, time=True)
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Budgets": ("max_drop", "min_agreement", "min_cosine", "metric", "confidence", "objective"),
@@ -99,8 +96,6 @@ class Optimize(Options):
             Shape.parse(self.shape)
             if self.shapes_from is not None:
                 raise BadInput("--shape and --shapes-from contradict each other", "leave one of them out")
-        if self.time_budget is not None:
-            seconds_of(self.time_budget)
         if self.name is not None:
             check_name("model", self.name)
         check_formats(self.report)
@@ -118,12 +113,3 @@ def check_formats(paths: Sequence[Path]) -> None:
             raise UnknownName("report format", path.suffix or str(path), REPORT_FORMATS)
         if path.is_dir():
             raise BadInput(f"--report {path} is a folder", f"name a file in it: --report {path / 'report.html'}")
-
-
-def seconds_of(text: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``1h`` in seconds; raises :class:`BadInput` for anything else, and for none."""
-    found = _DURATION.match(text.strip().lower())
-    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if seconds <= 0:
-        raise BadInput(f"--time-budget {text!r} is no time", "write 90s, 10m or 1h")
-    return seconds

@@ -28,7 +28,7 @@ from optimizer.search.contest import Contender, Rules, hold
 from optimizer.search.keep import check_writable, keep
 from optimizer.search.kin import Kin
 from optimizer.search.machine import Machine
-from optimizer.search.options import Optimize, seconds_of
+from optimizer.search.options import Optimize
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
 from optimizer.source import resolve_source
@@ -94,7 +94,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         min_agreement=options.min_agreement,
         min_cosine=options.min_cosine,
         confidence=options.confidence,
-        budget_s=seconds_of(options.time_budget) if options.time_budget else None,
+        budget_s=options.time_budget,
         started=started,
     )
     with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:

@@ -27,7 +27,7 @@ from optimizer.recipe import run_recipe
 from optimizer.search.asked import data_notes
 from optimizer.search.gates import Outcome, paired_drop
 from optimizer.search.keep import _stale
-from optimizer.search.options import Optimize, seconds_of
+from optimizer.search.options import Optimize
 from optimizer.store import Store
 from optimizer.tasks._accuracy import ACCURACY
 from optimizer.tasks._similarity import SPEARMAN
@@ -442,8 +442,3 @@ def test_a_model_that_cannot_be_exported_leaves_nothing(home: Path, tmp_path: Pa
             str(tmp_path / "broken"), eval=home / "eval.jsonl", max_drop=0.1, store=tmp_path / "models", **QUICK
         )
     assert Store(tmp_path / "models").refs() == []
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_times_as_people_write_them(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
