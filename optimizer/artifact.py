@@ -108,7 +108,7 @@ class Artifact:
         try:
             return cls.open(path)
         except Damaged:
-            if any((path / name).is_file() for name in ("model.onnx", RANKING_NAME, *ROWS_NAMES)):
+            if any((path / name).is_file() for name in ("model.onnx", ENGINE_NAME, RANKING_NAME, *ROWS_NAMES)):
                 raise
             return None  # a folder of pictures may hold a manifest.json of somebody else's
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from optimizer.errors import MissingPiece, MlOptError, missing_package
@@ -22,9 +23,7 @@ __all__ = ["CALLS", "Cuda", "CudaBindings", "CudaFailed", "cuda"]
 
 #: Every name of ``cuda.bindings.runtime`` that is used here; a test looks each one up in the real package.
 CALLS = (
-    "cudaDeviceProp",
     "cudaDriverGetVersion",
-    "cudaError_t",
     "cudaEventCreate",
     "cudaEventDestroy",
     "cudaEventElapsedTime",
@@ -42,11 +41,13 @@ CALLS = (
     "cudaMemcpyAsync",
     "cudaMemcpyKind",
     "cudaRuntimeGetVersion",
+    "cudaSetDevice",
     "cudaStreamBeginCapture",
     "cudaStreamCaptureMode",
-    "cudaStreamCreate",
+    "cudaStreamCreateWithFlags",
     "cudaStreamDestroy",
     "cudaStreamEndCapture",
+    "cudaStreamNonBlocking",
     "cudaStreamSynchronize",
 )
 
@@ -54,7 +55,12 @@ CALLS = (
 _NO_GPU = {
     34: "the CUDA library is a stub without a driver",
     35: "there is no NVIDIA driver here, or it is older than this CUDA",
+    36: "the NVIDIA driver is older than this CUDA",
+    46: "the GPU is taken by another process",
     100: "the driver finds no GPU",
+    802: "the GPUs of this machine are not ready yet",
+    803: "the driver and its libraries are of different versions",
+    804: "this GPU takes no newer CUDA than its driver's",
     999: "the driver cannot be used",
 }
 _OUT_OF_MEMORY = 2
@@ -82,10 +88,10 @@ class Cuda(Protocol):
         """Begin to copy an array (contiguous, and alive until the stream is done) to the device."""
 
     def to_host(self, array: NDArray[np.generic], pointer: int, stream: int) -> None:
-        """Begin to copy device memory into an array."""
+        """Begin to copy device memory into an array; the same holds, and it is not filled before :meth:`wait`."""
 
     def stream(self) -> int:
-        """A new stream."""
+        """A new stream, which waits for no other."""
 
     def wait(self, stream: int) -> None:
         """Wait until all that was begun on a stream is done."""
@@ -97,7 +103,7 @@ class Cuda(Protocol):
         """Record what is begun on a stream instead of doing it."""
 
     def end_capture(self, stream: int) -> Any:
-        """The recording, ready to be launched."""
+        """The recording, ready to be launched; whether or not there is one, the stream does things again."""
 
     def launch(self, graph: Any, stream: int) -> None:
         """Begin what was recorded."""
@@ -105,7 +111,7 @@ class Cuda(Protocol):
     def drop_graph(self, graph: Any) -> None:
         """Give a recording back."""
 
-    def timed(self, call: Any, stream: int, times: int) -> float:
+    def timed(self, call: Callable[[], None], stream: int, times: int) -> float:
         """Milliseconds of device time that one of ``times`` calls takes, by CUDA events."""
 
 
@@ -157,6 +163,7 @@ class CudaBindings:
         """Raise :class:`MissingPiece` when there is no GPU."""
         if self._call("cudaGetDeviceCount") < 1:
             raise self._failed("cudaGetDeviceCount", 100, None)
+        self._call("cudaSetDevice", 0)  # makes the context, without which TensorRT-RTX does not take its kernels back
 
     def facts(self) -> dict[str, JSON]:
         found = self._call("cudaGetDeviceProperties", 0)
@@ -184,7 +191,8 @@ class CudaBindings:
         self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, stream)
 
     def stream(self) -> int:
-        return int(self._call("cudaStreamCreate"))
+        # A stream of the usual sort waits for the legacy one, and work there by any thread would end a capture.
+        return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def wait(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
@@ -209,18 +217,20 @@ class CudaBindings:
     def drop_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
 
-    def timed(self, call: Any, stream: int, times: int) -> float:
-        first, last = self._call("cudaEventCreate"), self._call("cudaEventCreate")
-        try:
+    def timed(self, call: Callable[[], None], stream: int, times: int) -> float:
+        with contextlib.ExitStack() as events:
+            first, last = self._event(events), self._event(events)
             self._call("cudaEventRecord", first, stream)
             for _ in range(times):
                 call()
             self._call("cudaEventRecord", last, stream)
             self._call("cudaEventSynchronize", last)
             return float(self._call("cudaEventElapsedTime", first, last)) / times
-        finally:
-            for event in (first, last):
-                self._call("cudaEventDestroy", event)
+
+    def _event(self, until: contextlib.ExitStack) -> Any:
+        event = self._call("cudaEventCreate")
+        until.callback(self._call, "cudaEventDestroy", event)
+        return event
 
 
 def _version(number: int) -> str:

@@ -8,6 +8,7 @@ in the bindings of all three.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 import time
@@ -16,20 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimizer.engines.engine import Engine, dtype_name
 from optimizer.engines.flavors import Flavor, choose
 from optimizer.engines.layers import Layer, parse_layers
-from optimizer.engines.profiles import Profile, Range
-from optimizer.engines.vendor_errors import Problem, build_failed, cannot_open, parse_failed
-from optimizer.errors import BadInput, GateFailed, MissingPiece
-from optimizer.types import JSON, TensorSpec
+from optimizer.engines.profiles import Profile
+from optimizer.engines.vendor_errors import Problem, build_failed, cannot_open, latest, parse_failed
+from optimizer.errors import BadInput, MissingPiece
 
-__all__ = ["USED", "Asked", "Built", "Context", "Engine", "Input", "Network", "Vendor", "load"]
+__all__ = ["USED", "Asked", "Built", "Input", "Network", "Vendor", "load"]
 
 
-#: Class → attributes that are used here, of both flavours; those of one alone stand under ``rtx:``.
+#: Class → attributes that are used here and in :mod:`optimizer.engines.engine`, of both flavours; those of one alone
+#: stand under its name (``rtx:``). ``module`` is the package itself.
 USED: Mapping[str, tuple[str, ...]] = {
-    "Builder": ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"),
+    "Builder": ("build_serialized_network", "create_builder_config", "create_network", "create_optimization_profile"),
     "BuilderFlag": ("REFIT", "STRICT_NANS", "STRIP_PLAN", "TF32", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"),
+    "DataType": ("BF16", "BOOL", "FLOAT", "FP4", "FP8", "HALF", "INT32", "INT4", "INT64", "INT8", "UINT8", "name"),
     "EngineInspector": ("get_engine_information",),
     "HardwareCompatibilityLevel": ("AMPERE_PLUS",),
     "IBuilderConfig": (
@@ -50,13 +53,18 @@ USED: Mapping[str, tuple[str, ...]] = {
         "create_execution_context",
         "device_memory_size_v2",
         "get_tensor_dtype",
+        "get_tensor_location",
         "get_tensor_mode",
         "get_tensor_name",
         "get_tensor_profile_shape",
+        "get_tensor_profile_values",
         "get_tensor_shape",
+        "get_weight_streaming_automatic_budget",
         "num_io_tensors",
         "num_layers",
         "num_optimization_profiles",
+        "streamable_weights_size",
+        "weight_streaming_budget_v2",
     ),
     "IExecutionContext": (
         "execute_async_v3",
@@ -66,37 +74,44 @@ USED: Mapping[str, tuple[str, ...]] = {
         "set_optimization_profile_async",
         "set_tensor_address",
     ),
-    "INetworkDefinition": ("get_input", "get_layer", "get_output", "num_inputs", "num_layers", "num_outputs"),
+    "ILayer": ("get_input", "get_output", "name", "num_inputs", "num_outputs", "type"),
+    "ILogger": ("log",),
+    "INetworkDefinition": (
+        "get_input",
+        "get_layer",
+        "get_output",
+        "num_inputs",
+        "num_layers",
+        "num_outputs",
+    ),
     "IOptimizationProfile": ("set_shape", "set_shape_input"),
     "IProgressMonitor": ("phase_finish", "phase_start", "step_complete"),
+    "ITensor": ("dtype", "is_shape_tensor", "name", "shape"),
     "ITimingCache": ("serialize",),
     "LayerInformationFormat": ("JSON",),
+    "LayerType": ("name",),
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
     "OnnxParser": ("get_error", "num_errors", "parse_from_file"),
-    "ParserError": ("code", "desc", "func", "node", "node_name", "node_operator"),
-    "ProfilingVerbosity": ("DETAILED",),
     "OnnxParserRefitter": ("refit_from_file",),
+    "ParserError": ("code", "desc", "node_name", "node_operator"),
+    "ProfilingVerbosity": ("DETAILED",),
     "Refitter": ("refit_cuda_engine",),
     "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
+    "TensorIOMode": ("INPUT", "OUTPUT"),
+    "TensorLocation": ("HOST",),
     "rtx:ComputeCapability": ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121"),
+    "rtx:DynamicShapesKernelSpecializationStrategy": ("EAGER",),
     "rtx:IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
+    "rtx:ICudaEngine": ("create_runtime_config",),
+    "rtx:IRuntimeCache": ("deserialize", "serialize"),
+    "rtx:IRuntimeConfig": (
+        "create_runtime_cache",
+        "dynamic_shapes_kernel_specialization_strategy",
+        "set_runtime_cache",
+    ),
 }
 
-#: Vendor's number formats by numpy's names, or the ONNX names where numpy has none.
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-    "FP8": "float8e4m3fn",
-    "INT4": "int4",
-    "FP4": "float4e2m1",
-}
 #: Progress is told at most so often, seconds: a network's hundreds of layers are cloned in a moment.
 _TELL_EVERY = 0.1
 
@@ -159,8 +174,9 @@ class Built:
     seconds: float
 
 
+@functools.cache
 def load(flavor: Flavor) -> Vendor:
-    """Import the package.
+    """Import the package, once a process: the first logger that the vendor is given is the one it keeps using.
 
     Raises:
         MissingPiece: it is not there, or its libraries cannot be loaded.
@@ -201,12 +217,12 @@ class Network:
     @property
     def inputs(self) -> tuple[Input, ...]:
         found = (self.made.get_input(i) for i in range(self.made.num_inputs))
-        return tuple(Input(t.name, _dtype(t.dtype), tuple(t.shape), bool(t.is_shape_tensor)) for t in found)
+        return tuple(Input(t.name, dtype_name(t.dtype), tuple(t.shape), bool(t.is_shape_tensor)) for t in found)
 
     @property
     def outputs(self) -> tuple[Input, ...]:
         found = (self.made.get_output(i) for i in range(self.made.num_outputs))
-        return tuple(Input(t.name, _dtype(t.dtype), tuple(t.shape)) for t in found)
+        return tuple(Input(t.name, dtype_name(t.dtype), tuple(t.shape)) for t in found)
 
     def layers(self) -> tuple[Layer, ...]:
         """Layers as they were parsed, before fusing: what the graph asks for."""
@@ -219,8 +235,8 @@ class Network:
                 Layer(
                     layer.name,
                     layer.type.name.lower(),
-                    tuple(_dtype(t.dtype) for t in ins if t is not None),
-                    tuple(_dtype(t.dtype) for t in outs if t is not None),
+                    tuple(dtype_name(t.dtype) for t in ins if t is not None),
+                    tuple(dtype_name(t.dtype) for t in outs if t is not None),
                 )
             )
         return tuple(found)
@@ -268,6 +284,7 @@ class Vendor:
             GateFailed: it did not succeed.
             MissingPiece: no memory, or no GPU where one is needed.
         """
+        self._log.everything = True
         self._sink.clear()
         config = self._config(network, asked)
         monitor = _monitor(self.trt, tell)
@@ -277,7 +294,7 @@ class Vendor:
         seconds = time.perf_counter() - started
         lines = list(self._sink)
         if plan is None:
-            raise build_failed([line for line in lines if line.startswith(_BAD)], self.flavor.title, self.version)
+            raise build_failed(self._complaints(), self.flavor.title, self.version)
         cache = config.get_timing_cache() if asked.timing_cache is not None else None
         return Built(
             bytes(memoryview(plan)),
@@ -334,30 +351,31 @@ class Vendor:
             if not config.set_compute_capability(getattr(self.trt.ComputeCapability, word), place):
                 raise BadInput(f"{self.flavor.title} {self.version} does not build for compute capability {capability}")
 
-    def open(self, plan: bytes, path: Path, host_code: bool = False) -> Engine:
+    def open(self, plan: bytes, path: Path, host_code: bool = False, kernels: bytes = b"") -> Engine:
         """An engine from its bytes.
 
         Args:
             plan: the bytes.
             path: where they came from, for errors.
             host_code: the plan is version compatible and brings a runtime of its own, which is allowed to run.
+            kernels: what :meth:`Engine.kernels` gave when this engine was open the last time.
 
         Raises:
             MissingPiece: there is no driver, no memory, or another GPU than it was built for.
             Damaged: the bytes are no engine.
         """
+        self._log.everything = False
         self._sink.clear()
         runtime = self.trt.Runtime(self._log)
         if host_code:
             runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            bad = [line for line in self._sink if line.startswith(_BAD)]
-            raise cannot_open(bad, self.flavor.title, self.version, path)
-        return Engine(self, runtime, engine)
+        made = runtime.deserialize_cuda_engine(plan)
+        if made is None:
+            raise cannot_open(self._complaints(), self.flavor.title, self.version, path)
+        return Engine(self.trt, runtime, made, self._why, bool(self.flavor.capabilities), kernels)
 
     def refit(self, engine: Engine, weights: Path, path: Path) -> None:
-        """Put the weights of an ONNX file into an engine that was built without them.
+        """Put the weights of an ONNX file into an engine that was built without them; before it has a context.
 
         Raises:
             Damaged: they do not fit.
@@ -365,102 +383,24 @@ class Vendor:
         self._sink.clear()
         refitter = self.trt.Refitter(engine.made, self._log)
         parser = self.trt.OnnxParserRefitter(refitter, self._log)
-        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
-            bad = [line for line in self._sink if line.startswith(_BAD)]
-            raise cannot_open(bad, self.flavor.title, self.version, path)
+        done = parser.refit_from_file(str(weights)) and refitter.refit_cuda_engine()
+        del parser, refitter  # the parser had the weights in its hands until they were in the engine
+        if not done:
+            raise cannot_open(self._complaints(), self.flavor.title, self.version, path)
+
+    def _complaints(self) -> list[str]:
+        return [line for line in self._sink if line.startswith(_BAD)]
+
+    def _why(self) -> str:
+        """The latest complaint, to be put behind a sentence; empty where there is none."""
+        said = latest(self._complaints())
+        return f": {said}" if said else ""
 
 
 #: Log lines that say why something failed.
 _BAD = ("ERROR", "INTERNAL_ERROR")
-
-
-class Engine:
-    """A deserialized engine.
-
-    Attributes:
-        inputs: names, types and shapes, -1 for what is open.
-        outputs: the same of outputs.
-    """
-
-    def __init__(self, vendor: Vendor, runtime: Any, made: Any) -> None:
-        self._vendor, self._runtime, self.made = vendor, runtime, made
-        trt = vendor.trt
-        found: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
-        for i in range(made.num_io_tensors):
-            name = made.get_tensor_name(i)
-            spec = TensorSpec(name, _dtype(made.get_tensor_dtype(name)), tuple(made.get_tensor_shape(name)))
-            found[made.get_tensor_mode(name)].append(spec)
-        self.inputs, self.outputs = tuple(found[trt.TensorIOMode.INPUT]), tuple(found[trt.TensorIOMode.OUTPUT])
-
-    @property
-    def profiles(self) -> tuple[Profile, ...]:
-        """Shapes by profile, read back from the engine."""
-        made = []
-        for number in range(self.made.num_optimization_profiles):
-            ranges = {}
-            for spec in self.inputs:
-                if -1 in spec.shape:
-                    shapes = self.made.get_tensor_profile_shape(spec.name, number)
-                    ranges[spec.name] = Range(*(tuple(shape) for shape in shapes))
-            made.append(Profile(ranges))
-        return tuple(made)
-
-    @property
-    def facts(self) -> dict[str, JSON]:
-        """``layers`` and ``device_memory`` in bytes."""
-        return {"layers": int(self.made.num_layers), "device_memory": int(self.made.device_memory_size_v2)}
-
-    def inspect(self) -> str:
-        """What the vendor's inspector says of the engine, as JSON text."""
-        inspector = self.made.create_engine_inspector()
-        return str(inspector.get_engine_information(self._vendor.trt.LayerInformationFormat.JSON))
-
-    def context(self) -> Context:
-        """A new context to run it in; raises :class:`MissingPiece` when the GPU has no room for it."""
-        made = self.made.create_execution_context()
-        if made is None:
-            raise MissingPiece("the GPU has no memory for the engine's activations", "`nvidia-smi` lists who has it")
-        return Context(made)
-
-
-class Context:
-    """Where an engine runs, with its activations."""
-
-    def __init__(self, made: Any) -> None:
-        self._made = made
-
-    def use_profile(self, number: int, stream: int) -> None:
-        """Take another profile; it is in effect for what is begun on the stream after this."""
-        if not self._made.set_optimization_profile_async(number, stream):
-            raise GateFailed(f"profile {number} cannot be used")
-
-    def set_shape(self, name: str, shape: Sequence[int]) -> None:
-        """The shape of an input."""
-        if not self._made.set_input_shape(name, tuple(shape)):
-            raise BadInput(f"input {name!r} cannot have the shape {' × '.join(map(str, shape))}")
-
-    def missing(self) -> list[str]:
-        """Inputs without which the shapes of outputs are not known."""
-        return list(self._made.infer_shapes())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an input or output, by what the inputs have; -1 where only the data decides."""
-        return tuple(self._made.get_tensor_shape(name))
-
-    def set_address(self, name: str, pointer: int) -> None:
-        """Where a tensor lies."""
-        if not self._made.set_tensor_address(name, pointer):
-            raise GateFailed(f"the memory of {name!r} is not taken")
-
-    def begin(self, stream: int) -> None:
-        """Begin to run on a stream; raises :class:`GateFailed` when the vendor refuses."""
-        if not self._made.execute_async_v3(stream):
-            raise GateFailed("the engine could not be started: see the log above")
-
-
-def _dtype(dtype: Any) -> str:
-    name = str(dtype.name)
-    return _DTYPES.get(name, name.lower())
+#: While an engine runs, so many lines are kept, and none that only tells.
+_KEPT = 200
 
 
 def _problem(error: Any) -> Problem:
@@ -480,9 +420,14 @@ def _logger(trt: Any) -> tuple[Any, list[str]]:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.everything = True
 
         def log(self, severity: Any, message: str) -> None:
-            lines.append(f"{severity.name} {message}")
+            word = severity.name
+            if self.everything or word.startswith(_BAD):
+                lines.append(f"{word} {message}")
+            if not self.everything:
+                del lines[:-_KEPT]
 
     return Log(), lines
 

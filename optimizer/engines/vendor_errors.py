@@ -10,7 +10,7 @@ from pathlib import Path
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
 from optimizer.vendor_rules import Rule, matched
 
-__all__ = ["Problem", "build_failed", "cannot_open", "parse_failed"]
+__all__ = ["Problem", "build_failed", "cannot_open", "latest", "parse_failed"]
 
 
 @dataclass(frozen=True)
@@ -202,3 +202,9 @@ def _plain(text: str) -> str:
     text = re.sub(r"Assertion failed: (?:[\w:.()\[\]]+(?: [=!<>&|]+ \S+)*: )?", "", text)
     text = " ".join(text.split()).strip("() ")
     return text if len(text) <= 300 else text[:297] + "…"
+
+
+def latest(lines: Sequence[str]) -> str:
+    """The last of the errors of the vendor's log, as a sentence; empty where there is none."""
+    # ``API Usage Error (the sentence In f at a.cpp:1)``, of which the end is gone already.
+    return re.sub(r"^[A-Z][\w ]* \((?=[^)]*$)", "", _plain(lines[-1])) if lines else ""

@@ -4,34 +4,38 @@ An engine belongs to a version of its library and to some GPUs. Both are compare
 loaded, so that what does not fit is refused by name and not by the vendor's number.
 
 Device memory, copies, streams and graphs go through :mod:`optimizer.engines.cuda`, the engine itself through
-:mod:`optimizer.engines.vendor`; tests put their own in the place of both.
+:mod:`optimizer.engines.vendor`; tests put their own in the place of both. A call runs in a
+:class:`~optimizer.engines.lane.Lane`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.artifact import ENGINE_NAME, Artifact
 from optimizer.engines.cuda import Cuda, cuda
 from optimizer.engines.flavors import FLAVORS, choose
-from optimizer.engines.profiles import Profile
+from optimizer.engines.kernels import CompiledKernels
+from optimizer.engines.lane import Lane
 from optimizer.engines.vendor import load
 from optimizer.errors import BadInput, Damaged, MissingPiece, MlOptError
 from optimizer.runtime import Availability, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
-from optimizer.types import JSON, Kind, TensorSpec
+from optimizer.types import JSON, Kind, Precision, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimizer.engines.engine import Engine
     from optimizer.engines.flavors import Flavor
-    from optimizer.engines.vendor import Context, Engine
+    from optimizer.engines.vendor import Vendor
 
     Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -40,107 +44,16 @@ __all__ = ["PROVIDER", "RUNTIME", "TrtSession", "check_machine", "choose_profile
 PROVIDER = "tensorrt-native"
 #: Calls of a CUDA graph that its device time is taken from.
 _TIMED_CALLS = 16
-
-
-class _Buffers:
-    """Device memory of one context, by tensor; it grows, and is given back as a whole."""
-
-    def __init__(self, gpu: Cuda) -> None:
-        self._gpu = gpu
-        self._held: dict[str, tuple[int, int]] = {}
-
-    def of(self, name: str, size: int) -> int:
-        """Memory of at least so many bytes for a tensor."""
-        pointer, room = self._held.get(name, (0, -1))
-        if room < size:
-            if room >= 0:
-                del self._held[name]  # first, so that a failure to get more leaves nothing that is freed twice
-                self._gpu.free(pointer)
-            pointer = self._gpu.malloc(size)
-            self._held[name] = (pointer, size)
-        return pointer
-
-    def drop(self) -> None:
-        """Give everything back."""
-        while self._held:
-            _, (pointer, _) = self._held.popitem()
-            self._gpu.free(pointer)
-
-
-class _Lane:
-    """A context with its stream and buffers: where one call at a time runs."""
-
-    def __init__(self, engine: Engine, profiles: Sequence[Profile], gpu: Cuda) -> None:
-        self._gpu = gpu
-        self._profiles = profiles
-        self._outputs = engine.outputs
-        self._profile: int | None = None
-        self.context: Context = engine.context()
-        self.stream = gpu.stream()
-        self.buffers = _Buffers(gpu)
-
-    def prepare(self, feeds: Feeds) -> dict[str, tuple[tuple[int, ...], NDArray[np.generic]]]:
-        """Choose the profile, set shapes and addresses, and begin to copy the inputs.
-
-        Returns:
-            shape and an array to be filled, by output.
-
-        Raises:
-            BadInput: no profile holds these shapes, or only the data decides an output's shape.
-        """
-        import numpy as np
-
-        shapes = {name: array.shape for name, array in feeds.items()}
-        if self._profiles:
-            number = choose_profile(self._profiles, shapes)
-            if number != self._profile:
-                self.context.use_profile(number, self.stream)
-                self._profile = number
-        kept = []
-        for name, array in feeds.items():
-            whole = np.ascontiguousarray(array)
-            kept.append(whole)
-            self.context.set_shape(name, whole.shape)
-            pointer = self.buffers.of(name, whole.nbytes)
-            self.context.set_address(name, pointer)
-            self._gpu.to_device(pointer, whole, self.stream)
-        self._alive = kept  # until the copies are done
-        if missing := self.context.missing():
-            raise BadInput(f"the engine wants {', '.join(missing)} before it knows the shapes of its outputs")
-        answers = {}
-        for spec in self._outputs:
-            shape = self.context.shape(spec.name)
-            if any(size < 0 for size in shape):
-                raise BadInput(f"the shape of output {spec.name!r} depends on the data, which is not supported")
-            filled = np.empty(shape, spec.dtype)
-            self.context.set_address(spec.name, self.buffers.of(spec.name, filled.nbytes))
-            answers[spec.name] = (shape, filled)
-        return answers
-
-    def drop(self) -> None:
-        self._gpu.wait(self.stream)
-        self.buffers.drop()
-        self._gpu.drop_stream(self.stream)
-
-
-def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int:
-    """The profile that holds these shapes and was built for the nearest.
-
-    Raises:
-        BadInput: none holds them.
-    """
-    fitting = [number for number, profile in enumerate(profiles) if profile.holds(shapes)]
-    if not fitting:
-        given = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-        built = "; ".join(str(profile) for profile in profiles)
-        raise BadInput(
-            f"the engine was not built for these shapes: {given}", f"it takes {built}; build another with --profile"
-        )
-    return min(fitting, key=lambda number: profiles[number].distance(shapes))
+#: Number formats that arrays have.
+_HELD = frozenset({"float32", "float16", "int8", "int32", "int64", "uint8", "bool"})
 
 
 class TrtSession:
-    """An engine on a GPU. One call runs at a time; bound calls have a context, a stream and memory of their own."""
+    """An engine on a GPU.
+
+    :meth:`run` may be called by several threads, and runs one call at a time. Every bound call has a context, a stream
+    and memory of its own: different ones run side by side, and one belongs to one thread at a time.
+    """
 
     def __init__(
         self,
@@ -151,15 +64,17 @@ class TrtSession:
         limits: Limits,
         facts: dict[str, JSON],
         products: dict[str, int] | None = None,
+        kept: CompiledKernels | None = None,
     ) -> None:
         self._engine = engine
         self._gpu = gpu
         self._limits = limits
         self._products = products
-        self._profiles = engine.profiles if any(-1 in spec.shape for spec in engine.inputs) else ()
+        self._kept = kept
+        self._written = b""
         self._alone = threading.Lock()
-        self._lanes = [_Lane(engine, self._profiles, gpu)]
-        self._graphs: list[Any] = []
+        self._lane = Lane(engine, gpu)
+        self._bound: list[Lane] = []
         self.inputs = inputs
         self.outputs = outputs
         self.facts = facts
@@ -168,13 +83,15 @@ class TrtSession:
         """Run once, copies included; raises :class:`BadInput` naming the input that does not fit."""
         check_feeds(self.inputs, feeds, self._limits)
         with self._alone:
-            lane = self._lanes[0]
-            answers = lane.prepare(feeds)
-            lane.context.begin(lane.stream)
-            for name, (_, filled) in answers.items():
-                self._gpu.to_host(filled, lane.buffers.of(name, filled.nbytes), lane.stream)
-            self._gpu.wait(lane.stream)
-        return {spec.name: answers[spec.name][1] for spec in self.outputs}
+            _check_open(self._lane)
+            try:
+                self._lane.load(feeds)
+                self._lane.begin()
+                found = self._lane.answers()
+            except BaseException:
+                self._lane.abandon()
+                raise
+        return {spec.name: found[spec.name] for spec in self.outputs}
 
     def bind(self, feeds: Feeds) -> Callable[[], None]:
         """A call without copies: inputs lie on the device, and the launches are one CUDA graph.
@@ -184,46 +101,40 @@ class TrtSession:
         """
         check_feeds(self.inputs, feeds, self._limits)
         with self._alone:
-            lane = _Lane(self._engine, self._profiles, self._gpu)
-            self._lanes.append(lane)
-            lane.prepare(feeds)
-            lane.context.begin(lane.stream)  # memory and kernels are settled by the first call, which no graph may hold
-            self._gpu.wait(lane.stream)
-            graph = self._recorded(lane)
-        gpu, stream = self._gpu, lane.stream
-
-        def begin() -> None:
-            if graph is None:
-                lane.context.begin(stream)
-            else:
-                gpu.launch(graph, stream)
+            _check_open(self._lane)
+            lane = Lane(self._engine, self._gpu)
+            try:
+                lane.load(feeds)
+                lane.begin()
+                lane.wait()
+                lane.record()
+                device_ms = lane.timed(_TIMED_CALLS)
+            except BaseException:
+                with contextlib.suppress(MlOptError):
+                    lane.drop()
+                raise
+            self._bound.append(lane)
+            self._keep_kernels()
+        self.facts["cuda_graph"] = lane.recorded
+        self.facts["device_ms"] = device_ms
 
         def call() -> None:
-            begin()
-            gpu.wait(stream)
+            _check_open(lane)
+            lane.begin()
+            lane.wait()
 
-        self.facts["cuda_graph"] = graph is not None
-        self.facts["device_ms"] = gpu.timed(begin, stream, _TIMED_CALLS)
         return call
 
-    def _recorded(self, lane: _Lane) -> Any:
-        """The launches of a call as a CUDA graph; None where the engine cannot be recorded."""
-        self._gpu.begin_capture(lane.stream)
-        try:
-            lane.context.begin(lane.stream)
-        except MlOptError:
-            with contextlib.suppress(MlOptError):
-                self._gpu.end_capture(lane.stream)
-            return None
-        try:
-            graph = self._gpu.end_capture(lane.stream)
-        except MlOptError:
-            return None
-        self._graphs.append(graph)
-        return graph
+    def _keep_kernels(self) -> None:
+        """Write down what was compiled for this GPU, where that has changed."""
+        kernels = self._engine.kernels()
+        if self._kept is not None and kernels and kernels != self._written:
+            self.facts["kernels_kept"] = self._kept.write(kernels)
+            self._written = kernels
 
     def inspect(self) -> str:
         """What the vendor's inspector says of the engine, as JSON text."""
+        _check_open(self._lane)
         return self._engine.inspect()
 
     def runs(self) -> dict[str, JSON] | None:
@@ -231,24 +142,33 @@ class TrtSession:
         return {**self._products, "fell_back": []} if self._products else None
 
     def close(self) -> None:
-        """Give device memory, streams and graphs back."""
-        with self._alone:
-            while self._graphs:
-                self._gpu.drop_graph(self._graphs.pop())
-            while self._lanes:
-                self._lanes.pop().drop()
+        """Give device memory, streams and graphs back; a second time does nothing."""
+        with self._alone, contextlib.ExitStack() as stack:
+            if self._lane.closed:
+                return
+            stack.callback(self._engine.close)
+            for lane in (self._lane, *self._bound):
+                stack.callback(lane.drop)
+            self._bound = []
+            self._keep_kernels()
+
+
+def _check_open(lane: Lane) -> None:
+    if lane.closed:
+        raise BadInput("the session was closed: the GPU has nothing of it any more", "open it again")
 
 
 def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> TrtSession:
     """Open ``model.engine`` of an artifact.
 
     Raises:
-        BadInput: it lies in no artifact, so that nothing is known of it.
+        BadInput: it lies in no artifact, so that nothing is known of it; or its numbers are none that numpy has.
         MissingPiece: no driver, no library, another version of it, or another GPU.
         Damaged: the file is no engine.
     """
     started = time.perf_counter()
     artifact = _artifact(path)
+    _check_numbers(artifact)
     facts = artifact.manifest.facts
     record = facts["engine"]
     gpu = cuda()
@@ -256,28 +176,48 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     flavor = choose(str(record["flavor"]))
     vendor = load(flavor)
     check_machine(artifact, flavor, vendor.version, here)
-    with _named(path):
-        host_code = bool(artifact.manifest.options.get("version_compatible"))
-        engine = vendor.open(path.read_bytes(), path, host_code)
-        if artifact.manifest.options.get("strip_weights"):
-            vendor.refit(engine, _weights_of(artifact), path)
+    kept = CompiledKernels.of(flavor, vendor.version, here, artifact.manifest.key)
     got: dict[str, JSON] = {
         "provider": options.provider.name,
         "precision": record["precision"],
         "threads": 0,
-        "nodes": {options.provider.name: engine.facts["layers"]},
         "flavor": flavor.name,
         flavor.module: vendor.version,
         "gpu": here,
-        "device_memory": engine.facts["device_memory"],
-        "load_seconds": 0.0,
     }
-    limits = model.get("limits") or {}
-    products = facts.get("layers", {}).get("products") or None
-    inputs, outputs = _signature(artifact, engine)
-    session = TrtSession(engine, gpu, inputs, outputs, limits, got, products)
+    kernels = kept.read() if kept is not None else b""
+    engine = vendor.open(_plan(path), path, bool(artifact.manifest.options.get("version_compatible")), kernels)
+    try:
+        _add_weights(artifact, vendor, engine, path, got)
+        got["nodes"] = {options.provider.name: engine.facts["layers"]}
+        got["device_memory"] = engine.facts["device_memory"]
+        if kept is not None:
+            got["kernels_read"] = len(kernels)
+        products = facts.get("layers", {}).get("products") or None
+        inputs, outputs = _signature(artifact, engine)
+        session = TrtSession(engine, gpu, inputs, outputs, model.get("limits") or {}, got, products, kept)
+    except BaseException:
+        engine.close()
+        raise
     got["load_seconds"] = time.perf_counter() - started
     return session
+
+
+def _plan(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _add_weights(artifact: Artifact, vendor: Vendor, engine: Engine, path: Path, got: dict[str, JSON]) -> None:
+    """Put weights where they have to be, before there is a context; what was done is told to ``got``."""
+    asked = artifact.manifest.options
+    if asked.get("strip_weights"):
+        with _weights_of(artifact) as weights:
+            vendor.refit(engine, weights, path)
+    if asked.get("weight_streaming"):
+        got["weights_on_gpu"] = engine.stream_weights()
 
 
 def _artifact(path: Path) -> Artifact:
@@ -358,26 +298,41 @@ def _signature(artifact: Artifact, engine: Engine) -> tuple[tuple[TensorSpec, ..
     return artifact.manifest.inputs, artifact.manifest.outputs
 
 
-def _weights_of(artifact: Artifact) -> Path:
-    """The ONNX file that has the weights of a stripped engine."""
-    ref = str(artifact.manifest.source.get("ref", ""))
+@contextlib.contextmanager
+def _weights_of(artifact: Artifact) -> Iterator[Path]:
+    """The ONNX file that has the weights of a stripped engine, in the precision that the engine was built in.
+
+    Raises:
+        Damaged: it is not the file any more that the engine was built from.
+        MissingPiece: it is not there any more.
+    """
+    from optimizer.engines.prepare import prepared
+
+    source = artifact.manifest.source
+    ref = str(source.get("ref", ""))
     variant = ref.rpartition(":")[2]
     folder = artifact.path.resolve().parent / variant
     parent = Artifact.found_in(folder) if variant else None
-    if parent is None or parent.digest != artifact.manifest.source["digest"]:
+    if parent is None or parent.digest != source["digest"]:
         raise MissingPiece(
             f"the weights of {_ref(artifact)} are in {ref or 'its source'}, which is not there any more",
             "make it again, or build an engine with weights (without --strip-weights)",
         )
-    return parent.model_file
+    parent.check()
+    with tempfile.TemporaryDirectory(prefix="ml-opt-weights-") as scratch:
+        precision = Precision(artifact.manifest.facts["engine"]["precision"])
+        yield prepared(parent, precision, Path(scratch), lambda _: None).path
 
 
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error.strerror or error}") from error
+def _check_numbers(artifact: Artifact) -> None:
+    """Refuse inputs and outputs in number formats that arrays do not have."""
+    for what, specs in (("input", artifact.manifest.inputs), ("output", artifact.manifest.outputs)):
+        for spec in specs:
+            if spec.dtype not in _HELD:
+                raise BadInput(
+                    f"{_ref(artifact)}: {what} {spec.name!r} is {spec.dtype}, which numpy does not have",
+                    "build from a graph whose inputs and outputs are float32 or float16; `ml-opt cast` leaves them so",
+                )
 
 
 def _available(provider: str) -> Availability:
