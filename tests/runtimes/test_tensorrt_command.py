@@ -1,0 +1,94 @@
+"""Engines that TensorRT-RTX has really built, on a machine that cannot run them: what the commands say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import toys as toybox
+from tiny import tiny_bert
+
+from optimizer.environment import has_module
+from optimizer.store import Store
+
+pytestmark = pytest.mark.skipif(not has_module("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A store with ``tiny:fp32`` and ``tiny:fp32-rtx``."""
+    import optimizer
+
+    folder = tmp_path_factory.mktemp("engines")
+    store = Store(folder / "models")
+    fp32 = optimizer.export_onnx(str(tiny_bert(folder / "tiny", "BertModel")), name="tiny", store=store).artifact
+    made = optimizer.build_trt_engine(fp32.ref, flavor="rtx", store=store)
+    assert made.artifact.ref == "tiny@1:fp32-rtx"
+    return store
+
+
+@pytest.fixture
+def engines(built, tmp_path):
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(built.root, tmp_path / "models"))
+
+
+def command(store, *words):
+    # A GPU that is there is hidden: the same is said on every machine.
+    return toybox.run(*words, "--store", store, CUDA_VISIBLE_DEVICES="")
+
+
+def test_verify_without_a_gpu_is_a_missing_piece(built):
+    done = command(built.root, "verify", "tiny:fp32-rtx", "--against", "golden")
+    assert done.returncode == 4, done.stderr
+    assert "no CUDA device can be used" in done.stderr
+    assert "engines run on a machine with an NVIDIA GPU and its driver" in done.stderr
+
+
+def test_bench_without_a_gpu_says_so_in_the_engines_row(built):
+    done = command(built.root, "bench", "tiny:fp32-rtx", "--shape", "1x8", "--duration", "0.1", "--json")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert "no CUDA device can be used" in json.dumps(report)
+
+
+def test_an_engine_runs_on_nothing_else(built):
+    done = command(built.root, "bench", "tiny:fp32-rtx+cpu", "--shape", "1x8")
+    assert done.returncode == 2
+    assert "cpu does not run engines" in done.stderr
+    assert "tensorrt-native" in done.stderr
+
+
+def test_an_engine_that_was_tampered_with_is_never_loaded(engines):
+    path = engines / "tiny" / "1" / "fp32-rtx" / "model.engine"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    done = command(engines, "verify", "tiny:fp32-rtx", "--against", "golden")
+    assert done.returncode == 5
+    assert "tiny@1:fp32-rtx is damaged: the content of model.engine" in done.stderr
+
+
+def test_an_engine_without_a_manifest(engines):
+    (engines / "tiny" / "1" / "fp32-rtx" / "manifest.json").unlink()
+    done = command(engines, "bench", "tiny:fp32-rtx", "--shape", "1x8")
+    assert done.returncode == 5
+    assert "has no manifest.json" in done.stderr
+
+
+def test_the_real_library_opens_nothing_that_is_no_engine(tmp_path):
+    from optimizer.engines.flavors import FLAVORS
+    from optimizer.engines.vendor import load
+    from optimizer.errors import Damaged, MissingPiece
+
+    with pytest.raises((Damaged, MissingPiece)) as caught:
+        load(FLAVORS["rtx"]).open(b"no engine at all" * 100, tmp_path / "model.engine")
+    assert "model.engine" in caught.value.message
+
+
+def test_one_logger_hears_all_of_the_process():
+    """The vendor goes on using the first logger that it is given, and so there is one."""
+    from optimizer.engines.flavors import FLAVORS
+    from optimizer.engines.vendor import load
+
+    assert load(FLAVORS["rtx"]) is load(FLAVORS["rtx"])
