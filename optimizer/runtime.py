@@ -131,6 +131,8 @@ class Runtime:
         available: whether a provider can run on this machine, found out by loading it.
         onnx: it opens ``.onnx`` files.
         engines: it opens ``model.engine`` of an artifact.
+        compile: ``compile(path, target, options, profile, embed=…)`` → versions: writes an ``.onnx`` file as a provider
+            compiles it, for the shapes of a :class:`~optimizer.engines.profiles.Profile`; None where no provider does.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Runtime:
     available: Callable[[str], Availability]
     onnx: bool = False
     engines: bool = False
+    compile: Callable[..., dict[str, JSON]] | None = None
 
 
 #: Providers are tried in a process of their own: a broken driver may end it, and must not end this one.

@@ -18,6 +18,7 @@ from optimizer.benching.gemm import copy_graph, gemm_feeds, gemm_graph
 from optimizer.benching.inputs import save
 from optimizer.benching.measure import Feeds, Lane, Plan, measure
 from optimizer.benching.shape import Shape
+from optimizer.engines.profiles import Profile, Range
 from optimizer.environment import last_cache_bytes, memory_bytes
 from optimizer.runtime import Candidate, Provider
 from optimizer.stage import Progress
@@ -236,13 +237,20 @@ def _quick(plan: Plan, sizes: Sequence[int]) -> Plan:
     return Plan(shapes, plan.threads, _ROUNDS, _SECONDS, _ROUNDS, plan.seed, plan.timeout, _WARM_S)
 
 
+def _takes(fed: str, sizes: Sequence[int], width: int) -> dict[str, JSON]:
+    """What a provider that compiles is told of an input: rows of these numbers, best for the most."""
+    rows = Range((min(sizes), width), (max(sizes), width), (max(sizes), width))
+    return {"profile": Profile({fed: rows}).to_json()}
+
+
 def _peaks(keys: Sequence[Key], gpu: bool, plan: Plan, scratch: Path, progress: Progress) -> list[Peak]:
     sizes, width = _GEMMS[gpu]
     candidates = []
     for number, (provider, arithmetic) in enumerate(keys):
         path = scratch / f"gemm-{number}.onnx"
         gemm_graph(arithmetic, width, path)
-        candidates.append(Candidate(f"{arithmetic} GEMM on {provider}", path, provider))
+        takes = _takes(arithmetic, sizes, width)
+        candidates.append(Candidate(f"{arithmetic} GEMM on {provider}", path, provider, model=takes))
 
     def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
         del specs
@@ -293,7 +301,7 @@ def _gpu_copies(provider: Provider, plan: Plan, scratch: Path, progress: Progres
         arrays = {n: {"copy": np.ones((n, _COLUMNS), np.float32)} for n in _GPU_SETS}
         return Feeds({Shape(n): save(scratch, f"copy-{n}", [arrays[n]]) for n in _GPU_SETS}, [])
 
-    candidate = Candidate(f"copy on {provider}", path, provider)
+    candidate = Candidate(f"copy on {provider}", path, provider, model=_takes("copy", _GPU_SETS, _COLUMNS))
     (lane,) = measure([candidate], _quick(plan, _GPU_SETS), feeds_for, scratch, progress)
     return _bandwidth(provider.name, lane, _GPU_SETS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import re
@@ -12,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.environment import cpu_facts
+from optimizer.environment import cpu_facts, version_of
 from optimizer.errors import GateFailed, MissingPiece, missing_package
-from optimizer.runtime import SessionOptions
 from optimizer.runtimes import _openvino as openvino
+from optimizer.runtimes import _ort_gpu as gpu
 from optimizer.runtimes._ort_errors import ort_errors
+from optimizer.runtimes._ort_gpu import Asked
+from optimizer.runtimes._ort_load import not_loaded, preload
 from optimizer.types import JSON
 
 __all__ = ["PROVIDERS", "ProviderRow", "check_got", "devices_of", "library"]
 
-#: Nodes that hold nearly all of a model's arithmetic; on another provider than the one asked for, the time that is
-#: measured is not that provider's.
-_HEAVY = re.compile(r"MatMul|Gemm|Conv|Attention|LSTM|GRU|RNN")
+#: Nodes that hold nearly all of a model's arithmetic, and the one that holds a compiled graph; on another provider than
+#: the one asked for, the time that is measured is not that provider's.
+_HEAVY = re.compile(r"MatMul|Gemm|Conv|Attention|LSTM|GRU|RNN|Einsum|EPContext")
 
 
 @dataclass(frozen=True)
@@ -32,37 +33,45 @@ class ProviderRow:
 
     Attributes:
         ep: ONNX Runtime's name of it.
-        plugin: the Python module of its plugin library; empty for a provider that is built in.
         extra: the extra of ml-opt that brings it.
+        settings: ``settings(asked)`` → the vendor's provider options.
+        plugin: the Python module of its plugin library; empty for a provider that is built in.
+        distributions: what the plugin is installed as, where that is not its module's name.
         precisions: what it can be asked to compute in, the first being the default; empty when it computes in the
             types of the graph and nothing else.
-        settings: ``settings(options, precision, threads)`` → the vendor's provider options.
-        light_on_cpu: True when ONNX Runtime by design leaves shape arithmetic on the CPU.
+        light_elsewhere: True when some nodes are by design left to others: ONNX Runtime keeps shape arithmetic on the
+            CPU, and TensorRT takes whole subgraphs and leaves what it cannot compile.
+        behind: the provider that is added behind it, to take what it leaves before the CPU does.
         device: where bound buffers live.
+        compiles: it compiles a graph for shapes that it has to be told.
     """
 
     ep: str
     extra: str
-    settings: Callable[[SessionOptions, str, int], dict[str, str]]
+    settings: Callable[[Asked], dict[str, str]]
     plugin: str = ""
+    distributions: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
-    light_on_cpu: bool = False
+    light_elsewhere: bool = False
+    behind: str = ""
     device: str = "cpu"
+    compiles: bool = False
+
+    @property
+    def plugin_version(self) -> str | None:
+        """The installed version of the plugin."""
+        names = self.distributions or (self.plugin.replace("_", "-"),)
+        return next((found for name in names if (found := version_of(name))), None)
 
 
-def _openvino(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    watched = {"PERF_COUNT": "YES"} if options.watch else {}
-    return {"load_config": json.dumps({"CPU": {**watched, **openvino.config(options, precision, threads)}})}
+def _openvino(asked: Asked) -> dict[str, str]:
+    watched = {"PERF_COUNT": "YES"} if asked.options.watch else {}
+    config = openvino.config(asked.options, asked.precision, asked.threads)
+    return {"load_config": json.dumps({"CPU": {**watched, **config}})}
 
 
-def _cuda(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    del precision, threads
-    return {"device_id": "0", "use_tf32": "1" if options.tf32 else "0", **options.extra}
-
-
-def _plain(options: SessionOptions, precision: str, threads: int) -> dict[str, str]:
-    del precision, threads
-    return dict(options.extra)
+def _plain(asked: Asked) -> dict[str, str]:
+    return dict(asked.options.extra)
 
 
 PROVIDERS: dict[str, ProviderRow] = {
@@ -74,9 +83,27 @@ PROVIDERS: dict[str, ProviderRow] = {
         plugin="onnxruntime_ep_openvino",
         precisions=tuple(openvino.PRECISIONS),
     ),
-    "cuda": ProviderRow("CUDAExecutionProvider", "gpu", _cuda, light_on_cpu=True, device="cuda"),
-    "tensorrt": ProviderRow("TensorrtExecutionProvider", "gpu", _plain, device="cuda"),
-    "rtx": ProviderRow("NvTensorRTRTXExecutionProvider", "rtx", _plain, plugin="onnxruntime_ep_nv_tensorrt_rtx"),
+    "cuda": ProviderRow("CUDAExecutionProvider", "gpu", gpu.cuda, light_elsewhere=True, device="cuda"),
+    "tensorrt": ProviderRow(
+        "TensorrtExecutionProvider",
+        "gpu",
+        gpu.tensorrt,
+        light_elsewhere=True,
+        behind="cuda",
+        device="cuda",
+        compiles=True,
+    ),
+    # "cuda" is memory of NVIDIA's device 0, whether the CUDA provider or a plugin allocates it.
+    "rtx": ProviderRow(
+        "NvTensorRTRTXExecutionProvider",
+        "rtx",
+        gpu.rtx,
+        plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        distributions=gpu.RTX,
+        light_elsewhere=True,
+        device="cuda",
+        compiles=True,
+    ),
 }
 
 
@@ -98,7 +125,7 @@ def devices_of(onnxruntime: Any, name: str, row: ProviderRow, precision: str) ->
     """The plugin's devices to add; empty for a built-in provider. Raises :class:`MissingPiece` when it is not there."""
     if not row.plugin:
         if row.device == "cuda":
-            onnxruntime.preload_dlls()  # CUDA and cuDNN as pip installs them
+            preload(onnxruntime, row.ep)
         if row.ep not in onnxruntime.get_available_providers():
             raise MissingPiece(
                 f"this onnxruntime {onnxruntime.__version__} was built without {row.ep}",
@@ -112,13 +139,21 @@ def devices_of(onnxruntime: Any, name: str, row: ProviderRow, precision: str) ->
             f"the provider {name} needs the package {row.plugin}, which is not installed",
             f'run: pip install "ml-opt[{row.extra}]"',
         ) from None
+    try:
+        library = str(plugin.get_library_path())
+    except OSError as error:
+        raise MissingPiece(
+            f"the package {row.plugin} is there, and its library is not: {error}",
+            f'run: pip install --force-reinstall "ml-opt[{row.extra}]"',
+        ) from None
     if name not in _REGISTERED:  # a library is registered once a process, whether it finds devices or not
-        with ort_errors(Path(plugin.get_library_path()), name):
-            onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        with ort_errors(Path(library), name):
+            onnxruntime.register_execution_provider_library(plugin.get_ep_name(), library)
         _REGISTERED.add(name)
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
     if name == "openvino":
-        devices = [d for d in devices if d.ep_metadata.get("ov_device") == "CPU"][:1]
+        devices = [d for d in devices if d.ep_metadata.get("ov_device") == "CPU"]
+    devices = devices[:1]  # a session takes one: the first, as the built-in providers do
     if not devices:
         raise _no_device(name)
     if name == "openvino":
@@ -135,47 +170,38 @@ def _no_device(name: str) -> MissingPiece:
             f"the provider openvino finds no device: its plugin passes over processors that are not Intel's ({maker})",
             'run: pip install "ml-opt[openvino-native]", and use openvino-native',
         )
+    if name == "rtx":
+        return MissingPiece(
+            "the provider rtx finds no device: it takes GPUs of compute capability 8.6, 8.9, and 12.0 and later",
+            "use tensorrt or cuda on another NVIDIA GPU; `ml-opt doctor` lists what there is",
+        )
     return MissingPiece(f"the provider {name} finds no device on this machine", "`ml-opt doctor` lists what there is")
 
 
-def check_got(session: Any, name: str, row: ProviderRow, path: Path) -> dict[str, JSON]:
-    """Nodes by the provider that has them.
+def check_got(onnxruntime: Any, session: Any, name: str, row: ProviderRow, path: Path) -> dict[str, JSON]:
+    """Nodes by the provider that has them; those that were compiled together are counted one by one.
 
     Raises:
         MissingPiece: the provider did not load.
         GateFailed: some of the graph was given to another one.
     """
     if row.ep not in session.get_providers():
-        raise MissingPiece(
-            f"the provider {name} did not load: {_why_not(row)}", "`ml-opt doctor` says what this machine has"
-        )
+        raise not_loaded(onnxruntime, name, row.ep)
     short = {each.ep: key for key, each in PROVIDERS.items()}
     nodes: Counter[str] = Counter()
-    strangers: Counter[str] = Counter()
+    strangers: Counter[tuple[str, str]] = Counter()
     for part in session.get_provider_graph_assignment_info():
+        at = short.get(part.ep_name, part.ep_name)
         for node in part.get_nodes():
-            nodes[short.get(part.ep_name, part.ep_name)] += 1
-            if part.ep_name != row.ep and not (row.light_on_cpu and not _HEAVY.search(node.op_type)):
-                strangers[node.op_type] += 1
+            nodes[at] += 1
+            if part.ep_name != row.ep and not (row.light_elsewhere and not _HEAVY.search(node.op_type)):
+                strangers[node.op_type, at] += 1
     if strangers or (nodes and name not in nodes):
         left = sum(nodes.values()) - nodes.get(name, 0)
-        ops = ", ".join(f"{op} ({n})" for op, n in strangers.most_common(4))
+        several = len({at for _, at in strangers}) > 1
+        ops = ", ".join(f"{op} ({n}{f' on {at}' if several else ''})" for (op, at), n in strangers.most_common(4))
         raise GateFailed(
             f"{path}: {left} of {sum(nodes.values())} nodes would not run on {name}" + (f": {ops}" if ops else ""),
-            "use the provider cpu, or another variant of the model",
+            f"use the provider {row.behind or 'cpu'}, or another variant of the model",
         )
     return dict(nodes)
-
-
-def _why_not(row: ProviderRow) -> str:
-    """The reason that ONNX Runtime writes only into its log: found by loading the provider's library again."""
-    import onnxruntime
-
-    word = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}.get(row.ep, "")
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{word}.so"))
-    except OSError as error:
-        return str(error)
-    return "no NVIDIA GPU, or a driver older than the library"

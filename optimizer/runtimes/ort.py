@@ -2,23 +2,29 @@
 
 What is asked and not got is an error here: ONNX Runtime itself falls back to its CPU kernels when a provider cannot
 load, or cannot run a node, and says so only in its log. Every session is opened with
-``session.record_ep_graph_assignment_info`` and its nodes are counted by the provider that really has them.
+``session.record_ep_graph_assignment_info`` and its nodes are counted by the provider that really has them. A provider
+that compiles does so for shapes that it is told (:mod:`._ort_shapes`), and never again behind anybody's back.
 """
 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.environment import cpu_threads, version_of
 from optimizer.errors import BadInput, MlOptError
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
+from optimizer.runtimes._ort_context import compile_context
 from optimizer.runtimes._ort_errors import ort_errors
+from optimizer.runtimes._ort_gpu import tf32_allowed, without_tf32
 from optimizer.runtimes._ort_kernels import Watch
+from optimizer.runtimes._ort_open import asked_of, session_options, vendor_session
 from optimizer.runtimes._ort_providers import PROVIDERS, ProviderRow, check_got, devices_of, library
+from optimizer.runtimes._ort_shapes import Shapes, check_shapes, shapes_of
 from optimizer.runtimes._tiny import TINY
 from optimizer.types import JSON, TensorSpec
 
@@ -50,29 +56,44 @@ class OrtSession:
     """An ONNX file opened by ONNX Runtime with exactly the provider that was asked for."""
 
     def __init__(
-        self, session: Any, path: Path, row: ProviderRow, limits: Limits, facts: dict[str, JSON], watch: Watch | None
+        self,
+        session: Any,
+        path: Path,
+        row: ProviderRow,
+        limits: Limits,
+        facts: dict[str, JSON],
+        watch: Watch | None,
+        shapes: Shapes | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
         self._session = session
         self._watch = watch
         self._path = path
         self._row = row
         self._limits = limits
+        self._profile = shapes.profile if shapes else None
+        # A session that nobody closes gives the environment back when it is collected.
+        self._release = weakref.finalize(self, release) if release else None
         self.facts = facts
         self.inputs = _specs("input", session.get_inputs(), path)
         self.outputs = _specs("output", session.get_outputs(), path)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Run once; raises :class:`BadInput` naming the input that does not fit."""
-        check_feeds(self.inputs, feeds, self._limits)
+        self._check(feeds)
         with ort_errors(self._path, self.facts["provider"]):
             arrays = self._session.run(None, dict(feeds))
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
+    def _check(self, feeds: Mapping[str, NDArray[np.generic]]) -> None:
+        check_feeds(self.inputs, feeds, self._limits)
+        check_shapes(self._profile, feeds, self.facts["provider"])
+
     def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:
-        """Inputs copied to the device once, outputs written into buffers of the first run."""
+        """Inputs copied to the provider's device once, outputs written into its buffers of the first run."""
         import onnxruntime
 
-        check_feeds(self.inputs, feeds, self._limits)
+        self._check(feeds)
         device = self._row.device
         with ort_errors(self._path, self.facts["provider"]):
             binding = self._session.io_binding()
@@ -81,6 +102,7 @@ class OrtSession:
                 binding.bind_ortvalue_input(name, value)
             for spec in self.outputs:
                 binding.bind_output(spec.name, device)
+            binding.synchronize_inputs()
             self._session.run_with_iobinding(binding)
             filled = binding.get_outputs()
             binding.clear_binding_outputs()
@@ -106,6 +128,8 @@ class OrtSession:
         self._session = None
         if self._watch:
             self._watch.close()
+        if self._release:
+            self._release()
 
 
 def _specs(what: str, args: list[Any], path: Path) -> tuple[TensorSpec, ...]:
@@ -133,45 +157,43 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     """
     if not path.is_file():
         raise BadInput(f"no such file: {path}")
-    return _opened(str(path), path, options, model.get("limits") or {})
+    return _opened(str(path), path, options, model)
 
 
-def _opened(source: str | bytes, path: Path, options: SessionOptions, limits: Limits) -> OrtSession:
+def _opened(source: str | bytes, path: Path, options: SessionOptions, model: Mapping[str, JSON]) -> OrtSession:
     row = PROVIDERS[options.provider.name]
-    precision = options.provider.precision or (row.precisions[0] if row.precisions else "")
-    threads = options.threads or cpu_threads()
+    asked = asked_of(options, row)
     started = time.perf_counter()
     onnxruntime = library()
-    devices = devices_of(onnxruntime, options.provider.name, row, precision)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 4
-    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    watch = Watch(settings) if options.watch else None
-    given = row.settings(options, precision, threads)
-    with ort_errors(path, options.provider.name):
-        if devices:
-            settings.add_provider_for_devices(devices, given)
-            session = onnxruntime.InferenceSession(source, settings, enable_fallback=False)
-        else:
-            session = onnxruntime.InferenceSession(source, settings, providers=[(row.ep, given)], enable_fallback=False)
-    nodes = check_got(session, options.provider.name, row, path)
-    return OrtSession(
-        session,
-        path,
-        row,
-        limits,
-        {
-            "provider": options.provider.name,
-            "precision": precision,
-            "threads": threads,
-            "nodes": nodes,
-            "load_seconds": time.perf_counter() - started,
-            "onnxruntime": onnxruntime.__version__,
-        },
-        watch,
-    )
+    devices = devices_of(onnxruntime, options.provider.name, row, asked.precision)
+    if row.compiles and isinstance(source, str):
+        asked = replace(asked, shapes=shapes_of(path, model))
+    facts: dict[str, JSON] = {
+        "provider": options.provider.name,
+        "precision": asked.precision,
+        "threads": asked.threads,
+        "nodes": {},
+        "load_seconds": 0.0,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    release = None
+    if row.compiles:
+        profile = asked.shapes.profile if asked.shapes else None
+        tf32 = tf32_allowed(options, asked.shapes)
+        facts |= {"tf32": tf32, "profile": profile.to_json() if profile else None}
+        release = None if tf32 else without_tf32()
+    try:
+        settings = session_options(onnxruntime, asked)
+        watch = Watch(settings) if options.watch else None
+        session = vendor_session(onnxruntime, source, path, row, asked, settings, devices)
+        facts["nodes"] = check_got(onnxruntime, session, options.provider.name, row, path)
+    except BaseException:
+        if release:
+            release()
+        raise
+    facts["load_seconds"] = time.perf_counter() - started
+    limits = model.get("limits") or {}
+    return OrtSession(session, path, row, limits, facts, watch, asked.shapes, release)
 
 
 def _available(provider: str) -> Availability:
@@ -183,7 +205,7 @@ def _available(provider: str) -> Availability:
     facts: dict[str, JSON] = {"onnxruntime": session.facts["onnxruntime"]}
     row = PROVIDERS[provider]
     if row.plugin:
-        facts["plugin"] = version_of(row.plugin.replace("_", "-"))
+        facts["plugin"] = row.plugin_version
     session.close()
     return Availability(provider, True, facts=facts)
 
@@ -194,5 +216,6 @@ RUNTIME = Runtime(
     providers={name: row.precisions for name, row in PROVIDERS.items()},
     open=_open,
     available=_available,
+    compile=compile_context,
     onnx=True,
 )

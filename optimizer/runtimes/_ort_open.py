@@ -1,0 +1,59 @@
+"""How a session of ONNX Runtime is opened: what both running a graph and writing a compiled one begin with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from optimizer.environment import cpu_threads
+from optimizer.runtime import SessionOptions
+from optimizer.runtimes._ort_errors import ort_errors
+from optimizer.runtimes._ort_gpu import Asked
+from optimizer.runtimes._ort_load import not_loaded
+from optimizer.runtimes._ort_providers import PROVIDERS, ProviderRow
+
+__all__ = ["asked_of", "session_options", "vendor_session"]
+
+
+def asked_of(options: SessionOptions, row: ProviderRow) -> Asked:
+    """What is asked of a provider, its own defaults filled in."""
+    precision = options.provider.precision or (row.precisions[0] if row.precisions else "")
+    return Asked(options, precision, options.threads or cpu_threads())
+
+
+def session_options(onnxruntime: Any, asked: Asked) -> Any:
+    """Session options without a provider."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = asked.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return settings
+
+
+def vendor_session(
+    onnxruntime: Any,
+    source: str | bytes,
+    path: Path,
+    row: ProviderRow,
+    asked: Asked,
+    settings: Any,
+    devices: list[Any],
+) -> Any:
+    """The vendor's session, by the plugin's devices or by the provider's name and the one behind it."""
+    name, given = asked.options.provider.name, row.settings(asked)
+    with ort_errors(path, name):
+        if devices:
+            settings.add_provider_for_devices(devices, given)
+            return onnxruntime.InferenceSession(source, settings, enable_fallback=False)
+        providers = [(row.ep, given)]
+        if row.behind:
+            behind = PROVIDERS[row.behind]
+            providers.append((behind.ep, behind.settings(replace(asked, options=replace(asked.options, extra={})))))
+        try:
+            return onnxruntime.InferenceSession(source, settings, providers=providers, enable_fallback=False)
+        except RuntimeError as error:
+            if "install TensorRT libraries" in str(error):  # the only thing that it says of any library that is missing
+                raise not_loaded(onnxruntime, name, row.ep) from error
+            raise
