@@ -100,6 +100,18 @@ def bench_show(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Report: ...
+def build_ep_context(
+    source: str,
+    *,
+    provider: str = ...,
+    precision: Precision | str | None = ...,
+    profile: str = ...,
+    tf32: bool = ...,
+    embed: bool = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
 def build_trt_engine(
     source: str,
     *,
