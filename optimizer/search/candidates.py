@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optimizer.engines.flavors import FLAVORS
 from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.runtime import Provider
 from optimizer.search.machine import GPU_PROVIDERS, Machine
@@ -17,7 +18,7 @@ __all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "sp
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "ort": ("cpu", "cuda"),
     "openvino": ("openvino", "openvino-native"),
-    "tensorrt": ("tensorrt", "rtx"),
+    "tensorrt": ("tensorrt", "rtx", "tensorrt-native"),
 }
 
 #: What a session says of products in a precision (:meth:`optimizer.runtime.Session.runs`); others are not asked about.
@@ -25,6 +26,7 @@ _SAID: Mapping[Precision, str] = {Precision.INT8: "int8", Precision.INT4: "int4"
 
 #: The stage that needs calibration, and whose candidates have milder kin (:mod:`optimizer.search.kin`).
 STATIC = "quantize-static"
+_ENGINE = "build-trt-engine"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class Idea:
     def family(self) -> str:
         """Candidates of one family differ only in how static int8 was calibrated; empty for one that stands alone."""
         static = any(step.stage == STATIC for step in self.steps)
-        return f"{STATIC}+{self.provider}" if static else ""
+        builder = f"+{self.builder}" if self.builder else ""
+        return f"{STATIC}+{self.provider}{builder}" if static else ""
+
+    @property
+    def builder(self) -> str:
+        """The flavour of builder that its engine is built by; empty for one that is run as a graph."""
+        return next((str(step.options["flavor"]) for step in self.steps if step.stage == _ENGINE), "")
 
     @property
     def asked(self) -> str:
@@ -123,11 +131,16 @@ def _on_gpu(data: Mapping[str, JSON]) -> Iterable[Idea]:
     """int8 of ONNX Runtime's CUDA provider is not among them: it is slower than its fp16."""
     fp16 = (StepOf("cast", {"to": "fp16"}),)
     symmetric = _static(data, symmetric=True)
+    int8 = "int8 tensor cores; symmetric, as TensorRT takes no other"
+    for flavor in FLAVORS:
+        native, build = Provider("tensorrt-native"), (StepOf(_ENGINE, {"flavor": flavor}),)
+        why = "tensor cores and kernels chosen for this very GPU, its launches one CUDA graph, and no ONNX Runtime"
+        yield Idea(f"fp16-{flavor}-engine", Precision.FP16, native, fp16 + build, why)
+        yield Idea(f"int8-static-{flavor}-engine", Precision.INT8, native, symmetric + build, f"the same with {int8}")
     for name in ("tensorrt", "rtx"):
         provider = Provider(name)
         yield Idea(f"fp16-{name}", Precision.FP16, provider, fp16, "tensor cores, and kernels chosen for this very GPU")
-        why = "int8 tensor cores; symmetric, as TensorRT takes no other"
-        yield Idea(f"int8-static-{name}", Precision.INT8, provider, symmetric, why)
+        yield Idea(f"int8-static-{name}", Precision.INT8, provider, symmetric, int8)
     yield Idea("fp16-cuda", Precision.FP16, Provider("cuda"), fp16, "half the traffic, and tensor cores")
 
 
@@ -205,7 +218,8 @@ def plan(
     """
     if device is Device.CUDA and not machine.gpu:
         raise MissingPiece(
-            "--device cuda needs an NVIDIA GPU and onnxruntime-gpu, and this machine lacks one of them",
+            "--device cuda needs an NVIDIA GPU and a provider that computes on it (onnxruntime-gpu, TensorRT), and "
+            "this machine lacks one of them",
             "`ml-opt doctor` says which; or leave --device out",
         )
     asked = _Asked(calib, precisions, targets, device, objective)
@@ -245,6 +259,9 @@ def _not_here(idea: Idea, machine: Machine) -> str:
         return machine.why_not(idea.provider.name)
     if idea.provider.precision == "bf16" and not machine.bf16:
         return "this processor has no bf16 arithmetic (neither AMX nor AVX512-BF16)"
+    if idea.builder and idea.builder not in machine.builders:
+        flavor = FLAVORS[idea.builder]
+        return f'{flavor.title} is not installed: pip install "ml-opt[{flavor.extra}]"'
     if any(step.stage == "ort-optimize" for step in idea.steps) and not machine.fusing:
         return 'fusing needs onnxscript: pip install "ml-opt[build]"'
     return ""

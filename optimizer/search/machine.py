@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import cpu_facts, gpu_facts, has_module, version_of
 from optimizer.runtime import works
 
 __all__ = ["GPU_PROVIDERS", "Machine"]
 
-GPU_PROVIDERS = ("tensorrt", "rtx", "cuda")
+GPU_PROVIDERS = ("tensorrt", "rtx", "cuda", "tensorrt-native")
 #: Those that come with ONNX Runtime's build for GPUs.
 _OF_THE_GPU_BUILD = ("tensorrt", "cuda")
 _NATIVE = "openvino-native"
@@ -25,12 +26,14 @@ class Machine:
         providers: that work here.
         reasons: by provider, why it does not.
         fusing: the package is installed that fuses operators.
+        builders: of engines, that are installed; by name of :data:`~optimizer.engines.flavors.FLAVORS`.
     """
 
     features: frozenset[str]
     providers: frozenset[str] = frozenset({"cpu"})
     reasons: Mapping[str, str] = field(default_factory=dict)
     fusing: bool = True
+    builders: frozenset[str] = frozenset()
 
     @classmethod
     def here(cls) -> Machine:
@@ -43,6 +46,7 @@ class Machine:
             providers=frozenset({"cpu", *(name for name, reason in reasons.items() if not reason)}),
             reasons={name: reason for name, reason in reasons.items() if reason},
             fusing=has_module("onnxscript"),
+            builders=frozenset(name for name, flavor in FLAVORS.items() if flavor.installed),
         )
 
     @property

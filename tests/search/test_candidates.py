@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from optimizer import runtime
+from optimizer.engines.flavors import FLAVORS
 from optimizer.errors import BadInput, MissingPiece, UnknownName
 from optimizer.runtime import Availability
 from optimizer.search import machine
@@ -21,6 +22,8 @@ VNNI = Machine(frozenset({"avx2", "avx512_vnni"}), INTEL)
 AMX = Machine(frozenset({"avx512_vnni", "amx_bf16", "amx_int8"}), INTEL)
 AMD = Machine(frozenset({"avx512_vnni", "avx512_bf16"}), reasons={"openvino": "it finds no device", "cuda": "no GPU"})
 GPU = Machine(frozenset({"avx512_vnni"}), frozenset({"cpu", "cuda", "tensorrt", "rtx"}))
+#: With NVIDIA's own libraries beside ONNX Runtime's providers.
+BUILDER = Machine(GPU.features, GPU.providers | {"tensorrt-native"}, builders=frozenset({"tensorrt"}))
 CALIB = Path("calib.jsonl")
 
 
@@ -82,6 +85,41 @@ def test_a_gpu_gets_tensorrt_first() -> None:
     assert "int8-static-tensorrt" in names(plan(Machine(PLAIN.features, GPU.providers), calib=CALIB))
 
 
+def test_engines_are_built_where_a_gpu_and_a_builder_are() -> None:
+    found = plan(BUILDER, calib=CALIB)
+    assert names(found)[:3] == ["fp32", "fp16-tensorrt-engine", "int8-static-tensorrt-engine"]
+    assert reason(found, "fp16-rtx-engine") == 'TensorRT-RTX is not installed: pip install "ml-opt[tensorrt-rtx]"'
+    by_name = {idea.name: idea for idea in found.ideas}
+    fp16, int8 = by_name["fp16-tensorrt-engine"], by_name["int8-static-tensorrt-engine"]
+    assert [(step.stage, dict(step.options)) for step in fp16.steps] == [
+        ("cast", {"to": "fp16"}),
+        ("build-trt-engine", {"flavor": "tensorrt"}),
+    ]
+    assert [step.stage for step in int8.steps] == ["quantize-static", "build-trt-engine"]
+    assert int8.steps[0].options["symmetric"] is True
+    assert (str(fp16.provider), fp16.target, fp16.asked) == ("tensorrt-native", "tensorrt", "")
+    assert "int8-static-tensorrt-engine" not in names(plan(BUILDER)), "no calibration data"
+
+
+def test_engines_of_two_builders_are_two_families() -> None:
+    """Milder kin of one are built by the same builder."""
+    both = plan(Machine(BUILDER.features, BUILDER.providers, builders=frozenset({"tensorrt", "rtx"})), calib=CALIB)
+    families = {idea.name: idea.family for idea in both.ideas if idea.precision == "int8" and idea.builder}
+    assert set(families) == {"int8-static-tensorrt-engine", "int8-static-rtx-engine"}
+    assert len(set(families.values())) == 2
+    assert {idea.builder for idea in both.ideas} == {"", "tensorrt", "rtx"}
+
+
+def test_target_tensorrt_without_a_gpu_says_what_is_missing() -> None:
+    nowhere = Machine(PLAIN.features, reasons=dict.fromkeys(machine.GPU_PROVIDERS, "no NVIDIA GPU here"))
+    with pytest.raises(BadInput) as caught:
+        plan(nowhere, calib=CALIB, targets=("tensorrt",))
+    for name in ("fp16-tensorrt-engine", "int8-static-rtx-engine", "fp16-tensorrt", "int8-static-rtx"):
+        assert f"{name}: no NVIDIA GPU here" in caught.value.message
+    broken = Machine(PLAIN.features, reasons={"tensorrt-native": "cudaGetDeviceCount: error 35"})
+    assert reason(plan(broken), "fp16-tensorrt-engine") == "cudaGetDeviceCount: error 35"
+
+
 def test_what_int8_leaves_between_its_products_follows_the_processor() -> None:
     def provider(machine: Machine) -> str:
         ideas = plan(machine, calib=CALIB).ideas
@@ -100,12 +138,14 @@ def test_four_bits_are_for_those_who_ask() -> None:
 def test_every_idea_is_tried_or_has_a_reason() -> None:
     found = plan(AMX, calib=CALIB)
     together = [*names(found), *(each.name for each in found.left_out)]
-    assert len(together) == len(set(together)) == 18
+    assert len(together) == len(set(together)) == 22
     assert all(each.reason for each in found.left_out)
 
 
 def test_every_chain_is_one_that_the_stages_take() -> None:
-    ideas = [*plan(AMX, calib=CALIB, objective="size").ideas, *plan(GPU, calib=CALIB).ideas]
+    machines = AMX, GPU, Machine(BUILDER.features, BUILDER.providers, builders=frozenset({"tensorrt", "rtx"}))
+    ideas = [idea for each in machines for idea in plan(each, calib=CALIB, objective="size").ideas]
+    assert {step.stage for idea in ideas for step in idea.steps} >= {"cast", "quantize-static", "build-trt-engine"}
     for idea in ideas:
         for step in idea.steps:
             get_stage(step.stage).options.from_mapping(step.options)
@@ -158,10 +198,12 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
     assert "ml-opt[rtx]" in Machine.here().why_not("rtx")
     monkeypatch.setattr(machine, "version_of", lambda name: "1.32")
     monkeypatch.setattr(runtime, "probe", lambda name: Availability(name, name != "openvino", "it finds no device"))
-    assert Machine.here().providers == {"cpu", "openvino-native", "cuda", "tensorrt"}
+    assert Machine.here().providers == {"cpu", "openvino-native", "cuda", "tensorrt", "tensorrt-native"}
     assert Machine.here().gpu
     monkeypatch.setattr(runtime, "probe", lambda name: Availability(name, True))
-    assert Machine.here().providers == {"cpu", "openvino", "cuda", "tensorrt"}, "what both can do is tried once"
+    assert "openvino-native" not in Machine.here().providers, "what both can do is tried once"
+    assert "openvino" in Machine.here().providers
+    assert Machine.here().builders == {name for name, flavor in FLAVORS.items() if flavor.installed}
 
 
 def test_this_machine_has_a_plan() -> None:
