@@ -116,6 +116,7 @@ def build_trt_engine(
     source: str,
     *,
     flavor: str = ...,
+    via: str = ...,
     precision: Precision | str | None = ...,
     profile: tuple[str, ...] | list[str] = ...,
     profiles_from: Path | str | None = ...,

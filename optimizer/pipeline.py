@@ -20,7 +20,7 @@ from optimizer.manifest import MANIFEST_NAME, Manifest
 from optimizer.options import Options
 from optimizer.ref import Ref, check_name, safe_name
 from optimizer.source import resolve_source
-from optimizer.stage import Content, Progress, Stage, silent
+from optimizer.stage import Content, Progress, Stage, get_stage, silent
 from optimizer.store import Store, file_entries, spellings
 from optimizer.types import JSON, Kind
 
@@ -175,6 +175,9 @@ def apply(
     notes: list[str] = []
     if stage.redirect is not None and isinstance(source, Artifact):
         redirected = stage.redirect(source, options, store)
+        if redirected.stage:
+            other, found = get_stage(redirected.stage), redirected.source
+            return apply(other, found, redirected.options, store, name=name, variant=variant, progress=progress)
         if redirected.source is not source:
             redirected.source.check(store.digests)
         source, options = redirected.source, redirected.options

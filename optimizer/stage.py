@@ -54,11 +54,13 @@ class Redirected:
         source: the artifact.
         options: the stage's options.
         note: why, for the user; empty when nothing was exchanged.
+        stage: the name of another stage that does it, with options of its own; empty for the one that was asked.
     """
 
     source: Artifact
     options: Any
     note: str = ""
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Stage:
         aliases: other words for the same command.
         contents: options that the key knows by what comes from them.
         redirect: ``redirect(source, options, store)`` → where it really starts, for a stage that does not take every
-            artifact as it is; it may be another artifact of the lineage, with other options.
+            artifact as it is; it may be another artifact of the lineage, with other options, and even another stage.
         resolve: for stages that start from a source: turns what was typed into a :class:`Source`.
     """
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Feeds = Mapping[str, NDArray[np.generic]]
 
-__all__ = ["PROVIDER", "RUNTIME", "TrtSession", "check_machine", "choose_profile"]
+__all__ = ["PROVIDER", "RUNTIME", "TrtSession", "check_machine"]
 
 PROVIDER = "tensorrt-native"
 #: Calls of a CUDA graph that its device time is taken from.

@@ -57,6 +57,12 @@ class BuildTrtEngine(Options):
         "the first that is installed.",
         choices=("auto", "tensorrt", "rtx"),
     )
+    via: str = opt(
+        "builder",
+        "Who builds: the builder itself; ort has ONNX Runtime's provider of that flavor do it, into an ONNX file that "
+        "holds the engine (`ml-opt build-ep-context`).",
+        choices=("builder", "ort"),
+    )
     precision: Precision | None = opt(
         None, "What it computes in; fp16 and bf16 are cast first, the others must be in REF [what REF is in]."
     )
@@ -142,12 +148,31 @@ def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redire
             {name: value for name, value in recorded.items() if value is not None}, "the recorded recipe"
         )
         return Redirected(parent, options)
+    if options.via == "ort":
+        return Redirected(source, _context_options(options), stage="build-ep-context")
     if options.rebuild:
         raise BadInput(f"--rebuild is for engines, and {source.ref} is {source.kind.phrase}", "leave it out")
     found = unfused(source, store)
     if found.precision is not None and options.precision is None:
         options = BuildTrtEngine(**{**options.changed(), "precision": found.precision})
     return Redirected(found.artifact, options, found.note)
+
+
+def _context_options(options: BuildTrtEngine) -> Any:
+    """The same for ONNX Runtime's provider; what it has no word for is refused by name."""
+    from optimizer.stage import get_stage
+
+    told = {"flavor", "via", "precision", "profile", "tf32"}
+    if left := sorted(name for name in options.changed() if name not in told):
+        flags = ", ".join("--" + name.replace("_", "-") for name in left)
+        raise BadInput(f"ONNX Runtime's provider is not told {flags}", "leave it out, or leave --via ort out")
+    if len(options.profile) > 1:
+        raise BadInput("ONNX Runtime's provider takes one profile", "write one, or leave --via ort out")
+    provider = "rtx" if options.flavor == "rtx" else "tensorrt"
+    values: dict[str, Any] = {"provider": provider, "profile": "".join(options.profile), "tf32": options.tf32}
+    if options.precision is not None:
+        values["precision"] = options.precision
+    return get_stage("build-ep-context").options(**values)
 
 
 def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress) -> Outcome:

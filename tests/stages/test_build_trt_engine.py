@@ -382,6 +382,25 @@ def test_an_operator_that_is_not_there_is_named(store: Store, tmp_path: Path) ->
     assert store.refs() == [store.get(ref).ref]
 
 
+def test_onnxruntime_builds_when_it_is_asked_to(
+    minilm_store: Store, build: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimizer import pipeline
+
+    asked: list[Any] = []
+    monkeypatch.setattr(pipeline, "_make", lambda made, source, given, *rest: asked.append((made, source, given)))
+    options: dict[str, Any] = {"via": "ort", "precision": "fp16", "profile": [PROFILE], "store": minilm_store}
+    for flavor, provider in (("rtx", "rtx"), ("tensorrt", "tensorrt"), ("auto", "tensorrt")):
+        optimizer.build_trt_engine("minilm:fp32", flavor=flavor, tf32=False, **options)
+        made, source, given = asked.pop()
+        assert (made.name, source.ref) == ("build-ep-context", "minilm@1:fp32")
+        assert (given.provider, given.precision, given.profile, given.tf32) == (provider, "fp16", PROFILE, False)
+    with pytest.raises(BadInput, match="is not told --opt-level, --refit"):
+        optimizer.build_trt_engine("minilm:fp32", refit=True, opt_level=3, **options)
+    with pytest.raises(BadInput, match="takes one profile"):
+        optimizer.build_trt_engine("minilm:fp32", **{**options, "profile": [PROFILE, PROFILE]})
+
+
 def test_a_missing_package_names_the_line_for_this_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flavors, "has_module", lambda name: False)
     with pytest.raises(MissingPiece, match="building engines needs TensorRT-RTX, which is not installed") as error:
