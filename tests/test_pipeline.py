@@ -124,6 +124,7 @@ def test_what_decides_the_key_and_what_does_not(toys: Toys, toy_source: Path, st
 
     assert key() == key(pause=1.0) == key(log=one)
     assert key(notes=one) == key(notes=same)
+    assert key(replace(stage, device_bound=lambda asked: asked.seed == 1)) == key()
     different = [
         key(),
         key(seed=1),
@@ -134,7 +135,7 @@ def test_what_decides_the_key_and_what_does_not(toys: Toys, toy_source: Path, st
         key(replace(stage, version=2)),
         key(replace(stage, name="other")),
         key(replace(stage, needs=("pytest",))),
-        key(replace(stage, device_bound=True)),
+        key(replace(stage, device_bound=lambda asked: asked.seed == 0)),
         key(source=replace(source, digest="x")),
     ]
     assert len(set(different)) == len(different)

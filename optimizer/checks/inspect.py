@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifact import Artifact
 from optimizer.check import Check
-from optimizer.engines.layers import Layer, summary
 from optimizer.errors import MlOptError
 from optimizer.options import Options, opt
 from optimizer.types import JSON, Kind
 
 if TYPE_CHECKING:
+    from optimizer.engines.layers import Layer
     from optimizer.stage import Progress
     from optimizer.store import Store
 
@@ -101,6 +101,8 @@ def _run(refs: tuple[str, ...], options: Inspect, store: Store, progress: Progre
 
 
 def _engine(artifact: Artifact, options: Inspect, progress: Progress) -> InspectReport:
+    from optimizer.engines.layers import Layer
+
     facts = artifact.manifest.facts
     record = facts["engine"]
     kept = json.loads((artifact.path / "layers.json").read_text(encoding="utf-8"))
@@ -144,6 +146,7 @@ def _ask(artifact: Artifact, progress: Progress) -> tuple[JSON, str]:
 
 
 def _graph(artifact: Artifact, options: Inspect) -> InspectReport:
+    from optimizer.engines.layers import summary
     from optimizer.graph.io import graphs, load
 
     model = load(artifact.model_file)
@@ -169,6 +172,8 @@ def _graph(artifact: Artifact, options: Inspect) -> InspectReport:
 
 
 def _layer(node: Any) -> Layer:
+    from optimizer.engines.layers import Layer
+
     domain = f"{node.domain}." if node.domain else ""
     return Layer(node.name or "", f"{domain}{node.op_type}", _formats(node.inputs), _formats(node.outputs))
 

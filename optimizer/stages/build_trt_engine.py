@@ -27,7 +27,7 @@ __all__ = ["LAYERS_NAME", "LOG_NAME", "STAGE", "BuildTrtEngine"]
 #: The layers of the network and of the engine, and the vendor's log, beside the engine.
 LAYERS_NAME, LOG_NAME = "layers.json", "build.log"
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]i?B|B)?\Z", re.IGNORECASE)
+_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]i?B|B)?\Z"
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 #: The first compute capability that has an arithmetic (NVIDIA's support matrices of TensorRT and TensorRT-RTX).
 _NEEDS = {Precision.BF16: (8, 0), Precision.FP8: (8, 9), Precision.INT4: (8, 0)}
@@ -126,7 +126,7 @@ def _bytes_of(text: str) -> int:
     """``2GiB`` as bytes; 0 for nothing. Raises :class:`BadInput`."""
     if not text:
         return 0
-    found = _SIZE.match(text.strip())
+    found = re.match(_SIZE, text.strip(), re.IGNORECASE)
     if found is None or not float(found["number"]):
         raise BadInput(f"--workspace {text!r} is no size", "write a number with a unit, such as --workspace 2GiB")
     return int(float(found["number"]) * _UNITS[(found["unit"] or "").lower()])
