@@ -52,6 +52,7 @@ _DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxruntime-ep-openvino",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "openvino",
     "numpy",
     "tokenizers",
