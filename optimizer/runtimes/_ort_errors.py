@@ -111,9 +111,9 @@ _TABLE = (
         "`ml-opt doctor` says what this machine has",
     ),
     Rule(
-        r"CUDA driver version is insufficient|no CUDA-capable device|CUDA failure (?:35|100)\b",
+        r"(?P<why>CUDA driver version is insufficient[^\n;]*|no CUDA-capable device[^\n;]*)",
         MissingPiece,
-        "{provider} finds no NVIDIA GPU that it can use: {text}",
+        "{provider} finds no NVIDIA GPU that it can use: {why}",
         "`ml-opt doctor` says what this machine has",
     ),
     Rule(r"^InvalidGraph", BadInput, "{path} is not a valid graph: {text}"),

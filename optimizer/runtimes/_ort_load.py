@@ -72,12 +72,13 @@ def missing_library(name: str, text: str, cuda: str = "") -> MissingPiece:
     if found is None:
         return MissingPiece(f"the provider {name} did not load: {text}", _DOCTOR)
     library, major = found["name"], found["major"] or ""
+    full = f"{library}.so.{major}" if major else f"{library}.so"
     if library in ("libcuda", "libnvidia-ml"):
         return MissingPiece(
-            f"the provider {name} did not load: there is no NVIDIA driver here ({library}.so is missing)",
+            f"the provider {name} did not load: there is no NVIDIA driver here ({full} is missing)",
             "it runs on a machine with an NVIDIA GPU and its driver; " + _DOCTOR,
         )
-    said = f"the provider {name} did not load: {library}.so{'.' + major if major else ''} is missing"
+    said = f"the provider {name} did not load: {full} is missing"
     version = cuda.partition(".")[0] or "13"
     if library.startswith(("libnvinfer", "libnvonnxparser")):
         return MissingPiece(

@@ -415,6 +415,25 @@ def test_a_plugin_whose_library_needs_a_driver(double, monkeypatch, tmp_path):
     assert "doctor" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "why", ["CUDA driver version is insufficient for CUDA runtime version", "no CUDA-capable device"]
+)
+def test_a_driver_that_cannot_be_used_is_said_in_its_own_words(double, encoder, monkeypatch, why):
+    """The sentence is that of onnxruntime-gpu 1.31 with a driver that knows no device."""
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError(
+            "/onnxruntime_src/cuda_execution_provider_info.cc:1 static onnxruntime::Info onnxruntime::From(const "
+            f'onnxruntime::Options&) Parse Failed to parse provider option "device_id": CUDA failure 35: {why} ; GPU=0'
+        )
+
+    monkeypatch.setattr(double, "InferenceSession", refuse)
+    with pytest.raises(MissingPiece) as caught:
+        opened(encoder, "cuda")
+    assert caught.value.message.rstrip() == f"cuda finds no NVIDIA GPU that it can use: {why}"
+    assert caught.value.exit_code == 4
+
+
 def test_loading_prints_nothing(double, encoder, capsys):
     opened(encoder, "cuda")
     assert capsys.readouterr().out == "", "--json prints one document"
