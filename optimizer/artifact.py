@@ -48,6 +48,11 @@ class Artifact:
         return self.ref.rpartition(":")[2] or self.path.name
 
     @property
+    def compiled(self) -> bool:
+        """It is an ONNX file that holds what a provider compiled (EPContext nodes), and no graph to work on."""
+        return self.kind is Kind.ONNX and bool(self.manifest.facts.get("ops", {}).get("com.microsoft.EPContext"))
+
+    @property
     def model_file(self) -> Path:
         """``model.onnx``; raises :class:`BadInput` for an artifact that is no ONNX model."""
         self.expect(Kind.ONNX)

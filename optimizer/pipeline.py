@@ -137,6 +137,11 @@ def find_source(stage: Stage, spec: str | Source, options: Options, store: Store
         wanted = " or ".join(kind.phrase for kind in sorted(stage.accepts))
         raise BadInput(f"{stage.name} takes {wanted}, and {name} is {source.kind.phrase}", "`ml-opt ls` lists kinds")
     if isinstance(source, Artifact):
+        if source.compiled and stage.produces is not Kind.CALIBRATION:
+            raise BadInput(
+                f"{stage.name} works on graphs, and {source.ref} holds a compiled one",
+                f"start from what it was compiled of: {source.manifest.source.get('ref', 'its source')}",
+            )
         source.check(store.digests)
     return source
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifact import Artifact, Source, variant_words
-from optimizer.errors import BadInput, GateFailed
+from optimizer.errors import GateFailed
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Redirected, Stage
 from optimizer.types import JSON, Kind, Precision, TensorSpec
@@ -55,10 +55,6 @@ def _redirect(source: Artifact, options: BuildEpContext, store: Store) -> Redire
     """From a graph that was fused for ONNX Runtime's own kernels to the export it was made of."""
     from optimizer.engines.prepare import unfused
 
-    if source.manifest.facts.get("ops", {}).get(_CONTEXT):
-        raise BadInput(
-            f"{source.ref} is compiled already", f"compile what it was made of: {source.manifest.source.get('ref', '')}"
-        )
     found = unfused(source, store)
     if found.precision is not None and options.precision is None:
         options = BuildEpContext(**{**options.changed(), "precision": found.precision})

@@ -79,11 +79,20 @@ def test_what_cannot_be_is_said_before_anything_is_compiled(double, store, sourc
     assert double.sessions == double.compiled == []
 
 
-def test_a_compiled_graph_is_not_compiled_again(double, store, source):
+def test_nothing_is_made_of_a_compiled_graph(double, store, source):
     made = optimizer.build_ep_context(source.ref, store=store).artifact
-    with pytest.raises(BadInput, match="is compiled already") as caught:
-        optimizer.build_ep_context(made.ref, provider="rtx", store=store)
-    assert source.ref in caught.value.hint
+    assert made.compiled
+    assert not source.compiled
+    for again in (
+        lambda: optimizer.build_ep_context(made.ref, provider="rtx", store=store),
+        lambda: optimizer.ort_optimize(made.ref, store=store),
+        lambda: optimizer.cast(made.ref, to="fp16", store=store),
+        lambda: optimizer.quantize_dynamic(made.ref, store=store),
+        lambda: optimizer.build_trt_engine(made.ref, store=store),
+    ):
+        with pytest.raises(BadInput, match="works on graphs, and m@1:fp32-tensorrt-ctx holds a compiled one") as caught:
+            again()
+        assert source.ref in caught.value.hint
 
 
 @pytest.mark.parametrize("provider", ["tensorrt", "rtx"])
