@@ -104,7 +104,6 @@ class Lane:
         import numpy as np
 
         if self._profiles and (number := choose_profile(self._profiles, told)) != self._profile:
-            self._profile = None
             self._context.use_profile(number, self._stream)
             self._profile = number
         for name, array in arrays.items():
@@ -157,8 +156,7 @@ class Lane:
         return {s.name: self._host[s.name].copy() if s.name in self._on_host else filled[s.name] for s in self._outputs}
 
     def abandon(self) -> None:
-        """After an error in the middle: let what was begun end, and take nothing for told."""
-        self._told = None
+        """After an error in the middle: let what was begun end."""
         with contextlib.suppress(MlOptError):
             self.wait()
 

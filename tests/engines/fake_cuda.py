@@ -25,12 +25,14 @@ class FakeCuda:
     Attributes:
         calls: names of all calls so far.
         wrongs: what was wrong and could not be raised where it happened.
+        pause: done once, at the end of the next wait.
     """
 
     def __init__(self, capability: str = "8.9", name: str = "Fake RTX", room: int = 1 << 30) -> None:
         self.capability, self.name, self.room = capability, name, room
         self.calls: list[str] = []
         self.wrongs: list[str] = []
+        self.pause: Callable[[], None] | None = None
         self._memory: dict[int, np.ndarray] = {}
         self._streams: dict[int, list[Callable[[], None]]] = {}
         self._captures: dict[int, list[Callable[[], None]] | None] = {}
@@ -157,6 +159,9 @@ class FakeCuda:
             work, self._streams[stream] = self._streams[stream], []
         for each in work:
             each()
+        if self.pause is not None:
+            pause, self.pause = self.pause, None
+            pause()
 
     def drop_stream(self, stream: int) -> None:
         with self._lock:

@@ -202,12 +202,13 @@ def test_inputs_whose_values_are_a_shape_lie_on_the_host_and_choose_the_profile(
     session.close()
 
 
-def test_values_on_the_host_stay_alive_in_a_bound_call(machine):
+def test_values_on_the_host_are_the_sessions_own(machine):
     session = spreading(machine)
-    size = np.array([3, 2])
-    call = session.bind({"x": np.ones((2, 3), np.float32), "size": size})
+    x, size = np.ones((2, 3), np.float32), np.array([3, 2])
+    call = session.bind({"x": x, "size": size})
+    session.run({"x": x, "size": size})
     size[:] = 7  # the caller's array is the caller's
-    del size
+    assert session.run({"x": x, "size": np.array([3, 2])})["spread"].shape == (3, 2)
     call()
     session.close()
 
@@ -243,6 +244,31 @@ def test_two_threads_get_their_own_answers(toy):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_second_thread_waits_for_the_first(toy, machine):
+    x, other, found = numbers(2, 3), numbers(2, 3, seed=1), []
+    second = threading.Thread(target=lambda: found.append(toy.run({"x": other})))
+
+    def meanwhile():
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+
+    machine.gpu.pause = meanwhile
+    assert np.array_equal(toy.run({"x": x})["twice"], x * 2)
+    second.join()
+    assert np.array_equal(found[0]["twice"], other * 2)
+
+
+def test_what_the_context_knows_already_is_not_told_again(toy, monkeypatch):
+    from engines import fake_trt
+
+    right(toy, numbers(2, 3))
+    told = []
+    monkeypatch.setattr(fake_trt.ExecutionContext, "set_tensor_address", lambda *_: told.append(1) or True)
+    right(toy, numbers(2, 3, seed=1))
+    assert not told
 
 
 # bind
@@ -324,6 +350,15 @@ def test_an_error_in_the_middle_of_run_leaves_a_session_that_runs(toy, machine, 
     else:
         pytest.fail(f"{name} did not fail")
     right(toy, numbers(3, 4))
+    right(toy, x)
+
+
+def test_memory_that_could_not_grow_is_forgotten(toy, machine):
+    x = numbers(1, 2)
+    right(toy, x)
+    machine.gpu.fail("malloc")
+    with pytest.raises(CudaFailed, match="planted"):
+        toy.run({"x": numbers(16, 8)})
     right(toy, x)
 
 
