@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from optimizer.environment import gpu_facts
 from optimizer.errors import MissingPiece, MlOptError, missing_package
 from optimizer.types import JSON
 
@@ -63,7 +64,7 @@ _NO_GPU = {
     804: "this GPU takes no newer CUDA than its driver's",
     999: "the driver cannot be used",
 }
-_OUT_OF_MEMORY = 2
+_OUT_OF_MEMORY, _OLD_DRIVER = 2, (35, 36)
 
 
 class CudaFailed(MlOptError):
@@ -146,10 +147,10 @@ class CudaBindings:
 
     def _failed(self, name: str, number: int, code: Any) -> MlOptError:
         if number in _NO_GPU:
-            return MissingPiece(
-                f"no CUDA device can be used: {_NO_GPU[number]} ({name}: error {number})",
-                "engines run on a machine with an NVIDIA GPU and its driver; `ml-opt doctor` says what is here",
-            )
+            hint = "engines run on a machine with an NVIDIA GPU and its driver; `ml-opt doctor` says what is here"
+            if number in _OLD_DRIVER and (gpus := gpu_facts()):
+                hint = f"the driver here is {gpus[0]['driver']}; update it, or run: pip install 'cuda-bindings<13'"
+            return MissingPiece(f"no CUDA device can be used: {_NO_GPU[number]} ({name}: error {number})", hint)
         text = str(code)
         with contextlib.suppress(Exception):
             _, found = self._runtime.cudaGetErrorString(code)

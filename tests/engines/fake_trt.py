@@ -52,7 +52,8 @@ def tensor(name: str, dtype: str, *shape: int, host: bool = False, how: str = ""
 
     ``twice`` doubles the first input (an integer or bool one is turned into a number first), ``rows`` sums its last
     dimension, ``sum`` adds up all of all inputs into a scalar, ``spread`` is that scalar in the shape that the values
-    of ``size`` say, ``shape`` is the first input's shape, ``found`` are its elements above zero.
+    of ``size`` say, ``shape`` is the first input's shape, ``found`` are its elements above zero. ``onnx`` is the output
+    of this name of the ONNX file that the plan names.
     """
     return {"name": name, "dtype": dtype, "shape": list(shape), "host": host, "how": how}
 
@@ -60,7 +61,17 @@ def tensor(name: str, dtype: str, *shape: int, host: bool = False, how: str = ""
 def plan(
     inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], *profiles: dict[str, list[list[int]]], **more: Any
 ) -> bytes:
-    """A plan; ``more`` may say ``version``, ``recordable``, ``weights`` (false for a stripped one), ``streamable``."""
+    """A plan.
+
+    Args:
+        inputs: made by :func:`tensor`.
+        outputs: made by :func:`tensor`.
+        profiles: smallest, best and largest shape by input.
+        more: ``recordable`` false for what no graph can hold, ``weights`` false for a stripped engine and ``wants``
+            their format, ``streamable`` bytes of weights and ``least`` of them on the GPU, ``lean`` for host code,
+            ``big`` for what no GPU has room for, ``contradicts`` for sizes that do, ``onnx`` the file that computes,
+            and ``off`` by how much its answers are off.
+    """
     return json.dumps({"inputs": inputs, "outputs": outputs, "profiles": profiles or [{}], **more}).encode()
 
 
@@ -140,6 +151,11 @@ class CudaEngine:
         self.streamable_weights_size = told.get("streamable", 0)
         self.has_weights = told.get("weights", True)
         self.made = 0
+        self.onnx: Any = None
+        if "onnx" in told:
+            import onnxruntime
+
+            self.onnx = onnxruntime.InferenceSession(told["onnx"], providers=["CPUExecutionProvider"])
         self._budget = self.streamable_weights_size
 
     def get_tensor_name(self, index: int) -> str:
@@ -324,6 +340,10 @@ class ExecutionContext:
         how = self._engine.tensors[name]["how"]
         if how == "spread":
             return tuple(int(size) for size in self._values("size"))
+        if how == "onnx":
+            inputs = {each["name"]: each for each in self._told["inputs"]}
+            zeros = {n: np.zeros(self._shapes[n], _NUMPY[DataType[each["dtype"]]]) for n, each in inputs.items()}
+            return tuple(self._engine.onnx.run([name], zeros)[0].shape)
         return {"twice": first, "rows": first[:-1], "sum": (), "shape": (len(first),), "found": (-1,)}[how]
 
     def _values(self, name: str) -> np.ndarray:
@@ -364,7 +384,8 @@ class ExecutionContext:
             self._config.cache.shapes.add(key)
 
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
-        given = [self._read(each, shapes, addresses) for each in self._told["inputs"]]
+        read = {each["name"]: self._read(each, shapes, addresses) for each in self._told["inputs"]}
+        given = [each.astype(np.float64) for each in read.values()]
         first, total = given[0], sum(float(each.sum()) for each in given)
         for each in self._told["outputs"]:
             name, dtype = each["name"], _NUMPY[DataType[each["dtype"]]]
@@ -374,6 +395,7 @@ class ExecutionContext:
                 "sum": lambda: np.array(total),
                 "spread": lambda: np.full(shapes[name], total),  # noqa: B023
                 "shape": lambda: np.array(first.shape),
+                "onnx": lambda: self._engine.onnx.run([name], read)[0] + self._told["off"],  # noqa: B023
             }[each["how"]]()
             whole = np.asarray(made, order="C").astype(dtype)
             assert whole.shape == shapes[name]
@@ -385,7 +407,7 @@ class ExecutionContext:
     def _read(self, each: dict[str, Any], shapes: dict[str, Any], addresses: dict[str, int]) -> np.ndarray:
         name, dtype = each["name"], np.dtype(_NUMPY[DataType[each["dtype"]]])
         if each["host"]:
-            return self._values(name).astype(np.float64)
+            return self._values(name)
         size = int(np.prod(shapes[name])) * dtype.itemsize
         found = np.frombuffer(self._gpu.view(addresses[name], size).tobytes(), dtype)
-        return found.reshape(shapes[name]).astype(np.float64)
+        return found.reshape(shapes[name])

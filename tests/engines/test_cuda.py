@@ -78,6 +78,15 @@ def test_no_gpu_is_a_missing_piece(code):
         CudaBindings(runtime).need_device()
 
 
+def test_a_driver_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(cuda, "gpu_facts", lambda: ({"driver": "570.86"},))
+    runtime = Runtime()
+    runtime.codes["cudaGetDeviceCount"] = 35
+    with pytest.raises(MissingPiece) as caught:
+        CudaBindings(runtime).need_device()
+    assert caught.value.hint.startswith("the driver here is 570.86; update it, or run: pip install 'cuda-bindings<13'")
+
+
 def test_a_machine_with_no_device_at_all():
     with pytest.raises(MissingPiece, match="the driver finds no GPU"):
         CudaBindings(Runtime(cudaGetDeviceCount=0)).need_device()

@@ -92,3 +92,61 @@ def test_one_logger_hears_all_of_the_process():
     from optimizer.engines.vendor import load
 
     assert load(FLAVORS["rtx"]) is load(FLAVORS["rtx"])
+
+
+@pytest.fixture
+def gpu_store(engines, tmp_path, monkeypatch):
+    """The same store on a machine with a GPU of numpy, whose engine computes what the ONNX file says."""
+    from engines.fake_cuda import nothing_left
+    from engines.fake_trt import plan, tensor
+    from engines.machine import NAMES, Machine
+
+    from optimizer.digest import digest_file
+    from optimizer.store import file_entries
+
+    machine = Machine(tmp_path, monkeypatch)
+    folder = engines / "tiny" / "1" / "fp32-rtx"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    dtypes = {theirs: ours for ours, theirs in NAMES.items()}
+
+    def made(which, how=""):
+        return [
+            tensor(
+                each["name"], dtypes[each["dtype"]], *(-1 if isinstance(d, str) else d for d in each["shape"]), how=how
+            )
+            for each in manifest["facts"][which]
+        ]
+
+    def store(off=0.0):
+        profiles = [
+            {name: [each["min"], each["opt"], each["max"]] for name, each in profile.items()}
+            for profile in manifest["facts"]["engine"]["profiles"]
+        ]
+        onnx = str(engines / "tiny" / "1" / "fp32" / "model.onnx")
+        (folder / "model.engine").write_bytes(
+            plan(made("inputs"), made("outputs", "onnx"), *profiles, onnx=onnx, off=off)
+        )
+        (folder / "manifest.json").unlink()
+        files = file_entries(folder, digest_file)
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        return Store(engines)
+
+    with nothing_left(machine.gpu):
+        yield store
+
+
+@pytest.mark.parametrize("options", [{"against": "golden"}, {"against": "tiny:fp32"}, {"against": "source"}])
+def test_an_engine_that_answers_right_is_verified(gpu_store, options):
+    import optimizer
+
+    report = optimizer.verify("tiny:fp32-rtx", store=gpu_store(), **options)
+    assert report.exit_code == 0, report.failures
+    assert min(report.worst()["cosine"].values()) > 0.9999
+    assert report.facts["candidate"]["provider"] == "tensorrt-native"
+
+
+def test_an_engine_that_answers_wrong_is_not(gpu_store):
+    import optimizer
+
+    report = optimizer.verify("tiny:fp32-rtx", against="tiny:fp32", store=gpu_store(off=0.5))
+    assert report.exit_code == 1
