@@ -197,13 +197,13 @@ def get_runtime(provider: Provider) -> Runtime:
     return runtime
 
 
-#: Providers in packages of their own, and the module that is there when one is installed; the extra of ml-opt that
-#: brings it has the provider's name.
+#: Providers in packages of their own, the module that is there when one is installed, and the extra of ml-opt that
+#: brings it.
 _PACKAGES = {
-    "openvino": "onnxruntime_ep_openvino",
-    "openvino-native": "openvino",
-    "tensorrt-native": "cuda",
-    "rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+    "openvino": ("onnxruntime_ep_openvino", "openvino"),
+    "openvino-native": ("openvino", "openvino-native"),
+    "tensorrt-native": ("cuda", "tensorrt-rtx"),
+    "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx"),
 }
 #: The two ways that OpenVINO comes, the better known first.
 _OPENVINO = ("openvino", "openvino-native")
@@ -211,9 +211,9 @@ _OPENVINO = ("openvino", "openvino-native")
 
 def works(provider: str) -> Availability:
     """What :func:`probe` says, which takes a second, without it for a package that is not installed."""
-    module = _PACKAGES.get(provider)
+    module, extra = _PACKAGES.get(provider, ("", ""))
     if module and not has_module(module):
-        reason, hint = f"the provider {provider} is not installed", f'pip install "ml-opt[{provider}]"'
+        reason, hint = f"the provider {provider} is not installed", f'pip install "ml-opt[{extra}]"'
         return Availability(provider, False, reason, hint)
     return probe(provider)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +76,16 @@ def test_what_is_said_to_work_here_does() -> None:
     here = openvino_here()
     assert here is not None
     assert probe(here).ok
+
+
+@pytest.mark.parametrize("provider", runtime._PACKAGES)
+def test_what_is_not_installed_is_brought_by_an_extra_that_exists(
+    monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    monkeypatch.setattr(runtime, "has_module", lambda name: False)
+    found = runtime.works(provider)
+    assert found.ok is False
+    extra = re.fullmatch(r'pip install "ml-opt\[(.+)\]"', found.hint)
+    assert extra is not None
+    assert extra[1] in project["optional-dependencies"]
