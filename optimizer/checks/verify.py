@@ -10,7 +10,7 @@ from optimizer.check import Check
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, MissingPiece
 from optimizer.options import Options, opt
-from optimizer.types import JSON, Device, Precision, TensorSpec
+from optimizer.types import JSON, Device, Kind, Precision, TensorSpec
 
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
@@ -99,6 +99,8 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
         try:
             facts: dict[str, JSON] = {"candidate": candidate.facts, "reference": reference_facts}
             cases = list(_cases(artifact, golden, model, options, facts))
+            if artifact.kind is Kind.ENGINE:
+                cases = _built_for(artifact, golden, model, options, cases, facts)
             results = tuple(compare(reference, candidate, _counted(cases, progress), task, model))
         finally:
             reference.close()
@@ -146,6 +148,47 @@ def _cases(
         facts["data"] = rows.summary
         for number, batch in enumerate(rows.batches(options.batch), 1):
             yield Case(f"data, batch {number}", batch.feeds, Inputs.DATA)
+
+
+def _built_for(
+    artifact: Artifact,
+    golden: Golden | None,
+    model: Mapping[str, JSON],
+    options: Verify,
+    cases: list[Case],
+    facts: dict[str, JSON],
+) -> list[Case]:
+    """Of cases that were made for any model those that an engine was built for, and its own shapes in a sweep.
+
+    Real rows are left as they are: an engine that does not take them has failed.
+
+    Raises:
+        BadInput: nothing is left.
+    """
+    from optimizer.engines.profiles import Profile
+    from optimizer.evaluate.parity import Inputs
+    from optimizer.evaluate.sweep import profile_cases
+
+    profiles = [Profile.from_json(each) for each in artifact.manifest.facts["engine"]["profiles"]]
+    if not profiles:
+        return cases
+    if golden is not None and options.sweep and options.against != "golden":
+        specs = tuple(TensorSpec.from_json(spec) for spec in model["inputs"])
+        cases = list({case.name: case for case in (*profile_cases(golden, specs, profiles), *cases)}.values())
+    kept: list[Case] = []
+    left: list[Case] = []
+    for case in cases:
+        shapes = {name: array.shape for name, array in case.feeds.items()}
+        fits = case.inputs is Inputs.DATA or any(profile.holds(shapes) for profile in profiles)
+        (kept if fits else left).append(case)
+    if left:
+        facts["left_out"] = [case.name for case in left]
+    if not kept:
+        raise BadInput(
+            f"{artifact.ref} was not built for the shapes that are compared here ({', '.join(facts['left_out'])})",
+            f"it takes {'; '.join(map(str, profiles))}; compare on shapes of its own: --against source",
+        )
+    return kept
 
 
 def _golden_session(golden: Golden | None, artifact: Artifact) -> Any:

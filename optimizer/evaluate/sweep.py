@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from optimizer.data.golden import Golden, counts_rows, is_sequence
+from optimizer.engines.profiles import Profile
 from optimizer.evaluate.parity import Case
 from optimizer.types import JSON, TensorSpec
 
-__all__ = ["shape_sweep", "sweep_cases"]
+__all__ = ["profile_cases", "shape_sweep", "sweep_cases"]
 
 _BATCHES = (1, 2, 8)
 #: Long enough to cross every block size of a kernel, short enough to run in seconds where no limit is known; for audio
@@ -55,3 +56,18 @@ def sweep_cases(golden: Golden, specs: Sequence[TensorSpec], model: Mapping[str,
     for batch, sequence, padded in shape_sweep(specs, model):
         name = f"{batch}x{sequence}{' padded' if padded else ''}"
         yield Case(name, golden.feeds(specs, batch, sequence, padded=padded))
+
+
+def profile_cases(golden: Golden, specs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> Iterator[Case]:
+    """Golden values in the smallest shape of every profile, and in the one that its kernels were chosen for."""
+    for profile in profiles:
+        for which in ("min", "opt"):
+            batch = sequence = 1
+            for spec in specs:
+                sizes = getattr(profile.ranges[spec.name], which) if spec.name in profile.ranges else ()
+                for place, size in enumerate(sizes):
+                    if is_sequence(spec.shape[place]):
+                        sequence = size
+                    elif counts_rows(spec.shape[place], place):
+                        batch = size
+            yield Case(f"{batch}x{sequence}", golden.feeds(specs, batch, sequence))

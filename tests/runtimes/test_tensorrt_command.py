@@ -117,7 +117,10 @@ def gpu_store(engines, tmp_path, monkeypatch):
             for each in manifest["facts"][which]
         ]
 
-    def store(off=0.0):
+    def store(off=0.0, narrow=()):
+        for name in narrow and manifest["facts"]["engine"]["profiles"][0]:
+            least, best, most = narrow
+            manifest["facts"]["engine"]["profiles"][0][name] = {"min": least, "opt": best, "max": most}
         profiles = [
             {name: [each["min"], each["opt"], each["max"]] for name, each in profile.items()}
             for profile in manifest["facts"]["engine"]["profiles"]
@@ -143,6 +146,26 @@ def test_an_engine_that_answers_right_is_verified(gpu_store, options):
     assert report.exit_code == 0, report.failures
     assert min(report.worst()["cosine"].values()) > 0.9999
     assert report.facts["candidate"]["provider"] == "tensorrt-native"
+
+
+def test_an_engine_is_verified_on_the_shapes_it_was_built_for(gpu_store):
+    import optimizer
+
+    report = optimizer.verify("tiny:fp32-rtx", against="tiny:fp32", store=gpu_store(narrow=([2, 3], [3, 17], [4, 20])))
+    assert report.exit_code == 0, report.failures
+    assert [result.name for result in report.cases] == ["2x3", "3x17", "2x17", "2x17 padded"]
+    assert {"1x1", "8x17"} <= set(report.facts["left_out"])
+
+
+def test_an_engine_that_has_no_shape_in_common_with_the_kept_answers(gpu_store):
+    import optimizer
+    from optimizer.errors import BadInput
+
+    store = gpu_store(narrow=([30, 1], [31, 1], [32, 1]))
+    with pytest.raises(
+        BadInput, match=r"tiny@1:fp32-rtx was not built for the shapes that are compared here \(golden\)"
+    ):
+        optimizer.verify("tiny:fp32-rtx", against="golden", store=store)
 
 
 def test_an_engine_that_answers_wrong_is_not(gpu_store):
