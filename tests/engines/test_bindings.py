@@ -60,6 +60,18 @@ def test_the_installed_package_has_what_is_used(flavor):
         assert [each for each in attributes if not hasattr(getattr(package, name), each)] == [], name
 
 
+def test_what_is_written_down_is_what_is_installed():
+    """The way it is found out (bindings.py) gives what the package itself says."""
+    if not has_module("tensorrt_rtx"):
+        pytest.skip("TensorRT-RTX is not installed")
+    package = importlib.import_module("tensorrt_rtx_bindings")
+    written = PACKAGES.get(f"tensorrt_rtx-{package.__version__}")
+    assert written is not None, "another version is installed: python tests/engines/bindings.py WHEEL"
+    for name, parts in written.items():
+        if name != "module":
+            assert {each for each in dir(getattr(package, name)) if not each.startswith("_")} == set(parts), name
+
+
 def attributes(tree):
     return [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
 

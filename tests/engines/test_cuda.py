@@ -60,6 +60,42 @@ def test_the_package_is_called_with_as_many_arguments_as_it_takes():
     assert checked == set(cuda.CALLS) - constants
 
 
+def test_the_package_takes_what_it_is_given():
+    """Pointers and streams as plain numbers: with a GPU there and back, without one up to where it is missed."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    gpu, array, back = CudaBindings(runtime), np.arange(6, dtype=np.float32), np.zeros(6, np.float32)
+    try:
+        gpu.need_device()
+    except MissingPiece:
+        calls = [
+            lambda: gpu.facts(),
+            lambda: gpu.malloc(8),
+            lambda: gpu.free(256),
+            lambda: gpu.to_device(256, array, 7),
+            lambda: gpu.to_host(array, 256, 7),
+            lambda: gpu.stream(),
+            lambda: gpu.wait(7),
+            lambda: gpu.drop_stream(7),
+            lambda: gpu.begin_capture(7),
+            lambda: gpu.end_capture(7),
+            lambda: gpu.launch(9, 7),
+            lambda: gpu.drop_graph(9),
+            lambda: gpu.timed(lambda: None, 7, 1),
+        ]
+        for call in calls:
+            with pytest.raises(MissingPiece, match="no CUDA device can be used"):
+                call()
+        return
+    stream, pointer = gpu.stream(), gpu.malloc(array.nbytes)
+    gpu.to_device(pointer, array, stream)
+    gpu.to_host(back, pointer, stream)
+    gpu.wait(stream)
+    assert np.array_equal(array, back)
+    assert gpu.timed(lambda: gpu.to_device(pointer, array, stream), stream, 2) >= 0
+    gpu.free(pointer)
+    gpu.drop_stream(stream)
+
+
 def test_this_machine_has_a_gpu_or_the_error_says_what_is_missing():
     try:
         facts = cuda.cuda().facts()
