@@ -88,7 +88,9 @@ def stage_command(stage: Stage) -> Callable[..., int]:
     def command(**values: Any) -> int:
         from optimizer.api import run_stage
         from optimizer.cli.render import render_result
+        from optimizer.memory import reuse_freed
 
+        reuse_freed()
         outside = Common(values)
         source, name, variant = values.pop("source"), values.pop("name", None), values.pop("variant")
         with outside.output.work() as progress:

@@ -27,6 +27,7 @@ from optimizer.artifact import Artifact
 from optimizer.benching.process import CandidateFailed, WorkerProcess
 from optimizer.benching.worker import die_with_parent
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
+from optimizer.memory import reuse_freed
 from optimizer.options import Options
 from optimizer.pipeline import apply, find_source, stage_key
 from optimizer.quantizing.sensitivity import NodeNoise, read_ranking
@@ -196,6 +197,7 @@ _DOES = {"build": _build, "export": _export}
 def main() -> None:
     """Answer one request; anything a library prints goes to stderr."""
     die_with_parent()
+    reuse_freed()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
         channel.write(json.dumps(_answer(json.loads(sys.stdin.readline()))) + "\n")
