@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import turns
 
 # Set before any library is imported: nothing may reach for the hub, and two cores are all there are.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,6 +26,13 @@ from optimizer.store import Store
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent.parent / "benchmarks" / "data"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Every test in its turn; waiting for it is not part of its time."""
+    with turns.turn(turns.runs_alone(str(item.path.relative_to(Path(__file__).parent)))):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ FLAVORS: Mapping[str, Flavor] = {
 }
 
 
-def choose(name: str) -> Flavor:
+def choose(name: str, wanted_for: str = "building engines") -> Flavor:
     """The flavour that is meant; ``auto`` takes TensorRT where it is installed, else TensorRT-RTX.
 
     Raises:
@@ -84,7 +84,7 @@ def choose(name: str) -> Flavor:
     line = f'pip install "ml-opt[{flavor.extra}]"' if cuda == "cu13" else f"pip install {flavor.distributions[1]}"
     if flavor.name == "tensorrt" and cuda == "cu12":
         line = "pip install tensorrt-cu12 'cuda-bindings<13'"
-    raise MissingPiece(f"building engines needs {flavor.title}, which is not installed", f"run: {line}{other}")
+    raise MissingPiece(f"{wanted_for} needs {flavor.title}, which is not installed", f"run: {line}{other}")
 
 
 def _driver_major() -> int:

@@ -173,7 +173,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     record = facts["engine"]
     gpu = cuda()
     here = gpu.facts()
-    flavor = choose(str(record["flavor"]))
+    flavor = choose(str(record["flavor"]), "running this engine")
     vendor = load(flavor)
     check_machine(artifact, flavor, vendor.version, here)
     kept = CompiledKernels.of(flavor, vendor.version, here, artifact.manifest.key)
@@ -339,7 +339,7 @@ def _available(provider: str) -> Availability:
     """Whether there is a GPU, and a library to run engines with."""
     installed = [flavor for flavor in FLAVORS.values() if flavor.installed]
     try:
-        flavor = installed[0] if installed else choose("auto")
+        flavor = installed[0] if installed else choose("auto", "running engines")
         facts = cuda().facts()
     except MlOptError as error:
         return Availability(provider, False, error.message, error.hint)
