@@ -71,6 +71,10 @@ FLAVORS: Mapping[str, Flavor] = {
 def choose(name: str, wanted_for: str = "building engines") -> Flavor:
     """The flavour that is meant; ``auto`` takes TensorRT where it is installed, else TensorRT-RTX.
 
+    Args:
+        name: of a flavour, or ``auto``.
+        wanted_for: what needs it, for the error.
+
     Raises:
         MissingPiece: it is not installed, with the line that installs the one for this driver.
     """

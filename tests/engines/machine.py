@@ -37,7 +37,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
         self.patch.setattr(tensorrt, "cuda", lambda: self.gpu)
-        self.patch.setattr(tensorrt, "choose", FLAVORS.__getitem__)
+        self.patch.setattr(tensorrt, "choose", lambda name, wanted_for: FLAVORS[name])
         self.patch.setattr(tensorrt, "load", lambda flavor: self.vendor)
         self.start()
 
