@@ -17,6 +17,7 @@ from optimizer.benching.writing import check_formats, hand_out, report_opt
 from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
 from optimizer.data.columns import column_opt, named_columns
+from optimizer.engines.profiles import Profile
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
@@ -219,10 +220,18 @@ def _shapes(options: Bench, taking_part: list[Entrant], model: Mapping[str, JSON
             )
         preprocessor = Preprocessor.open(artifact.path, model, columns=named_columns(options.column))
         return (Workload.open(options.shapes_from, preprocessor, Batching.parse(options.batching), model),)
-    shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape))) or tuple(default_shapes(model))
+    shapes = tuple(dict.fromkeys(map(Shape.parse, options.shape)))
+    shapes = shapes or tuple(default_shapes(model, _engines(taking_part)))
     for shape in shapes:
         shape.check(model)
     return shapes
+
+
+def _engines(taking_part: list[Entrant]) -> list[list[Profile]]:
+    """The profiles of every engine, which has no other shapes."""
+    records = [(e.artifact.manifest.facts if e.artifact is not None else {}).get("engine", {}) for e in taking_part]
+    found = [[Profile.from_json(each) for each in record.get("profiles", ())] for record in records]
+    return [profiles for profiles in found if profiles]
 
 
 def _with_baseline(taking_part: list[Entrant], options: Bench, store: Store) -> tuple[str, list[Entrant]]:
