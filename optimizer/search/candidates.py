@@ -57,8 +57,12 @@ class Idea:
 
     @property
     def family(self) -> str:
-        """Candidates of one family differ only in how static int8 was calibrated; empty for one that stands alone."""
-        static = any(step.stage == STATIC for step in self.steps)
+        """Candidates of one family differ only in how static int8 was calibrated; empty for one that stands alone.
+
+        OpenVINO's int8 with fp32 between its products stands alone: what calibrating loses, it loses as its sister with
+        bf16 does, whose milder kin are tried.
+        """
+        static = any(step.stage == STATIC for step in self.steps) and self.provider.precision != "fp32"
         builder = f"+{self.builder}" if self.builder else ""
         return f"{STATIC}+{self.provider}{builder}" if static else ""
 
@@ -160,6 +164,10 @@ def _on_openvino(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     smooth = _static(data, smooth=True)
     why = "the same, outliers moved from activations into weights"
     yield Idea("int8-static-smooth-openvino", Precision.INT8, provider, smooth, why)
+    if machine.bf16:
+        plain = Provider(machine.openvino, "fp32")
+        why = "int8 products, and fp32 between them: in a small model, bf16 there costs more than it saves"
+        yield Idea("int8-static-openvino-fp32", Precision.INT8, plain, _static(data), why)
 
 
 def _on_processor(data: Mapping[str, JSON]) -> Iterable[Idea]:

@@ -63,10 +63,13 @@ def test_what_a_provider_lacks_is_said_in_its_own_words() -> None:
 def test_openvino_by_its_own_package_where_onnx_runtimes_provider_has_no_device() -> None:
     native = Machine(AMD.features, frozenset({"cpu", "openvino-native"}), reasons={"openvino": "it finds no device"})
     found = plan(native, calib=CALIB)
-    assert {str(idea.provider) for idea in found.ideas if "openvino" in idea.name} == {"openvino-native:bf16"}
+    assert {str(idea.provider) for idea in found.ideas if "openvino" in idea.name} == {
+        "openvino-native:bf16", "openvino-native:fp32",
+    }  # fmt: skip
     assert {idea.target for idea in found.ideas if "openvino" in idea.name} == {"openvino"}
     assert names(plan(native, calib=CALIB, targets=("openvino",))) == [
         "bf16-openvino", "bf16-openvino-fp16-file", "int8-static-openvino", "int8-static-smooth-openvino",
+        "int8-static-openvino-fp32",
     ]  # fmt: skip
     both = Machine(AMX.features, frozenset({"cpu", "openvino", "openvino-native"}))
     assert {str(idea.provider) for idea in plan(both).ideas if "openvino" in idea.name} == {"openvino:bf16"}
@@ -126,6 +129,9 @@ def test_what_int8_leaves_between_its_products_follows_the_processor() -> None:
         return next(str(idea.provider) for idea in ideas if idea.name == "int8-static-openvino")
 
     assert (provider(VNNI), provider(AMX)) == ("openvino", "openvino:bf16")
+    assert "int8-static-openvino-fp32" not in names(plan(VNNI, calib=CALIB)), "it is what the other one is there"
+    sister = next(idea for idea in plan(AMX, calib=CALIB).ideas if idea.name == "int8-static-openvino-fp32")
+    assert (str(sister.provider), sister.family) == ("openvino:fp32", "")
 
 
 def test_four_bits_are_for_those_who_ask() -> None:
@@ -138,7 +144,7 @@ def test_four_bits_are_for_those_who_ask() -> None:
 def test_every_idea_is_tried_or_has_a_reason() -> None:
     found = plan(AMX, calib=CALIB)
     together = [*names(found), *(each.name for each in found.left_out)]
-    assert len(together) == len(set(together)) == 22
+    assert len(together) == len(set(together)) == 23
     assert all(each.reason for each in found.left_out)
 
 
@@ -155,7 +161,7 @@ def test_what_is_asked_for_filters() -> None:
     assert names(plan(AMX, calib=CALIB, precisions=("bf16",))) == ["bf16-openvino", "bf16-openvino-fp16-file"]
     assert names(plan(AMX, targets=("openvino",))) == ["bf16-openvino", "bf16-openvino-fp16-file"]
     assert names(plan(AMX, calib=CALIB, targets=("openvino",), precisions=("int8",))) == [
-        "int8-static-openvino", "int8-static-smooth-openvino",
+        "int8-static-openvino", "int8-static-smooth-openvino", "int8-static-openvino-fp32",
     ]  # fmt: skip
     assert names(plan(PLAIN, precisions=("int8",))) == ["int8-dynamic", "int8-weights"]
     assert names(plan(GPU, targets=("tensorrt",))) == ["fp16-tensorrt", "fp16-rtx"]
