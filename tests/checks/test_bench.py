@@ -62,7 +62,7 @@ def test_two_variants_are_measured_and_compared(small_store, tmp_path):
     assert "small:noisy" in table.read_text()
 
 
-def test_every_cell_is_under_this_machines_roofs(small_store, tmp_path):
+def test_every_cell_is_under_this_machines_roofs(usual_roofs, small_store, tmp_path):
     out, table = tmp_path / "r.json", tmp_path / "r.md"
     report = bench(small_store, "small:fp32", shape=("1x4", "3x8"), roofline=True, report=(out, table))
     assert [(peak.provider, peak.arithmetic, peak.error) for peak in report.roofline.peaks] == [("cpu", "fp32", "")]
