@@ -140,6 +140,16 @@ def sentiment_dir() -> Path:
     return sentiment_classifier(ROOT / ".cache" / "sentiment-1-epoch", epochs=1)
 
 
+@pytest.fixture(scope="session")
+def sentiment_store(tmp_path_factory: pytest.TempPathFactory, sentiment_dir: Path) -> Store:
+    """A store with `sentiment:fp32`, exported once a session; tests add to it and never remove from it."""
+    import optimizer
+
+    store = Store(tmp_path_factory.mktemp("sentiment") / "models")
+    optimizer.export_onnx(str(sentiment_dir), name="sentiment", store=store)
+    return store
+
+
 @pytest.fixture
 def stocked(store: Store) -> Store:
     """Two models: ``toy`` with two versions and three artifacts, ``other`` with one."""

@@ -485,20 +485,26 @@ def test_progress_is_told_while_it_builds(store: Store, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- other models
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Where image models are exported to once, for engines of every precision."""
+    return Store(tmp_path_factory.mktemp("images") / "models")
+
+
 @pytest.mark.parametrize("name", ["vit", "resnet", "convnext"])
 @pytest.mark.parametrize("precision", [None, "fp16", "bf16"])
-def test_image_models(arch: Callable[[str, str], Path], name: str, precision: str | None, store: Store) -> None:
-    optimizer.export_onnx(str(arch(name, "image-classification")), name=name, store=store)
-    engine = optimizer.build_trt_engine(f"{name}:fp32", precision=precision, flavor="rtx", store=store).artifact
+def test_image_models(arch: Callable[[str, str], Path], name: str, precision: str | None, images: Store) -> None:
+    optimizer.export_onnx(str(arch(name, "image-classification")), name=name, store=images)
+    engine = optimizer.build_trt_engine(f"{name}:fp32", precision=precision, flavor="rtx", store=images).artifact
     products = engine.manifest.facts["layers"]["products"]
     wanted = {None: "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
     assert next(iter(products)) == wanted
     assert engine.manifest.facts["engine"]["profiles"][0]["pixel_values"]["max"][0] == 32
 
 
-def test_the_sentiment_classifier(sentiment_dir: Path, store: Store) -> None:
-    optimizer.export_onnx(str(sentiment_dir), name="sentiment", store=store)
-    engine = optimizer.build_trt_engine("sentiment:fp32", precision="fp16", flavor="rtx", store=store).artifact
+def test_the_sentiment_classifier(sentiment_store: Store) -> None:
+    made = optimizer.build_trt_engine("sentiment:fp32", precision="fp16", flavor="rtx", store=sentiment_store)
+    engine = made.artifact
     assert engine.manifest.facts["layers"]["attention"] == 6
     assert [spec.name for spec in engine.manifest.outputs] == ["logits"]
 

@@ -18,13 +18,9 @@ def made(ref, store, calib, **options):
 
 
 @pytest.fixture(scope="module")
-def sentiment(tmp_path_factory, sentiment_dir):
+def sentiment(sentiment_store):
     """A store with the classifier in fp32."""
-    from optimizer.store import Store
-
-    store = Store(tmp_path_factory.mktemp("sentiment") / "models")
-    optimizer.export_onnx(str(sentiment_dir), name="sentiment", store=store)
-    return store
+    return sentiment_store
 
 
 @pytest.fixture(scope="module")
