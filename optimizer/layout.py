@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from optimizer.files import Lock
-from optimizer.ref import REPORTS, is_name
+from optimizer.ref import REPORTS, is_name, safe_name
 
-__all__ = ["OWNER_LOCK", "Layout", "is_version"]
+__all__ = ["OWNER_LOCK", "Layout", "is_version", "machine_cache"]
 
 #: The lock inside a scratch folder, which dies with the process that owns it.
 OWNER_LOCK = "owner.lock"
@@ -97,3 +99,14 @@ class Layout:
 def is_version(name: str) -> bool:
     """Whether a folder's name is a version number, spelled the one way that numbers are."""
     return name.isascii() and name.isdigit() and name[0] != "0"
+
+
+def machine_cache(sort: str, machine: Sequence[object]) -> Path:
+    """A folder in the user's cache for what belongs to some versions, a GPU and its driver; it need not be there.
+
+    Args:
+        sort: of what is kept.
+        machine: all that, when it changes, makes what was kept worthless: another folder is taken then.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "ml-opt" / sort / safe_name("-".join(map(str, machine)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.ref import safe_name
+from optimizer.layout import machine_cache
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ class CompiledKernels:
         """
         if not flavor.capabilities:
             return None
-        words = [flavor.name, version, f"sm{gpu['compute_capability']}", str(gpu["driver"]), str(gpu["name"])]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ml-opt" / "kernels"
-        return cls(home / safe_name("-".join(words)) / f"{key}.kernels")
+        machine = (flavor.name, version, f"sm{gpu['compute_capability']}", gpu["driver"], gpu["name"])
+        return cls(machine_cache("kernels", machine) / f"{key}.kernels")
 
     def read(self) -> bytes:
         """Its content; empty when there is none yet, or none that can be read."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.environment import gpu_facts
 from optimizer.files import Lock, disk_errors
-from optimizer.ref import safe_name
+from optimizer.layout import machine_cache
 
 if TYPE_CHECKING:
     from optimizer.engines.flavors import Flavor
@@ -36,9 +35,9 @@ class TimingCache:
             return None
         gpus = gpu_facts()
         gpu = gpus[0] if gpus else {"compute_capability": "none", "driver": "none", "name": "none"}
-        words = [flavor.name, version, f"sm{gpu['compute_capability']}", str(gpu["driver"]), str(gpu["name"])]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ml-opt" / "timing"
-        return cls((root or home) / safe_name("-".join(words)) / "timing.cache")
+        machine = (flavor.name, version, f"sm{gpu['compute_capability']}", gpu["driver"], gpu["name"])
+        folder = machine_cache("timing", machine)
+        return cls((folder if root is None else root / folder.name) / "timing.cache")
 
     def read(self) -> bytes:
         """Its content; empty when there is none yet."""

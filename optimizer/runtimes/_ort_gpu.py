@@ -16,7 +16,7 @@ from pathlib import Path
 from optimizer.digest import digest_json
 from optimizer.environment import gpu_facts, version_of
 from optimizer.files import disk_errors
-from optimizer.ref import safe_name
+from optimizer.layout import machine_cache
 from optimizer.runtime import SessionOptions
 from optimizer.runtimes._ort_shapes import Shapes, shape_options
 
@@ -113,9 +113,8 @@ def _folder(provider: str, runtime: str | None, library: str | None, last: str) 
     """A folder in the user's cache: by versions of the libraries, GPU and driver, so that none is ever stale."""
     gpus = gpu_facts()
     gpu = gpus[0] if gpus else {"compute_capability": "none", "driver": "none", "name": "none"}
-    words = [provider, f"ort{runtime or 'unknown'}", library or "unknown", f"sm{gpu['compute_capability']}"]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ml-opt" / "ort"
-    folder = home / safe_name("-".join([*words, str(gpu["driver"]), str(gpu["name"])])) / last
+    versions = (provider, f"ort{runtime or 'unknown'}", library or "unknown")
+    folder = machine_cache("ort", (*versions, f"sm{gpu['compute_capability']}", gpu["driver"], gpu["name"])) / last
     with disk_errors("keeping what a provider compiled", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
