@@ -142,12 +142,7 @@ def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redire
                 f"{source.ref} is an engine already",
                 f"to build it again for this machine: ml-opt build-trt-engine {source.ref} --rebuild",
             )
-        recorded = dict(source.manifest.options)
-        parent = store.get(source.manifest.source["ref"])
-        options = BuildTrtEngine.from_mapping(
-            {name: value for name, value in recorded.items() if value is not None}, "the recorded recipe"
-        )
-        return Redirected(parent, options)
+        return Redirected(store.get(source.manifest.source["ref"]), _recorded(source))
     if options.via == "ort":
         return Redirected(source, _context_options(options), stage="build-ep-context")
     if options.rebuild:
@@ -156,6 +151,19 @@ def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redire
     if found.precision is not None and options.precision is None:
         options = BuildTrtEngine(**{**options.changed(), "precision": found.precision})
     return Redirected(found.artifact, options, found.note)
+
+
+def _recorded(engine: Artifact) -> BuildTrtEngine:
+    """The options that an engine was built with; its own profiles where the data is gone that they were chosen by."""
+    from optimizer.engines.profiles import Profile
+
+    values = {name: value for name, value in engine.manifest.options.items() if value is not None}
+    if "profiles_from" in values and not Path(values["profiles_from"]).exists():
+        for name in ("profiles_from", "column", "batch"):
+            del values[name]
+        profiles = engine.manifest.facts["engine"]["profiles"]
+        values["profile"] = [str(Profile.from_json(each)) for each in profiles]
+    return BuildTrtEngine.from_mapping(values, "the recorded recipe")
 
 
 def _context_options(options: BuildTrtEngine) -> Any:

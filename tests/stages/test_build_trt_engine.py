@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from quantizing import graphs
-from tiny import tiny_bert
+from tiny import tiny_bert, write
 
 import optimizer
 from optimizer.artifact import Artifact
@@ -325,6 +325,15 @@ def test_an_engine_is_rebuilt_by_its_recipe(minilm_store: Store, tmp_path: Path)
         optimizer.build_trt_engine(made.ref, store=store)
     assert error.value.hint.endswith(f"ml-opt build-trt-engine {made.ref} --rebuild")
     assert optimizer.build_trt_engine(made.ref, rebuild=True, store=store).cached
+    rows = write(tmp_path / "rows.jsonl", [{"text": "good " * n} for n in (3, 4, 5, 60)])
+    chosen = optimizer.build_trt_engine("minilm:fp32", flavor="rtx", profiles_from=rows, store=store).artifact
+    assert optimizer.build_trt_engine(chosen.ref, rebuild=True, store=store).artifact.ref == chosen.ref
+    rows.unlink()
+    again = optimizer.build_trt_engine(chosen.ref, rebuild=True, store=store).artifact
+    profiles = [each.manifest.facts["engine"]["profiles"] for each in (chosen, again)]
+    assert profiles[0] == profiles[1]
+    assert len(profiles[0]) > 1
+    assert again.manifest.options["profiles_from"] is None, "the data is gone that they were chosen by"
     (made.path / "model.engine").write_bytes(b"vtrt" + bytes(100))
     with pytest.raises(Damaged, match="has 104 bytes, its manifest says"):
         optimizer.build_trt_engine(made.ref, rebuild=True, store=store)
