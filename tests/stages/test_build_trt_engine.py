@@ -479,6 +479,23 @@ def test_ctrl_c_stops_the_builder_and_leaves_nothing(
     assert not list(store.layout.scratch.glob("*"))
 
 
+def test_a_builder_that_is_told_to_stop_makes_no_engine(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer.export_onnx(str(tiny_bert(tmp_path / "tiny", "BertModel")), name="tiny", store=store)
+    real = vendor._monitor
+
+    def stopped(trt: Any, tell: Any) -> Any:
+        monitor = real(trt, tell)
+        monitor.stop = True
+        return monitor
+
+    monkeypatch.setattr(vendor, "_monitor", stopped)
+    with pytest.raises(GateFailed, match="did not build the engine"):
+        optimizer.build_trt_engine("tiny:fp32", flavor="rtx", store=store)
+    assert store.refs() == ["tiny@1:fp32"]
+
+
 def test_progress_is_told_while_it_builds(store: Store, tmp_path: Path) -> None:
     from optimizer.pipeline import apply
 
