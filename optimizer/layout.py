@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from optimizer.files import Lock
 from optimizer.ref import REPORTS, is_name, safe_name
+from optimizer.types import JSON
 
 __all__ = ["OWNER_LOCK", "Layout", "is_version", "machine_cache"]
 
@@ -101,12 +102,15 @@ def is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and name[0] != "0"
 
 
-def machine_cache(sort: str, machine: Sequence[object]) -> Path:
+def machine_cache(sort: str, versions: Sequence[str], gpu: Mapping[str, JSON] | None) -> Path:
     """A folder in the user's cache for what belongs to some versions, a GPU and its driver; it need not be there.
 
     Args:
         sort: of what is kept.
-        machine: all that, when it changes, makes what was kept worthless: another folder is taken then.
+        versions: of the libraries; with others of them, or another GPU or driver, another folder is taken.
+        gpu: ``compute_capability``, ``driver`` and ``name``; None where there is none.
     """
+    capability, driver, name = (gpu[each] if gpu else "none" for each in ("compute_capability", "driver", "name"))
+    machine = (*versions, f"sm{capability}", driver, name)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "ml-opt" / sort / safe_name("-".join(map(str, machine)))

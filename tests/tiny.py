@@ -34,6 +34,21 @@ def tiny_bert(folder: Path, head: str, seed: int = 0, **config: Any) -> Path:
     return folder
 
 
+def two_layers(folder: Path) -> Path:
+    """Save a BERT of two layers, which knows letters and the words "good" and "bad", and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, "good", "bad"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    return folder
+
+
 def phrases(count: int, seed: int, longest: int = 12) -> list[list[str]]:
     """Lists of words of one to three letters."""
     drawn = random.Random(seed)

@@ -102,10 +102,11 @@ def _run(refs: tuple[str, ...], options: Inspect, store: Store, progress: Progre
 
 def _engine(artifact: Artifact, options: Inspect, progress: Progress) -> InspectReport:
     from optimizer.engines.layers import Layer
+    from optimizer.stages.build_trt_engine import LAYERS_NAME
 
     facts = artifact.manifest.facts
     record = facts["engine"]
-    kept = json.loads((artifact.path / "layers.json").read_text(encoding="utf-8"))
+    kept = json.loads((artifact.path / LAYERS_NAME).read_text(encoding="utf-8"))
     layers = tuple(Layer.from_json(each) for each in kept["engine"] or kept["network"])
     inspector, unopened = _ask(artifact, progress) if options.engine else (None, "it was not asked")
     about = ("flavor", "version", "compute_capabilities", "gpu", "driver", "profiles_why", "build_seconds")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import MissingPiece
+from optimizer.types import JSON
 
-__all__ = ["FLAVORS", "Flavor", "choose"]
+__all__ = ["FLAVORS", "Flavor", "built_on", "choose", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,17 @@ def choose(name: str, wanted_for: str = "building engines") -> Flavor:
     if flavor.name == "tensorrt" and cuda == "cu12":
         line = "pip install tensorrt-cu12 'cuda-bindings<13'"
     raise MissingPiece(f"{wanted_for} needs {flavor.title}, which is not installed", f"run: {line}{other}")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A version or compute capability as numbers that can be compared: ``8.6`` → ``(8, 6)``."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def built_on() -> dict[str, JSON]:
+    """``gpu`` and ``driver`` of this machine, for the record of what is built on it; None where there are none."""
+    gpus = gpu_facts()
+    return {"gpu": gpus[0]["name"] if gpus else None, "driver": gpus[0]["driver"] if gpus else None}
 
 
 def _driver_major() -> int:

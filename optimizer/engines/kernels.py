@@ -41,8 +41,7 @@ class CompiledKernels:
         """
         if not flavor.capabilities:
             return None
-        machine = (flavor.name, version, f"sm{gpu['compute_capability']}", gpu["driver"], gpu["name"])
-        return cls(machine_cache("kernels", machine) / f"{key}.kernels")
+        return cls(machine_cache("kernels", (flavor.name, version), gpu) / f"{key}.kernels")
 
     def read(self) -> bytes:
         """Its content; empty when there is none yet, or none that can be read."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimizer.artifact import Artifact
 from optimizer.errors import BadInput
+from optimizer.stage import Redirected
 from optimizer.types import JSON, Precision
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from optimizer.store import Store
 
-__all__ = ["Prepared", "Unfused", "precision_asked", "prepared", "unfused"]
+__all__ = ["Prepared", "Unfused", "from_export", "precision_asked", "prepared", "unfused"]
 
 _CONTRIB = "com.microsoft."
 #: Operators of ONNX Runtime's own that are rewritten here.
@@ -78,6 +79,23 @@ def unfused(source: Artifact, store: Store) -> Unfused:
         return Unfused(source)
     note = f"{source.ref} is fused for ONNX Runtime, which TensorRT does not read: built from {artifact.ref} instead"
     return Unfused(artifact, cast, note)
+
+
+def from_export(source: Artifact, options: Any, store: Store) -> Redirected:
+    """Where a builder starts instead of a fused graph; a cast on the way there is asked for in its place.
+
+    Args:
+        source: what was named.
+        options: of the stage; its ``precision`` is None for what the source is.
+        store: where the lineage lies.
+
+    Raises:
+        BadInput: see :func:`unfused`.
+    """
+    found = unfused(source, store)
+    if found.precision is not None and options.precision is None:
+        options = type(options)(**{**options.changed(), "precision": found.precision})
+    return Redirected(found.artifact, options, found.note)
 
 
 def _contrib(artifact: Artifact) -> list[str]:

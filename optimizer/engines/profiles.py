@@ -233,8 +233,9 @@ def check_limits(profile: Profile, specs: Sequence[TensorSpec], model: Mapping[s
 
 
 def _rows(model: Mapping[str, JSON]) -> tuple[int, int, int]:
-    most = int(model.get("max_batch") or _USUAL_ROWS[-1])
-    return tuple(min(rows, most) for rows in _USUAL_ROWS)  # type: ignore[return-value]
+    low, best, high = _USUAL_ROWS
+    most = int(model.get("max_batch") or high)
+    return min(low, most), min(best, most), min(high, most)
 
 
 def _ranged(specs: Sequence[TensorSpec], batch: Sequence[int], length: tuple[int, int, int]) -> Profile | None:

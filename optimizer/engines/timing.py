@@ -33,10 +33,7 @@ class TimingCache:
         """
         if flavor.capabilities:
             return None
-        gpus = gpu_facts()
-        gpu = gpus[0] if gpus else {"compute_capability": "none", "driver": "none", "name": "none"}
-        machine = (flavor.name, version, f"sm{gpu['compute_capability']}", gpu["driver"], gpu["name"])
-        folder = machine_cache("timing", machine)
+        folder = machine_cache("timing", (flavor.name, version), next(iter(gpu_facts()), None))
         return cls((folder if root is None else root / folder.name) / "timing.cache")
 
     def read(self) -> bytes:

@@ -111,10 +111,8 @@ def _first(distributions: Sequence[str]) -> str | None:
 
 def _folder(provider: str, runtime: str | None, library: str | None, last: str) -> Path:
     """A folder in the user's cache: by versions of the libraries, GPU and driver, so that none is ever stale."""
-    gpus = gpu_facts()
-    gpu = gpus[0] if gpus else {"compute_capability": "none", "driver": "none", "name": "none"}
     versions = (provider, f"ort{runtime or 'unknown'}", library or "unknown")
-    folder = machine_cache("ort", (*versions, f"sm{gpu['compute_capability']}", gpu["driver"], gpu["name"])) / last
+    folder = machine_cache("ort", versions, next(iter(gpu_facts()), None)) / last
     with disk_errors("keeping what a provider compiled", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

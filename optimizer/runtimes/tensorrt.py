@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.artifact import ENGINE_NAME, Artifact
 from optimizer.engines.cuda import Cuda, cuda
-from optimizer.engines.flavors import FLAVORS, choose
+from optimizer.engines.flavors import FLAVORS, choose, numbers
 from optimizer.engines.kernels import CompiledKernels
 from optimizer.engines.lane import Lane
 from optimizer.engines.vendor import load
@@ -262,7 +262,7 @@ def check_machine(artifact: Artifact, flavor: Flavor, version: str, gpu: Mapping
     portable = bool(options.get("hardware_compatible")) or (
         bool(flavor.portable) and not options.get("compute_capability")
     )
-    if here in wanted or (portable and _number(here) >= _number(min(["8.0", *wanted], key=_number))):
+    if here in wanted or (portable and numbers(here) >= numbers(min(["8.0", *wanted], key=numbers))):
         return
     raise MissingPiece(
         f"{_ref(artifact)} was built for GPUs of compute capability {', '.join(wanted) or 'unknown'}, and "
@@ -273,14 +273,10 @@ def check_machine(artifact: Artifact, flavor: Flavor, version: str, gpu: Mapping
 
 def _runs_with(built: str, here: str, compatible: bool) -> bool:
     """Whether a library opens what another version of it wrote."""
-    ours, theirs = (tuple(int(part) for part in text.split(".") if part.isdigit()) for text in (here, built))
+    ours, theirs = numbers(here), numbers(built)
     if ours == theirs:
         return True
     return compatible and ours[:1] == theirs[:1] and ours >= theirs
-
-
-def _number(capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in capability.split(".") if part.isdigit())
 
 
 def _signature(artifact: Artifact, engine: Engine) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

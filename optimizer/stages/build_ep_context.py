@@ -53,15 +53,13 @@ class BuildEpContext(Options):
 
 def _redirect(source: Artifact, options: BuildEpContext, store: Store) -> Redirected:
     """From a graph that was fused for ONNX Runtime's own kernels to the export it was made of."""
-    from optimizer.engines.prepare import unfused
+    from optimizer.engines.prepare import from_export
 
-    found = unfused(source, store)
-    if found.precision is not None and options.precision is None:
-        options = BuildEpContext(**{**options.changed(), "precision": found.precision})
-    return Redirected(found.artifact, options, found.note)
+    return from_export(source, options, store)
 
 
 def _run(source: Source, out: Path, options: BuildEpContext, progress: Progress) -> Outcome:
+    from optimizer.engines.flavors import built_on
     from optimizer.engines.prepare import precision_asked, prepared
     from optimizer.environment import gpu_facts
     from optimizer.graph.io import MODEL_NAME
@@ -86,7 +84,6 @@ def _run(source: Source, out: Path, options: BuildEpContext, progress: Progress)
             "it writes one only of a graph that it takes as a whole: ml-opt build-trt-engine needs no ONNX Runtime",
         )
     _check_signature(source, out / MODEL_NAME)
-    gpus = gpu_facts()
     facts: dict[str, JSON] = {
         "inputs": [spec.to_json() for spec in source.manifest.inputs],
         "outputs": [spec.to_json() for spec in source.manifest.outputs],
@@ -99,9 +96,8 @@ def _run(source: Source, out: Path, options: BuildEpContext, progress: Progress)
             "tf32": options.tf32,
             "versions": versions,
             "build_seconds": round(seconds, 3),
-            "gpu": gpus[0]["name"] if gpus else None,
-            "driver": gpus[0]["driver"] if gpus else None,
-            "compute_capabilities": [gpu["compute_capability"] for gpu in gpus[:1]],
+            **built_on(),
+            "compute_capabilities": [gpu["compute_capability"] for gpu in gpu_facts()[:1]],
         },
     }
     return Outcome(facts=facts, model={**source.manifest.model, "prefers": options.provider})

@@ -134,7 +134,7 @@ def _bytes_of(text: str) -> int:
 
 def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redirected:
     """From an engine to its recipe (``--rebuild``), from a fused graph to the export it was made of."""
-    from optimizer.engines.prepare import unfused
+    from optimizer.engines.prepare import from_export
 
     if source.kind is Kind.ENGINE:
         if not options.rebuild:
@@ -147,10 +147,7 @@ def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redire
         return Redirected(source, _context_options(options), stage="build-ep-context")
     if options.rebuild:
         raise BadInput(f"--rebuild is for engines, and {source.ref} is {source.kind.phrase}", "leave it out")
-    found = unfused(source, store)
-    if found.precision is not None and options.precision is None:
-        options = BuildTrtEngine(**{**options.changed(), "precision": found.precision})
-    return Redirected(found.artifact, options, found.note)
+    return from_export(source, options, store)
 
 
 def _recorded(engine: Artifact) -> BuildTrtEngine:
@@ -184,7 +181,7 @@ def _context_options(options: BuildTrtEngine) -> Any:
 
 
 def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress) -> Outcome:
-    from optimizer.engines.flavors import choose
+    from optimizer.engines.flavors import built_on, choose
     from optimizer.engines.layers import summary
     from optimizer.engines.prepare import precision_asked, prepared
     from optimizer.engines.timing import TimingCache
@@ -238,7 +235,7 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
             "profiles_why": why,
             "memory": built.memory,
             "build_seconds": round(built.seconds, 3),
-            **_machine(),
+            **built_on(),
         },
         "network": summary(before),
         "layers": summary(built.layers),
@@ -249,6 +246,7 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
 
 def _capabilities(flavor: Flavor, options: BuildTrtEngine, precision: Precision) -> Sequence[str]:
     """Compute capabilities that the engine is for, each checked to have the arithmetic."""
+    from optimizer.engines.flavors import numbers
     from optimizer.environment import gpu_facts
 
     if options.hardware_compatible and flavor.capabilities:
@@ -268,8 +266,7 @@ def _capabilities(flavor: Flavor, options: BuildTrtEngine, precision: Precision)
     found = list(options.compute_capability) or list(flavor.portable) or here
     least = _NEEDS.get(precision)
     for each in found:
-        major, _, minor = each.partition(".")
-        if least and (int(major), int(minor or 0)) < least:
+        if least and numbers(each) < least:
             raise BadInput(
                 f"GPUs of compute capability {each} have no {precision}; it begins with {least[0]}.{least[1]}",
                 f"leave {each} out, or choose another --precision",
@@ -347,14 +344,6 @@ def _signature(source: Artifact, network: Network) -> dict[str, JSON]:
         "inputs": [spec.to_json() for spec in _specs(source, network.inputs)],
         "outputs": [spec.to_json() for spec in made],
     }
-
-
-def _machine() -> dict[str, JSON]:
-    """GPU and driver of the machine that built, where there are any."""
-    from optimizer.environment import gpu_facts
-
-    gpus = gpu_facts()
-    return {"gpu": gpus[0]["name"] if gpus else None, "driver": gpus[0]["driver"] if gpus else None}
 
 
 def _warnings(built: Built, options: BuildTrtEngine, flavor: Flavor) -> list[str]:
