@@ -11,10 +11,14 @@ from optimizer.errors import BadInput, Damaged
 from optimizer.manifest import MANIFEST_NAME, Manifest
 from optimizer.types import JSON, Kind, Precision
 
-__all__ = ["ENGINE_NAME", "RANKING_NAME", "ROWS_NAMES", "Artifact", "Source", "SourceModel", "variant_words"]
+__all__ = ["ENGINE_NAME", "PROBE_NAME", "RANGES_NAME", "RANKING_NAME", "ROWS_NAMES", "Artifact", "Source", "SourceModel", "variant_words"]
 
 #: The file of a TensorRT engine.
 ENGINE_NAME = "model.engine"
+#: The file of a trained model's ranges, beside its weights.
+RANGES_NAME = "ranges.json"
+#: Rows that a trained model was asked, and what it answered, by which its graph is judged.
+PROBE_NAME = "probe.npz"
 #: The file of a ranking of nodes.
 RANKING_NAME = "ranking.json"
 #: What the rows of a calibration set lie in, one of them: values that JSON can say, or arrays.

@@ -125,6 +125,7 @@ _EXTRA_OF = {
     "pyarrow": "data",
     "seqeval": "metrics",
     "aiohttp": "http",
+    "accelerate": "train",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt-rtx",

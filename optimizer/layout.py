@@ -48,6 +48,11 @@ class Layout:
         """What calibrating came to, for other variants of the same model."""
         return self.private / "calibrated"
 
+    @property
+    def training(self) -> Path:
+        """What interrupted trainings go on from, a folder each."""
+        return self.private / "training"
+
     @classmethod
     def around(cls, scratch: Path) -> Layout | None:
         """The store whose scratch folder holds a path; None where none does."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimizer.artifact import ENGINE_NAME, Artifact, Source, SourceModel
+from optimizer.artifact import ENGINE_NAME, PROBE_NAME, RANGES_NAME, Artifact, Source, SourceModel
 from optimizer.digest import canonical_json, digest_json, digest_tree
 from optimizer.environment import describe, gpu_facts, need_modules, version_of
 from optimizer.errors import BadInput, MissingPiece
@@ -27,9 +27,12 @@ from optimizer.types import JSON, Kind
 __all__ = ["Result", "apply", "find_source", "stage_key"]
 
 #: Files of an artifact that are the model itself; everything else is handed down to what is made from it.
-_MODEL_FILES = ("model.onnx", "model.onnx.data", ENGINE_NAME, MANIFEST_NAME)
+_MODEL_FILES = (
+    *("model.onnx", "model.onnx.data", ENGINE_NAME, MANIFEST_NAME),
+    *("model*.safetensors", "model.safetensors.index.json", RANGES_NAME, PROBE_NAME),
+)
 #: Kinds of artifact that are a model: they need room for one, and are served with what lies beside their source.
-_MODELS = (Kind.ONNX, Kind.ENGINE)
+_MODELS = (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,11 @@ def apply(
             redirected.source.check(store.digests)
         source, options = redirected.source, redirected.options
         notes = [redirected.note] if redirected.note else []
+    typed = source
+    if stage.first is not None and isinstance(source, SourceModel):
+        before, theirs = stage.first(options)
+        made = apply(get_stage(before), source, theirs, store, name=name, progress=progress)
+        source, name = made.artifact, None
     asked, options = located(options, store)
     if isinstance(source, SourceModel):
         name = check_name("model", name) if name is not None else _own_name(source)
@@ -224,7 +232,7 @@ def apply(
         version = store.version_of(name, source.digest) if isinstance(source, SourceModel) else version
         if (done := cached()) is not None:
             return done
-        artifact = _make(stage, source, asked, options, store, name, origin, variant, key, progress, notes)
+        artifact = _make(stage, source, typed, asked, options, store, name, origin, variant, key, progress, notes)
     finally:
         lock.release(remove=True)
     store.digests.save()
@@ -234,6 +242,7 @@ def apply(
 def _make(
     stage: Stage,
     source: Source,
+    typed: Source,
     asked: Options,
     options: Options,
     store: Store,
@@ -269,12 +278,15 @@ def _make(
             facts=facts,
             files=file_entries(scratch.path, store.digests),
             environment=describe(),
-            command=_command(stage, source, asked, name, variant),
+            command=_command(stage, typed if isinstance(typed, SourceModel) else source, asked, name, variant),
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             warnings=[*notes, *outcome.warnings],
         ).write(scratch.path)
-        return store.commit(scratch, name, origin, wanted, key)
+        artifact = store.commit(scratch, name, origin, wanted, key)
+    if outcome.stored is not None:
+        outcome.stored()
+    return artifact
 
 
 def _lineage(source: Source) -> dict[str, JSON]:
@@ -298,7 +310,7 @@ def _hand_down(parent: Path, folder: Path) -> None:
     """Copy what serving needs (tokenizer, labels, golden answers) from the parent, unless the stage wrote its own."""
     for path in sorted(p for p in parent.rglob("*") if p.is_file()):
         relative = path.relative_to(parent)
-        if str(relative) in _MODEL_FILES or (folder / relative).exists():
+        if any(relative.match(own) for own in _MODEL_FILES) or (folder / relative).exists():
             continue
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / relative)

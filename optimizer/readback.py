@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
-from optimizer.artifact import ENGINE_NAME, RANKING_NAME
+from optimizer.artifact import ENGINE_NAME, RANGES_NAME, RANKING_NAME
 from optimizer.data.readers import read_kept
 from optimizer.errors import Damaged
 from optimizer.graph.facts import model_facts
@@ -14,6 +16,8 @@ from optimizer.types import JSON, Kind
 
 __all__ = ["read_back"]
 
+#: safetensors' names of the formats that a model is trained in.
+_FORMATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: What an engine file begins with: ``ftrt`` of TensorRT, ``vtrt`` of TensorRT-RTX.
 _MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 
@@ -35,8 +39,25 @@ def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
             return {"rows": len(rows), "columns": sorted({name for row in rows for name in row.values})}
         case Kind.RANKING:
             return {"ranking": json.loads((folder / RANKING_NAME).read_bytes())["nodes"]}
+        case Kind.CHECKPOINT:
+            return _checkpoint_facts(folder)
         case Kind.SOURCE:
             return {}
+
+
+def _checkpoint_facts(folder: Path) -> dict[str, JSON]:
+    """Bytes of a trained model's weights by their format, and how many of its activations have a range."""
+    from safetensors import safe_open
+
+    weights: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                part = file.get_slice(name)
+                sort = _FORMATS.get(part.get_dtype(), part.get_dtype())
+                weights[sort] += math.prod(part.get_shape()) * (4 if sort == "float32" else 2)
+    ranges = json.loads((folder / RANGES_NAME).read_bytes())
+    return {"weights": dict(weights), "ranges": len(ranges["activations"])}
 
 
 def _engine_facts(path: Path) -> dict[str, JSON]:

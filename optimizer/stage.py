@@ -39,11 +39,13 @@ class Outcome:
         facts: numbers the stage counted itself (fusions, calibration rows, casts); they join the read-back facts.
         model: what the model is; only a stage that starts from a source gives it, others hand theirs down.
         warnings: what a reader should know before trusting the artifact.
+        stored: called when the artifact is in the store, and what it was made with is needed no more.
     """
 
     facts: dict[str, JSON] = field(default_factory=dict)
     model: dict[str, JSON] | None = None
     warnings: list[str] = field(default_factory=list)
+    stored: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Stage:
         contents: options that the key knows by what comes from them.
         redirect: ``redirect(source, options, store)`` → where it really starts, for a stage that does not take every
             artifact as it is; it may be another artifact of the lineage, with other options, and even another stage.
-        resolve: for stages that start from a source: turns what was typed into a :class:`Source`.
+        first: ``first(options)`` → the name and the options of a stage whose result this one starts from, when it is
+            given a source model: one command that makes two artifacts.
     """
 
     name: str
@@ -123,6 +126,7 @@ class Stage:
     aliases: tuple[str, ...] = ()
     contents: tuple[Content, ...] = ()
     redirect: Callable[[Artifact, Any, Store], Redirected] | None = None
+    first: Callable[[Any], tuple[str, Options]] | None = None
     details: str = ""
 
     @property

@@ -24,6 +24,8 @@ __all__ = ["Garbage", "check", "clear_scratch", "gc", "remove"]
 _NEWBORN_S = 5.0
 #: A file beside the one it was to replace, left by a write that was killed before its rename, once it is this old.
 _STRAY_S = 60.0
+#: Checkpoints of a training that was stopped are kept for so long after the last one was written: a week.
+_FORGOTTEN_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def gc(store: Store) -> Garbage:
     removed: list[Path] = []
     with disk_errors("cleaning up", layout.root):
         size = _dead_scratch(layout, removed) + _empty_trash(layout, removed) + _strays(layout, removed)
-        size += _calibrated(layout, removed)
+        size += _calibrated(layout, removed) + _trainings(layout, removed)
         broken = [ref for model in layout.models() for ref in _tidy_model(model, layout, removed)]
         for file in layout.locks.glob("*"):
             lock = Lock(file)
@@ -162,6 +164,21 @@ def _calibrated(layout: Layout, removed: list[Path]) -> int:
     size = _tree_bytes(layout.calibrated)
     shutil.rmtree(layout.calibrated, ignore_errors=True)
     removed.append(layout.calibrated)
+    return size
+
+
+def _trainings(layout: Layout, removed: list[Path]) -> int:
+    """Checkpoints of trainings that nobody went on with for a week; returns their bytes.
+
+    A running training writes one a minute.
+    """
+    size = 0
+    for folder in layout.folders(layout.training):
+        newest = max(each.stat().st_mtime for each in (folder, *folder.rglob("*")))
+        if time.time() - newest > _FORGOTTEN_S:
+            size += _tree_bytes(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
     return size
 
 

@@ -24,7 +24,7 @@ from optimizer.benching.stats import Ratio, speedup
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import MlOptError
 from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
-from optimizer.search.evalset import EvalSet
+from optimizer.evalset import EvalSet
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.task import get_task

@@ -70,6 +70,25 @@ def _highlights(kind: Kind, facts: Mapping[str, JSON]) -> list[str]:
         counts = {"out of range, kept in fp32": "out_of_range", "subnormal": "subnormal", "rounded to zero": "zeroed"}
         said = ", ".join(f"{cast[key]} {words}" for words, key in counts.items() if key in cast)
         lines.append(f"cast to {cast['to']}: {cast['numbers']} numbers, {said}")
+    if training := facts.get("training"):
+        lines += _trained(training, facts.get("parity"))
+    return lines
+
+
+def _trained(training: Mapping[str, JSON], parity: Mapping[str, JSON] | None) -> list[str]:
+    """What training came to, and how the graph answers beside the model that was trained."""
+    lines = [f"trained {training['steps']} steps on {training['data']['rows']} rows of {training['data']['file']}"]
+    if scores := training["scores"]:
+        shown = "accuracy" if "accuracy" in scores["float"] else next(iter(scores["float"]))
+        for name in dict.fromkeys((shown, "cosine", "worst_cosine")):
+            said = ", ".join(f"{when} {found[name]:.4f}" for when, found in scores.items() if name in found)
+            lines.append(f"{name.replace('_', ' ')} on {training['eval']['file']}: {said}")
+    if parity is not None:
+        agreed = f", the same decision in {parity['agreement']:.1%}" if parity["agreement"] is not None else ""
+        lines.append(
+            f"the graph and PyTorch differ by {parity['median']:.1g} in the usual row of {parity['rows']}, "
+            f"{parity['max']:.2g} in the worst{agreed}"
+        )
     return lines
 
 

@@ -17,7 +17,7 @@ from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import BadInput, MlOptError
 from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
 from optimizer.search.bootstrap import bootstrapped_drop
-from optimizer.search.evalset import EvalSet
+from optimizer.evalset import EvalSet
 from optimizer.search.gates import Bounded, drop_outcome, drop_says, paired_drop
 from optimizer.search.gates import Outcome as Known
 from optimizer.search.looks import final_confidence

@@ -9,7 +9,7 @@ from pathlib import Path
 from optimizer.benching.inputs import save
 from optimizer.data.calibration import sample
 from optimizer.search.accuracy import Answers, Batches
-from optimizer.search.evalset import EvalSet
+from optimizer.evalset import EvalSet
 
 __all__ = ["Looks", "early_confidence", "final_confidence", "look_sizes"]
 

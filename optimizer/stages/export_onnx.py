@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +16,6 @@ from optimizer.types import JSON, Kind, Precision
 if TYPE_CHECKING:
     import onnx_ir
 
-    from optimizer.exporting.samples import Sample
-    from optimizer.hf import LoadedModel
 
 __all__ = ["STAGE", "ExportOnnx"]
 
@@ -75,8 +71,8 @@ def _run(source: Source, out: Path, options: ExportOnnx, progress: Progress) -> 
 
 
 def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress: Progress) -> Outcome:
+    from optimizer.exporting.companions import write_companions, write_golden
     from optimizer.exporting.samples import make_sample
-    from optimizer.exporting.sentence import pooling_of
     from optimizer.exporting.transformers_exporter import export
     from optimizer.graph.facts import tensor_specs
     from optimizer.graph.io import save
@@ -89,7 +85,7 @@ def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress
     loaded = load_model(source.path, task, attention="eager", trust_remote_code=options.trust_remote_code)
     sample = make_sample(loaded, source.path, task, options.max_length)
     progress("asking PyTorch for the golden answers")
-    outputs = _golden(loaded, sample, out)
+    outputs = write_golden(loaded, sample, out)
     progress(f"exporting {loaded.class_name} to ONNX")
     model = export(loaded, sample, options.opset or _DEFAULT_OPSET)
     facts: dict[str, JSON] = {}
@@ -102,72 +98,19 @@ def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress
     _check_outputs(model, outputs)
     progress("writing the artifact")
     save(model, out)
-    info = _write_companions(loaded, sample, source, out, task, options)
-    pooling, warnings = pooling_of(source.path) if sample.modality == "text" else ("", [])
-    info["pooling"] = pooling if task == "feature-extraction" else ""
+    info, warnings = write_companions(
+        loaded, sample, source, out, task, max_batch=options.max_batch, trust_remote_code=options.trust_remote_code
+    )
     info["limits"] = {name: list(limit) for name, limit in integer_limits(model).items()}
     info["inputs"] = [spec.to_json() for spec in tensor_specs(model.graph.inputs)]
     info["outputs"] = [spec.to_json() for spec in tensor_specs(model.graph.outputs)]
     return Outcome(facts, info, [*loaded.warnings, *sample.warnings, *warnings])
 
 
-def _golden(loaded: LoadedModel, sample: Sample, out: Path) -> list[str]:
-    """Save the sample with PyTorch's own answers to it; returns the names of the outputs."""
-    import torch
-
-    from optimizer.data.golden import Golden
-    from optimizer.hf import flat_outputs, quiet_libraries
-    from optimizer.hf_errors import first_lines
-
-    tensors = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
-    try:
-        with torch.inference_mode(), quiet_libraries():
-            answers = flat_outputs(loaded.module(**tensors))
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.arrays.items())
-        raise BadInput(f"{loaded.class_name} does not take {shapes}: {first_lines(error)}") from error
-    arrays = {
-        name: (answer.float() if answer.is_floating_point() else answer).numpy()
-        for name, answer in answers.items()
-        if name not in loaded.dropped
-    }
-    Golden(sample.arrays, arrays).save(out)
-    return list(arrays)
-
-
 def _check_outputs(model: onnx_ir.Model, wanted: list[str]) -> None:
     got = [value.name for value in model.graph.outputs]
     if sorted(map(str, got)) != sorted(wanted):
         raise GateFailed(f"PyTorch answers {sorted(wanted)}, and the exported graph {sorted(map(str, got))}")
-
-
-def _write_companions(
-    loaded: LoadedModel, sample: Sample, source: SourceModel, out: Path, task: str, options: ExportOnnx
-) -> dict[str, JSON]:
-    """Put what serving needs beside the model, and say what the model is."""
-    from optimizer.exporting.samples import labels_of
-    from optimizer.hf import quiet_libraries
-
-    with quiet_libraries():
-        for companion in sample.companions:
-            companion.save_pretrained(out)
-    shutil.copyfile(source.path / "config.json", out / "config.json")
-    labels = labels_of(loaded.config, task)
-    if labels:
-        (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return {
-        "task": task,
-        "modality": sample.modality,
-        "architecture": loaded.class_name,
-        "class": loaded.class_name,
-        "model_type": loaded.config.model_type,
-        "min_length": sample.min_length,
-        "max_length": sample.max_length,
-        "max_batch": options.max_batch,
-        "labels": labels,
-        "trust_remote_code": options.trust_remote_code,
-        "source": source.to_json(),
-    }
 
 
 def _variant(options: ExportOnnx, source: Source) -> str:

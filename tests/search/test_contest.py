@@ -24,7 +24,7 @@ from optimizer.runtime import Candidate, Provider, SessionOptions
 from optimizer.runtimes.fake import FakeModel, FakeSession
 from optimizer.search.bootstrap import bootstrapped_gate
 from optimizer.search.contest import Contender, Contest, Rules, hold
-from optimizer.search.evalset import EvalSet
+from optimizer.evalset import EvalSet
 from optimizer.search.gates import Outcome
 from optimizer.stage import silent
 from optimizer.tasks._accuracy import ACCURACY

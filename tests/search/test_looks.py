@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.data.preprocess import Preprocessor
-from optimizer.search.evalset import EvalSet
+from optimizer.evalset import EvalSet
 from optimizer.search.gates import paired_drop
 from optimizer.search.looks import Looks, early_confidence, final_confidence, look_sizes
 from optimizer.tasks._accuracy import ACCURACY

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimizer.data.calibration import describe
 from optimizer.data.preprocess import Batch, Preprocessor
@@ -13,6 +13,10 @@ from optimizer.data.readers import Row, read_rows
 from optimizer.errors import BadInput
 from optimizer.task import Metric
 from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["EvalSet", "refuse_overlap"]
 
@@ -73,6 +77,10 @@ class EvalSet:
             _preprocessor=preprocessor,
         )
 
+    def feeds(self, places: Sequence[int]) -> dict[str, NDArray[np.generic]]:
+        """One batch of some rows, in that order."""
+        return self._preprocessor.feeds([each for place in places for each in self.fed[place]])
+
     def batches(self, most: int | None, places: Sequence[int] | None = None) -> Iterator[Batch]:
         """Every row once, rows of like length together: the same batches for every candidate.
 
@@ -93,8 +101,7 @@ class EvalSet:
             chosen.sort(key=lambda place: -lengths[place])
         for start in range(0, len(chosen), size):
             taken = tuple(chosen[start : start + size])
-            inputs = [each for place in taken for each in self.fed[place]]
-            yield Batch(taken, self._preprocessor.feeds(inputs))
+            yield Batch(taken, self.feeds(taken))
 
     @property
     def median_length(self) -> int:

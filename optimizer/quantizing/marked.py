@@ -1,0 +1,247 @@
+"""A graph that was exported with markers where training rounded, rewritten to the int8 form that runtimes take.
+
+What is written is what ONNX Runtime's own quantizer writes after training (:mod:`optimizer.quantizing.calibrate`): a
+QuantizeLinear and a DequantizeLinear before a product, its weight as int8 behind a DequantizeLinear, its answer in
+float. So the same kernels run it, and the same rules hold for TensorRT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from optimizer.errors import GateFailed
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from numpy.typing import NDArray
+
+__all__ = ["DOMAIN", "Levels", "Range", "write_quantized", "write_rounded"]
+
+#: Of the markers, and their operators.
+DOMAIN, _ACTIVATION, _WEIGHT = "ml_opt", "RoundActivation", "RoundWeight"
+#: Operators whose int8 kernels want their bias in int32.
+_WITH_BIAS = {"Conv": 0, "Gemm": 0}
+
+
+@dataclass(frozen=True)
+class Range:
+    """How an activation is rounded.
+
+    Attributes:
+        scale: the step between two levels.
+        zero_point: the level of zero.
+        signed: levels are int8, otherwise uint8.
+    """
+
+    scale: float
+    zero_point: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A weight in 8 bits.
+
+    Attributes:
+        levels: int8, of the weight's own shape.
+        scale: float32 ``[n]`` along ``axis``, or ``[1]``.
+        axis: of the output channels; None for one scale.
+    """
+
+    levels: NDArray[Any]
+    scale: NDArray[Any]
+    axis: int | None
+
+
+def write_quantized(
+    model: onnx_ir.Model, ranges: Mapping[int, Range], weights: Mapping[str, Levels], *, round_bias: bool
+) -> None:
+    """Put Q/DQ in the place of markers.
+
+    Args:
+        model: the exported graph; changed in place.
+        ranges: of each marked activation, by the number in its marker.
+        weights: of each marked weight, by the name in its marker.
+        round_bias: also write biases of convolutions and of Gemm as int32, as ONNX Runtime's int8 kernels want them
+            (and TensorRT refuses).
+
+    Raises:
+        GateFailed: a marker stands where it cannot be rewritten.
+    """
+    import onnx_ir.passes.common as passes
+
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == _ACTIVATION:
+            number = node.attributes["number"].as_int()
+            pair = _pair(model, node.inputs[0], ranges[number], f"{node.inputs[0].name}", node)
+            node.outputs[0].replace_all_uses_with(pair, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == _WEIGHT:
+            name = node.attributes["name"].as_string()
+            _write_weight(model, node, name, weights[name], round_bias)
+            model.graph.remove(node, safe=True)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    _none_left(model)
+
+
+def write_rounded(model: onnx_ir.Model, weights: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Put rounded float weights in the place of markers.
+
+    Args:
+        model: the exported graph; changed in place.
+        weights: of each marked weight its rounded form, by the name in its marker.
+
+    Returns:
+        names of the products that read one.
+
+    Raises:
+        GateFailed: a marker stands where it cannot be rewritten.
+    """
+    import numpy as np
+    import onnx_ir.passes.common as passes
+
+    products: list[str] = []
+    for node in list(model.graph):
+        if node.domain != DOMAIN:
+            continue
+        name = node.attributes["name"].as_string()
+        for use in list(node.outputs[0].uses()):
+            if use.node.op_type == "Transpose":
+                order = tuple(use.node.attributes["perm"].as_ints())
+                value = _initializer(model, f"{name}_turned", np.ascontiguousarray(weights[name].transpose(order)))
+                products += [str(each.node.name) for each in use.node.outputs[0].uses()]
+                use.node.outputs[0].replace_all_uses_with(value)
+                model.graph.remove(use.node, safe=True)
+            else:
+                products.append(str(use.node.name))
+                use.node.replace_input_with(use.idx, _initializer(model, f"{name}_rounded", weights[name]))
+        model.graph.remove(node, safe=True)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    _none_left(model)
+    return products
+
+
+def _none_left(model: onnx_ir.Model) -> None:
+    left = [node.name for node in model.graph if node.domain == DOMAIN]
+    if left:
+        raise GateFailed(f"{len(left)} places that training rounded were not rewritten, the first is {left[0]}")
+
+
+def _pair(
+    model: onnx_ir.Model, value: Any, found: Range, name: str, place: onnx_ir.Node, *, behind: bool = False
+) -> Any:
+    """The value through 8 bits and back, by nodes in front of another, or behind it."""
+    import numpy as np
+    import onnx_ir
+
+    zero = np.array(found.zero_point, np.int8 if found.signed else np.uint8)
+    step = _initializer(model, f"{name}_scale", np.array(found.scale, np.float32))
+    level = _initializer(model, f"{name}_zero_point", zero)
+    down = onnx_ir.node("QuantizeLinear", [value, step, level], name=f"{name}_QuantizeLinear")
+    up = onnx_ir.node("DequantizeLinear", [down.outputs[0], step, level], name=f"{name}_DequantizeLinear")
+    for made in (down, up):
+        made.outputs[0].name = made.name
+        made.outputs[0].shape = value.shape
+    down.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT8 if found.signed else onnx_ir.DataType.UINT8)
+    up.outputs[0].type = value.type
+    (model.graph.insert_after if behind else model.graph.insert_before)(place, [down, up])
+    return up.outputs[0]
+
+
+def _write_weight(model: onnx_ir.Model, marker: onnx_ir.Node, name: str, weight: Levels, round_bias: bool) -> None:
+    """Let everything that reads a marked weight read its int8 form: turned, where it is turned first."""
+    forms: dict[tuple[int, ...], Any] = {}
+    for use in list(marker.outputs[0].uses()):
+        turned = use.node.op_type == "Transpose"
+        order = tuple(use.node.attributes["perm"].as_ints()) if turned else ()
+        if order not in forms:
+            forms[order] = _dequantized(model, weight, name + ("_turned" if turned else ""), order, marker)
+        if turned:
+            readers = [each.node for each in use.node.outputs[0].uses()]
+            use.node.outputs[0].replace_all_uses_with(forms[order])
+            model.graph.remove(use.node, safe=True)
+        else:
+            readers = [use.node]
+            use.node.replace_input_with(use.idx, forms[order])
+        for reader in readers:
+            if reader.op_type == "Gather":
+                _round_rows(model, reader, weight)
+            elif round_bias and reader.op_type in _WITH_BIAS:
+                _round_bias(model, reader, weight)
+
+
+def _dequantized(model: onnx_ir.Model, weight: Levels, name: str, order: tuple[int, ...], before: onnx_ir.Node) -> Any:
+    import numpy as np
+    import onnx_ir
+
+    levels, axis = weight.levels, weight.axis
+    if order:
+        levels = np.ascontiguousarray(levels.transpose(order))
+        axis = order.index(axis) if axis is not None else None
+    scale = weight.scale if axis is not None else weight.scale.reshape(())
+    parts = [
+        _initializer(model, f"{name}_quantized", levels),
+        _initializer(model, f"{name}_scale", scale),
+        _initializer(model, f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+    ]
+    attributes = {"axis": axis} if axis is not None else {}
+    back = onnx_ir.node("DequantizeLinear", parts, attributes, name=f"{name}_DequantizeLinear")
+    back.outputs[0].name = back.name
+    back.outputs[0].shape = onnx_ir.Shape(levels.shape)
+    back.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    model.graph.insert_before(before, back)
+    return back.outputs[0]
+
+
+def _round_rows(model: onnx_ir.Model, gather: onnx_ir.Node, weight: Levels) -> None:
+    """What is looked up in int8 is brought back after the lookup: of a large table, only the rows that were asked for.
+
+    A Q/DQ pair with the table's own scale changes no number, and lets runtimes move the table's DequantizeLinear
+    behind the Gather.
+    """
+    answer = gather.outputs[0]
+    readers = list(answer.uses())
+    found = Range(float(weight.scale.reshape(-1)[0]), 0, True)
+    pair = _pair(model, answer, found, str(answer.name), gather, behind=True)
+    for use in readers:
+        use.node.replace_input_with(use.idx, pair)
+
+
+def _round_bias(model: onnx_ir.Model, node: onnx_ir.Node, weight: Levels) -> None:
+    """A bias in whole steps of its product: the scale of the input times that of the weight."""
+    import numpy as np
+    import onnx_ir
+
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if bias is None or bias.const_value is None or source is None or source.op_type != "DequantizeLinear":
+        return
+    step = float(source.inputs[1].const_value.numpy())
+    scale = (step * weight.scale.astype(np.float64)).astype(np.float32)
+    numbers = np.round(bias.const_value.numpy() / scale)
+    limit = np.iinfo(np.int32)
+    levels = np.clip(numbers, limit.min, limit.max).astype(np.int32)
+    whole = scale if weight.axis is not None else scale.reshape(())
+    parts = [_initializer(model, f"{bias.name}_quantized", levels), _initializer(model, f"{bias.name}_scale", whole)]
+    attributes = {"axis": 0} if weight.axis is not None else {}
+    back = onnx_ir.node("DequantizeLinear", parts, attributes, name=f"{bias.name}_DequantizeLinear")
+    back.outputs[0].name = back.name
+    back.outputs[0].shape, back.outputs[0].type = bias.shape, bias.type
+    model.graph.insert_before(node, back)
+    node.replace_input_with(2, back.outputs[0])
+
+
+def _initializer(model: onnx_ir.Model, name: str, array: NDArray[Any]) -> Any:
+    import onnx_ir
+
+    known = model.graph.initializers.get(name)
+    if known is not None:
+        return known
+    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
+    model.graph.register_initializer(value)
+    return value

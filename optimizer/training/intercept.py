@@ -1,0 +1,369 @@
+"""Fake quantization where a model calls torch: products, lookups and convolutions meet rounded numbers.
+
+Nothing of the model is replaced: its modules, and the names of its weights, stay what they are. A torch function mode
+sees each call of a forward pass and rounds what goes into it. The same calls, seen while the model is exported, leave
+markers in the graph instead (:mod:`optimizer.training.emit`), so that the graph rounds what training rounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from optimizer.errors import BadInput
+from optimizer.training.quantizers import ActivationQuantizer, round_blocks, round_weight, weight_scale
+from optimizer.training.scheme import Scheme
+
+__all__ = ["MARK_ACTIVATION", "MARK_WEIGHT", "Phase", "QuantizedModel"]
+
+#: Operators that stand in an exported graph where something is rounded.
+MARK_ACTIVATION, MARK_WEIGHT = "ml_opt::RoundActivation", "ml_opt::RoundWeight"
+
+#: Function → places of its input and its weight, and the axis of the weight's output channels. A function is known by
+#: name, as one operation is reached in many ways (``torch.add``, ``Tensor.__add__``).
+_WEIGHTED = {
+    "linear": (0, 1, 0),
+    "conv1d": (0, 1, 0),
+    "conv2d": (0, 1, 0),
+    "conv3d": (0, 1, 0),
+    "addmm": (1, 2, 1),
+    "matmul": (0, 1, 1),
+    "__matmul__": (0, 1, 1),
+}
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_LOOKUP = "embedding"
+#: What may stand between a convolution and the rounding of its answer: int8 kernels do both.
+_FUSED_WITH_CONVOLUTION = ("relu", "relu_")
+#: What is also rounded where every operator is to take 8 bits.
+_EVERY = (
+    *("add", "__add__", "__radd__", "add_", "__iadd__", "mul", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm"),
+    *("softmax", "layer_norm", "group_norm", "gelu", "relu", "silu", "tanh", "sigmoid", "mean"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+)
+#: An activation that reaches this is a mask of attention: among its levels there would be room for nothing else.
+_MASK = 1e30
+
+
+class Phase(Enum):
+    """What is done where something is to be rounded."""
+
+    FIND = "note it"
+    OBSERVE = "look at the values"
+    ROUND = "round them"
+    MARK = "leave a marker in the graph"
+
+
+class QuantizedModel(torch.nn.Module):
+    """A model that answers as its quantized graph will.
+
+    Args:
+        module: a ``transformers`` model, which is changed only by training. It stays in evaluation mode: rounding is
+            noise enough, and dropout would be learned around.
+        scheme: what is rounded, and how.
+        sample: any inputs, of several rows with padding: places that are not met with them are not in the graph that is
+            traced with them either, and nothing is rounded there. (Models leave their masks out where nothing is
+            padded.)
+
+    Raises:
+        BadInput: nothing of the model can be rounded.
+
+    Attributes:
+        module: the model.
+        phase: what a forward pass does at each place.
+        quantizers: of activations, in the order in which a forward pass meets them.
+        sites: what each of them rounds: the function that reads it first, and the weight there.
+        rounded: names of the weights that are rounded, and the axis along which their scales differ.
+        tables: names of those that rows are looked up in.
+        off: numbers of quantizers that round nothing, as masks of attention pass there.
+        beside: numbers of quantizers whose values meet in one operation.
+    """
+
+    def __init__(self, module: torch.nn.Module, scheme: Scheme, sample: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.module = module.eval()
+        self.scheme = scheme
+        self.quantizers = torch.nn.ModuleList()
+        self.sites: dict[str, int] = {}
+        self.rounded: dict[str, int | None] = {}
+        self.tables: set[str] = set()
+        self._head = _head_of(module)
+        self.off: set[int] = set()
+        self.beside: list[list[int]] = []
+        self.phase = Phase.FIND
+        with torch.no_grad():
+            self(**sample)
+        self.phase = Phase.OBSERVE
+        if not self.rounded:
+            raise BadInput(
+                f"nothing of {type(self.module).__name__} can be quantized: it has no linear layer, convolution or "
+                "embedding outside of its head",
+                "quantize the head too (--quantize-head), or quantize the exported graph: ml-opt quantize static REF",
+            )
+
+    @property
+    def config(self) -> Any:
+        """The model's own configuration, which the Trainer asks for."""
+        return self.module.config
+
+    def train(self, mode: bool = True) -> QuantizedModel:
+        """Keep to evaluation mode, whatever a training loop asks for."""
+        super().train(False)
+        return self
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        """The model's own answer to its own inputs, rounded on the way."""
+        with _Calls(self):
+            return self.module(**inputs)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[dict[str, torch.Tensor]], progress: Callable[[int], None]) -> None:
+        """Find the range of every activation on real inputs, and round from then on.
+
+        Args:
+            batches: inputs by name.
+            progress: told how many batches are done.
+
+        Raises:
+            BadInput: an activation is not finite.
+        """
+        for number, batch in enumerate(batches, 1):
+            self(**batch)
+            progress(number)
+        for site, number in self.sites.items():
+            quantizer = self.quantizer(number)
+            if quantizer.widest == float("inf"):
+                raise BadInput(f"what {site} reads is not finite on the training data")
+            if quantizer.widest > _MASK:
+                self.off |= {number, *(each for group in self.beside if number in group for each in group)}
+            quantizer.settle()
+        self.phase = Phase.ROUND
+
+    @contextlib.contextmanager
+    def marking(self) -> Iterator[torch.nn.Module]:
+        """The model itself, leaving markers wherever it is traced."""
+        inner = self.module.forward
+        phase, self.phase = self.phase, Phase.MARK
+
+        @functools.wraps(inner)
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            with _Calls(self):
+                return inner(*args, **kwargs)
+
+        self.module.forward = marked  # type: ignore[method-assign]
+        try:
+            yield self.module
+        finally:
+            del self.module.forward
+            self.phase = phase
+
+    def float_weights(self) -> dict[str, int]:
+        """Weights of two dimensions or more that stay in float: name → how many numbers."""
+        return {
+            name: weight.numel()
+            for name, weight in self.module.named_parameters()
+            if weight.ndim > 1 and name not in self.rounded
+        }
+
+    def takes(self, name: str) -> bool:
+        """Whether a weight of that name is to be rounded."""
+        return self.scheme.head or self.scheme.every or not name.startswith(self._head)
+
+    def quantizer(self, number: int) -> ActivationQuantizer:
+        """One of the quantizers."""
+        found = self.quantizers[number]
+        assert isinstance(found, ActivationQuantizer)
+        return found
+
+    def site(self, name: str) -> int | None:
+        """The number of a place in a forward pass; None for one that was not met with the sample."""
+        if self.phase is Phase.FIND and name not in self.sites:
+            low, high = self.scheme.levels
+            self.sites[name] = len(self.quantizers)
+            self.quantizers.append(ActivationQuantizer(low, high, symmetric=self.scheme.symmetric))
+        return self.sites.get(name)
+
+
+def _head_of(module: torch.nn.Module) -> tuple[str, ...]:
+    """How the names of weights of the task's own head begin; none for a model that is all base."""
+    base = getattr(module, "base_model_prefix", "")
+    if not base or not hasattr(module, base):
+        return ()
+    return tuple(f"{name}." for name, _ in module.named_children() if name != base)
+
+
+class _Calls(TorchFunctionMode):
+    """One forward pass of a quantized model.
+
+    What is rounded twice is rounded once: a tensor that three projections read has one range, as it has in the graph.
+    """
+
+    def __init__(self, model: QuantizedModel) -> None:
+        super().__init__()
+        self._model = model
+        # A place is named by what is called there, the last weight before it, and how often that was met since: not by
+        # its number in the pass, as models leave out calls that change nothing (masks, where nothing is padded).
+        self._last = ""
+        self._times: Counter[str] = Counter()
+        self._met: Counter[str] = Counter()
+        # In each pass anew: while a model is traced, other tensors stand in for its weights.
+        self._names = {id(weight): name for name, weight in model.module.named_parameters()}
+        # By identity; the tensors are held, so that no other one takes their place in memory.
+        self._done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # What convolutions made and nothing has read yet, and what its place is called.
+        self._answers: dict[int, tuple[torch.Tensor, str]] = {}
+        self._numbers: dict[int, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        scheme = self._model.scheme
+        if self._answers and name not in _FUSED_WITH_CONVOLUTION and not name.startswith("__get__"):
+            args = tuple(self._answer(arg) if id(arg) in self._answers else arg for arg in args)
+        if name == _LOOKUP:
+            return self._looked_up(func, *args, **kwargs)
+        if name in _WEIGHTED:
+            args, kwargs, weight = self._weighted(name, args, kwargs)
+            if weight:
+                answer = func(*args, **kwargs)
+                if name in _CONVOLUTIONS and scheme.activation_bits:
+                    self._answers[id(answer)] = (answer, f"answer of {self._last}")
+                return answer
+        if scheme.every and scheme.activation_bits and name in _EVERY:
+            args = self._operands(args, name)
+        answer = func(*args, **kwargs)
+        if name in _FUSED_WITH_CONVOLUTION and args and id(args[0]) in self._answers:
+            self._answers[id(answer)] = (answer, self._answers.pop(id(args[0]))[1])
+        return answer
+
+    def _weighted(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any, str]:
+        """Arguments of a product with a weight, both rounded; and the weight's name, empty where it is none."""
+        at, of, axis = _WEIGHTED[name]
+        args = list(args)
+        while len(args) <= of and (key := _KEYWORDS.get((name, len(args)))) in kwargs:
+            kwargs = dict(kwargs)
+            args.append(kwargs.pop(key))
+        if len(args) <= of or not (weight := self._taken(args[of])):
+            return args, kwargs, ""
+        args[of] = self._weight(args[of], weight, axis, blocks=name not in _CONVOLUTIONS)
+        self._last = weight
+        self._times.clear()
+        self._met[weight] += 1
+        again = f" ({self._met[weight]})" if self._met[weight] > 1 else ""
+        args[at] = self._activation(args[at], f"{name} of {weight}{again}")
+        return args, kwargs, weight
+
+    def _weight(self, tensor: torch.Tensor, name: str, axis: int, *, blocks: bool) -> torch.Tensor:
+        scheme = self._model.scheme
+        if scheme.weight_bits == 4 and not blocks:
+            return tensor
+        channels = axis if scheme.per_channel and tensor.ndim > axis else None
+        known = self._model.rounded.setdefault(name, channels)
+        return self._once(tensor, lambda: self._rounded_weight(tensor, name, known))
+
+    def _rounded_weight(self, tensor: torch.Tensor, name: str, axis: int | None) -> torch.Tensor:
+        match self._model.phase:
+            case Phase.FIND | Phase.OBSERVE:
+                return tensor
+            case Phase.MARK:
+                return _mark(MARK_WEIGHT, tensor, {"name": name})
+        if self._model.scheme.weight_bits == 4:
+            return round_blocks(tensor, self._model.scheme.block)
+        return round_weight(tensor, axis)
+
+    def _looked_up(self, func: Any, ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        """Rows of a table: rounding them is rounding the table, and looks at fewer numbers."""
+        name = self._taken(weight)
+        if not name or self._model.scheme.weight_bits != 8:
+            return func(ids, weight, *args, **kwargs)
+        self._model.rounded.setdefault(name, None)
+        self._model.tables.add(name)
+        if self._model.phase is Phase.MARK:
+            weight = _mark(MARK_WEIGHT, weight, {"name": name})
+        rows = func(ids, weight, *args, **kwargs)
+        if self._model.phase is Phase.ROUND:
+            rows = round_weight(rows, None, weight_scale(weight, None))
+        self._done[id(rows)] = (rows, rows)
+        return rows
+
+    def _taken(self, weight: Any) -> str:
+        """The name of a weight that is to be rounded; empty for one that is not, and for what is no weight."""
+        name = self._names.get(id(weight), "")
+        return name if name and self._model.takes(name) else ""
+
+    def _is_activation(self, value: Any) -> bool:
+        return (
+            isinstance(value, torch.Tensor)
+            and value.is_floating_point()
+            and value.ndim > 1
+            and id(value) not in self._names
+        )
+
+    def _answer(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._activation(*self._answers.pop(id(tensor)))
+
+    def _activation(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        if self._model.scheme.activation_bits is None:
+            return tensor
+        return self._once(tensor, lambda: self._rounded_activation(tensor, site))
+
+    def _operands(self, args: Any, name: str) -> Any:
+        """The arguments of an operation without weights, each rounded; of one that a mask takes part in, none is."""
+        self._times[name] += 1
+        where = f"{name} {self._times[name]} behind {self._last or 'the inputs'}"
+        made: list[Any] = []
+        for place, arg in enumerate(args):
+            made.append(self._activation(arg, f"{where}, operand {place}") if self._is_activation(arg) else arg)
+        if self._model.phase is Phase.FIND:
+            numbers = [self._numbers[id(arg)] for arg in args if id(arg) in self._numbers]
+            self._model.beside.append(numbers)
+        return tuple(made)
+
+    def _rounded_activation(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
+        number = self._model.site(site)
+        if number is None:
+            return tensor
+        self._numbers[id(tensor)] = number
+        quantizer = self._model.quantizer(number)
+        match self._model.phase:
+            case Phase.FIND | Phase.OBSERVE:
+                quantizer.observe(tensor)
+                return tensor
+            case _ if number in self._model.off:
+                return tensor
+            case Phase.MARK:
+                return _mark(MARK_ACTIVATION, tensor, {"number": number})
+        rounded: torch.Tensor = quantizer(tensor)
+        return rounded
+
+    def _once(self, tensor: torch.Tensor, rounded: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What a tensor was rounded to before in this pass; what came out of rounding stays as it is."""
+        known = self._done.get(id(tensor))
+        if known is None:
+            known = (tensor, rounded())
+            self._done[id(tensor)] = known
+            self._done[id(known[1])] = (known[1], known[1])
+        return known[1]
+
+
+#: Names of arguments that are given by name at times.
+_KEYWORDS = {
+    ("linear", 0): "input",
+    ("linear", 1): "weight",
+    ("conv1d", 1): "weight",
+    ("conv2d", 1): "weight",
+    ("conv3d", 1): "weight",
+}
+
+
+def _mark(operator: str, tensor: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:
+    marked: torch.Tensor = torch.onnx.ops.symbolic(
+        operator, (tensor,), about, dtype=tensor.dtype, shape=tensor.shape, version=1
+    )
+    return marked

@@ -1,0 +1,333 @@
+"""The training loop: Hugging Face's Trainer, with what a long run on somebody's own machine needs around it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from optimizer.errors import GateFailed, MissingPiece
+from optimizer.files import fsync_tree
+from optimizer.hf import quiet_libraries
+from optimizer.stage import Progress
+from optimizer.training.distill import distillation_loss, label_loss, mask_of
+from optimizer.training.intercept import QuantizedModel
+from optimizer.training.rows import TrainingRows
+from optimizer.types import JSON
+
+__all__ = ["Plan", "Run", "train"]
+
+#: Of the steps between levels: a share of themselves that one step of the optimizer changes them by, at most. Weights
+#: are pretrained and move by --lr; ranges were only guessed.
+_RANGE_LR = 1e-3
+#: Share of the steps in which the learning rate rises.
+_WARMUP = 0.1
+#: Written into a checkpoint when all of it is on the disk.
+_WHOLE = "whole"
+#: How many points a curve of losses has.
+_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Attributes:
+        epochs: times to see every row.
+        max_steps: steps after which to stop; None to see every row so often.
+        lr: the highest learning rate, of weights.
+        batch: rows in a step.
+        seed: of the order of rows.
+        distill: learn from the float model, otherwise from labels.
+        pooling: how the model's states become a row's vector; empty where they do not.
+        checkpoints: a folder for what a killed run goes on from.
+        checkpoint_every: seconds between two of them.
+        resume: go on from there, where something is there.
+    """
+
+    epochs: int
+    max_steps: int | None
+    lr: float
+    batch: int
+    seed: int
+    distill: bool
+    pooling: str
+    checkpoints: Path
+    checkpoint_every: float
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training came to.
+
+    Attributes:
+        curve: in the order of steps: ``step`` with ``loss``, or with the numbers of a judgement.
+        steps: how many were made.
+        resumed_at: the step that this process went on from; 0 where it started.
+        step_seconds: the median time of a step in this process, judging and checkpoints left out.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    curve: list[dict[str, JSON]]
+    steps: int
+    resumed_at: int
+    step_seconds: float | None
+    device: str
+
+
+def train(
+    model: QuantizedModel,
+    rows: TrainingRows,
+    plan: Plan,
+    judge: Callable[[], Mapping[str, float]] | None,
+    progress: Progress,
+) -> Run:
+    """Train a calibrated model in place.
+
+    Args:
+        model: weights of lookups stay as they are: few of their rows are met in training, and each is rounded alone.
+        rows: to learn from.
+        plan: how.
+        judge: what the model is worth now, asked after every epoch.
+        progress: told of every step.
+
+    Returns:
+        the curve; the same for the same seed on the same machine, whether or not it was interrupted.
+
+    Raises:
+        GateFailed: the loss is no number any more; the last good checkpoint is kept.
+        MissingPiece: the disk has no room for checkpoints.
+        KeyboardInterrupt: Ctrl-C; a checkpoint of the last whole step is kept.
+    """
+    teacher = copy.deepcopy(model.module).requires_grad_(False) if plan.distill else None
+    _need_room(model, plan.checkpoints)
+    found = _last_whole(plan.checkpoints) if plan.resume else None
+    if not plan.resume:
+        shutil.rmtree(plan.checkpoints, ignore_errors=True)
+    with _interruptible() as stop, quiet_libraries():
+        trainer = _Trainer(model, teacher, rows, plan, judge, stop, progress)
+        if teacher is not None:
+            teacher.to(trainer.args.device)
+        done = trainer.train(resume_from_checkpoint=str(found) if found else None)
+        if stop.is_set():
+            raise KeyboardInterrupt(
+                f"the training stopped after step {trainer.state.global_step}; the same command goes on from there"
+            )
+    times = sorted(trainer.times)
+    return Run(
+        _curve(trainer.state.log_history),
+        int(done.global_step),
+        int(found.name.rpartition("-")[2]) if found else 0,
+        times[len(times) // 2] if times else None,
+        trainer.args.device.type,
+    )
+
+
+class _Trainer(Trainer):  # type: ignore[misc]  # a class of transformers, which mypy does not read
+    """The Trainer, told what our rows, losses and learning rates are."""
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        teacher: torch.nn.Module | None,
+        rows: TrainingRows,
+        plan: Plan,
+        judge: Callable[[], Mapping[str, float]] | None,
+        stop: threading.Event,
+        progress: Progress,
+    ) -> None:
+        steps = plan.max_steps or plan.epochs * -(-len(rows) // plan.batch)
+        gpu = torch.cuda.is_available()
+        args = TrainingArguments(
+            output_dir=str(plan.checkpoints),
+            per_device_train_batch_size=plan.batch,
+            num_train_epochs=plan.epochs,
+            max_steps=plan.max_steps or -1,
+            learning_rate=plan.lr,
+            lr_scheduler_type="linear",
+            warmup_steps=round(_WARMUP * steps),
+            weight_decay=0.0,
+            seed=plan.seed,
+            data_seed=plan.seed,
+            use_cpu=not gpu,
+            bf16=gpu and torch.cuda.is_bf16_supported(),
+            logging_steps=max(1, steps // _POINTS),
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=gpu,
+        )
+        # Callbacks are asked for in this order: what is judged at the end of an epoch is logged before it is saved.
+        callbacks = [_Judging(self, judge, progress), _Watch(self, plan, stop, progress)]
+        super().__init__(model, args, data_collator=rows.collate, train_dataset=rows, callbacks=callbacks)
+        self.model_accepts_loss_kwargs = False
+        self._teacher, self._plan = teacher, plan
+        self.latest = 0.0
+        self.times: list[float] = []
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        feeds = inputs["feeds"]
+        if self._teacher is None:
+            loss = label_loss(model(**feeds).logits, inputs["classes"])
+        else:
+            with torch.no_grad():
+                theirs = self._teacher(**feeds, output_hidden_states=True)
+            ours = model(**feeds, output_hidden_states=True)
+            loss = distillation_loss(ours, theirs, mask_of(feeds), self._plan.pooling)
+        self.latest = float(loss.detach())
+        if self.latest != self.latest or self.latest in (float("inf"), float("-inf")):
+            kept = _last_whole(self._plan.checkpoints)
+            raise GateFailed(
+                f"the training diverged: its loss is {self.latest} at step {self.state.global_step + 1}",
+                f"lower --lr (it is {self._plan.lr:g})"
+                + (f"; the last good checkpoint is kept: {kept}" if kept else "; no checkpoint was written yet"),
+            )
+        return loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW; ranges have a learning rate of their own."""
+        ours = self.model
+        ranges = [quantizer.log_scale for quantizer in ours.quantizers]
+        tables = {id(weight) for name, weight in ours.module.named_parameters() if name in ours.tables}
+        for weight in ours.module.parameters():
+            weight.requires_grad_(id(weight) not in tables)
+        weights = [weight for weight in ours.module.parameters() if weight.requires_grad]
+        groups = [{"params": weights, "lr": self._plan.lr}]
+        if ranges:
+            groups.append({"params": ranges, "lr": _RANGE_LR})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return _Order(self.train_dataset, self._plan)
+
+
+class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]  # a class of torch
+    """The order of an epoch's rows, which follows from the seed and the epoch's number alone: a resumed run has it."""
+
+    def __init__(self, rows: TrainingRows, plan: Plan) -> None:
+        self._rows, self._plan, self._epoch = rows, plan, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows.order(self._plan.seed, self._epoch, self._plan.batch))
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+
+class _Judging(TrainerCallback):  # type: ignore[misc]  # a class of transformers
+    """What the model is worth after every epoch, as a line of the curve."""
+
+    def __init__(
+        self, trainer: _Trainer, judge: Callable[[], Mapping[str, float]] | None, progress: Progress
+    ) -> None:
+        self._trainer, self._judge, self._progress = trainer, judge, progress
+        self.said = ""
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._judge is None:
+            return
+        self._progress("judging", state.global_step, state.max_steps)
+        found = dict(self._judge())
+        name, value = next(iter(found.items()))
+        self._trainer.said = f", {name} {value:.4f}"
+        self._trainer.log(found)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]  # a class of transformers
+    """Progress, checkpoints by the clock, and stopping after a whole step."""
+
+    def __init__(self, trainer: _Trainer, plan: Plan, stop: threading.Event, progress: Progress) -> None:
+        self._trainer, self._plan, self._stop, self._progress = trainer, plan, stop, progress
+        self._saved = self._began = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        trainer.times.append(time.monotonic() - self._began)
+        said = getattr(trainer, "said", "")
+        self._progress(f"training, loss {trainer.latest:.4f}{said}", state.global_step, state.max_steps)
+        stopping = self._stop.is_set()
+        control.should_training_stop = control.should_training_stop or stopping
+        due = time.monotonic() - self._saved >= self._plan.checkpoint_every
+        if (stopping or due) and all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Call a checkpoint whole once it is on the disk, and only then remove older ones."""
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        fsync_tree(newest)
+        (newest / _WHOLE).touch()
+        for other in Path(args.output_dir).glob("checkpoint-*"):
+            if other != newest:
+                shutil.rmtree(other, ignore_errors=True)
+        self._saved = time.monotonic()
+
+
+def _last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    found = [each for each in folder.glob("checkpoint-*") if (each / _WHOLE).exists()]
+    return max(found, key=lambda each: int(each.name.rpartition("-")[2]), default=None)
+
+
+def _need_room(model: QuantizedModel, folder: Path) -> None:
+    """Fail before training, not in the midst of it: two checkpoints lie side by side for a moment.
+
+    One holds the weights, and the two moments that Adam keeps of each.
+    """
+    numbers = sum(weight.numel() for weight in model.parameters())
+    trained = sum(w.numel() for name, w in model.module.named_parameters() if name not in model.tables)
+    need = 2 * 4 * (numbers + 2 * trained)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise MissingPiece(
+            f"no room for checkpoints on the disk of {folder}: {free / 2**20:.0f} MiB free, and two of them take "
+            f"{need / 2**20:.0f} MiB",
+            "free some space (`ml-opt gc` clears leftovers) or choose another --store",
+        )
+
+
+def _curve(history: list[dict[str, Any]]) -> list[dict[str, JSON]]:
+    """The Trainer's log as a manifest keeps it: steps, losses and judgements."""
+    left_out = {"epoch", "grad_norm", "learning_rate", "step"}
+    lines = [{"step": line["step"], **{k: v for k, v in line.items() if k not in left_out}} for line in history]
+    return [line for line in lines if "train_runtime" not in line]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C is taken as a wish to stop after the step that is being made; the second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def wish(number: int, frame: Any) -> None:
+        if stop.is_set() and callable(before):
+            before(number, frame)
+        stop.set()
+
+    signal.signal(signal.SIGINT, wish)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

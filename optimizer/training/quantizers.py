@@ -1,0 +1,174 @@
+"""Rounding that can be trained through.
+
+Forward, a number is rounded to the levels that the int8 graph has (Jacob et al., "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference", 2018). Backward, rounding counts as the identity within the
+range and as a constant outside of it, and the step between two levels has a gradient of its own (Esser et al., "Learned
+Step Size Quantization", 2020), so that training decides how much of an activation's tail is worth its levels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["ActivationQuantizer", "round_blocks", "round_weight", "weight_scale"]
+
+#: Of 8-bit weights; -128 stays unused, so that they are as many on either side of zero.
+_WEIGHT_LEVELS = 127
+#: Values of an activation that are kept while ranges are found, and how many of one batch.
+_KEPT, _KEPT_OF_BATCH = 1 << 18, 1 << 14
+#: Parts of the whole range among which the one is chosen that rounds with the least squared error.
+_PARTS = tuple(part / 20 for part in range(20, 1, -1))
+#: A range below this is that of an activation which is always zero.
+_SMALLEST = 1e-12
+
+
+class _RoundToLevels(torch.autograd.Function):
+    """``(clamp(round(x / scale) + zero, low, high) - zero) * scale`` with gradients for x and scale.
+
+    Division and rounding half to even are those of ONNX's QuantizeLinear, so that the graph makes the same levels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: int, low: int, high: int) -> torch.Tensor:
+        steps = x / scale
+        levels = steps.round().clamp_(low - zero, high - zero)
+        ctx.save_for_backward(steps, levels, scale)
+        ctx.ends = (low - zero, high - zero)
+        return levels * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        steps, levels, scale = ctx.saved_tensors
+        low, high = ctx.ends
+        inside = (steps >= low) & (steps <= high)
+        # Esser et al., equation 3; and their section 2.2 for the factor.
+        by_scale = (gradient * torch.where(inside, levels - steps, levels)).sum() / (levels.numel() * high) ** 0.5
+        return gradient * inside, by_scale.reshape(scale.shape), None, None, None
+
+
+class ActivationQuantizer(torch.nn.Module):
+    """One activation's range: found on data first, learned from then on.
+
+    Args:
+        low: its lowest level.
+        high: its highest level.
+        symmetric: the zero point is 0.
+
+    Attributes:
+        log_scale: the logarithm of the step between two levels, so that a step of the optimizer is a share of it.
+        zero_point: the level of zero.
+    """
+
+    log_scale: torch.nn.Parameter
+    zero_point: torch.Tensor
+
+    def __init__(self, low: int, high: int, *, symmetric: bool) -> None:
+        super().__init__()
+        self.low, self.high, self.symmetric = low, high, symmetric
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int64))
+        self._seen: list[torch.Tensor] = []
+        self._smallest, self._largest = 0.0, 0.0
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The step between two levels, float32 ``[]``."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def observe(self, x: torch.Tensor) -> None:
+        """Look at one batch's values: their ends, and a sample of them."""
+        flat = x.detach().float().reshape(-1)
+        if not bool(torch.isfinite(flat).all()):
+            self._largest = float("inf")  # Python's min and max pass over NaN
+            return
+        self._smallest = min(self._smallest, float(flat.min()))
+        self._largest = max(self._largest, float(flat.max()))
+        if sum(map(len, self._seen)) < _KEPT:
+            # A stride that is no multiple of the hidden size looks at every channel.
+            stride = max(1, len(flat) // _KEPT_OF_BATCH) | 1
+            self._seen.append(flat[::stride].clone())
+
+    @property
+    def widest(self) -> float:
+        """The largest magnitude that was seen; infinity where a value was not finite."""
+        return max(-self._smallest, self._largest)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Choose the range that rounds what was seen with the least squared error, and forget what was seen."""
+        seen = torch.cat(self._seen) if self._seen else torch.zeros(1)
+        self._seen = []
+        best, error = (1.0, 0), float("inf")
+        for part in _PARTS:
+            scale, zero = self._range(part * self._smallest, part * self._largest)
+            levels = (seen / scale).round().clamp(self.low - zero, self.high - zero)
+            found = float((levels * scale - seen).square().mean())
+            if found < error:
+                best, error = (scale, zero), found
+        self.log_scale.copy_(torch.tensor(best[0]).log())
+        self.zero_point.fill_(best[1])
+
+    def _range(self, smallest: float, largest: float) -> tuple[float, int]:
+        """Scale and zero point of a range around zero, by the formulas of ONNX's DynamicQuantizeLinear."""
+        if self.symmetric:
+            return max(-smallest, largest, _SMALLEST) / self.high, 0
+        scale = max(largest - smallest, _SMALLEST) / (self.high - self.low)
+        return scale, min(self.high, max(self.low, round(self.low - smallest / scale)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Values through their levels and back."""
+        with torch.autocast(x.device.type, enabled=False):
+            made = _RoundToLevels.apply(x.float(), self.scale, int(self.zero_point), self.low, self.high)
+        return made.to(x.dtype)
+
+
+def weight_scale(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """The step between two levels of an 8-bit weight: for each place along ``axis`` (``[n]``), or for all (``[1]``).
+
+    It follows the largest weight, as in the graphs that are quantized after training.
+    """
+    size = weight.detach().abs()
+    most = size.amax().reshape(1) if axis is None else size.amax(dim=[d for d in range(size.ndim) if d != axis])
+    # Not where it is larger than zero: a weight that is no number must not become one.
+    return torch.where(most == 0, torch.ones_like(most), most / _WEIGHT_LEVELS)
+
+
+def round_weight(weight: torch.Tensor, axis: int | None, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """A weight through 8 bits and back; the gradient passes as if nothing had happened.
+
+    Args:
+        weight: float32, any shape.
+        axis: of its output channels, which have a scale each; None for one scale.
+        scale: what :func:`weight_scale` said, where the weight is a part of what that was asked of.
+    """
+    scale = weight_scale(weight, axis) if scale is None else scale
+    if axis is None:
+        return torch.fake_quantize_per_tensor_affine(
+            weight, scale, torch.zeros(1, dtype=torch.int32, device=scale.device), -_WEIGHT_LEVELS, _WEIGHT_LEVELS
+        )
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -_WEIGHT_LEVELS, _WEIGHT_LEVELS)
+
+
+def round_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
+    """A matrix through 4 bits and back, a scale for each ``block`` of inputs, as ONNX Runtime's MatMulNBits has it.
+
+    The largest magnitude of a block becomes the level -8 (``onnxruntime.quantization.matmul_nbits_quantizer``,
+    symmetric): of what was rounded so, rounding again makes the same.
+
+    Args:
+        weight: ``[outputs, inputs]``.
+        block: inputs that share a scale; the last block may be shorter.
+    """
+    outputs, inputs = weight.shape
+    short = -inputs % block
+    blocks = torch.nn.functional.pad(weight.detach(), (0, short)).reshape(outputs, -1, block)
+    place = blocks.abs().argmax(dim=-1, keepdim=True)
+    scale = blocks.gather(-1, place) / -8
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    levels = (blocks / scale).round().clamp(-8, 7)
+    rounded = (levels * scale).reshape(outputs, -1)[:, :inputs]
+    return weight + (rounded - weight).detach()

@@ -1,0 +1,177 @@
+"""What is rounded in a forward pass: which weights, which activations, and what is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import two_layers
+
+from optimizer.errors import BadInput
+from optimizer.training.intercept import Phase, QuantizedModel
+from optimizer.training.quantizers import round_weight
+from optimizer.training.scheme import SCHEMES, Scheme
+
+SAMPLE = {
+    "input_ids": torch.tensor([[2, 7, 8, 9, 3], [2, 6, 3, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+EVERY = replace(SCHEMES["w8a8"], every=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_layers(tmp_path_factory.mktemp("bert") / "model")
+
+
+def bert(folder: Path, head: str = "BertModel") -> Any:
+    import transformers
+
+    torch.manual_seed(1)
+    return getattr(transformers, head).from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def calibrated(module: Any, scheme: Scheme) -> QuantizedModel:
+    model = QuantizedModel(module, scheme, SAMPLE)
+    model.calibrate([SAMPLE], lambda done: None)
+    return model
+
+
+def test_projections_of_one_tensor_share_its_range(folder: Path) -> None:
+    model = calibrated(bert(folder), SCHEMES["w8a8"])
+    # Of each layer: what query, key and value read, then the inputs of three products; and the pooler's.
+    assert len(model.sites) == 2 * 4 + 1
+    assert [site.rpartition(".")[0].rpartition(".")[2] for site in model.sites][:4] == ["query", "dense", "dense", "dense"]
+    assert len(model.rounded) == 2 * 6 + 1 + 3
+    assert model.tables == {name for name in model.rounded if "embeddings" in name}
+    assert model.float_weights() == {}
+
+
+def test_products_get_numbers_on_their_levels(folder: Path) -> None:
+    model = calibrated(bert(folder), SCHEMES["w8a8"])
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    plain = torch.nn.functional.linear
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is plain:
+                seen.append((args[0], args[1]))
+            return func(*args, **(kwargs or {}))
+
+    with Spy(), torch.no_grad():
+        model(**SAMPLE)
+    weights = dict(model.module.named_parameters())
+    query = "encoder.layer.0.attention.self.query.weight"
+    x, weight = seen[0]
+    scale, zero = model.quantizer(0).scale.detach(), int(model.quantizer(0).zero_point)
+    levels = x / scale + zero
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert 0 <= float(levels.min())
+    assert float(levels.max()) <= 255
+    assert torch.equal(weight, round_weight(weights[query], 0))
+    assert len(seen) == 13
+
+
+def test_the_head_stays_float_unless_asked(folder: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    module = transformers.BertForSequenceClassification(transformers.BertConfig.from_pretrained(folder)).eval()
+    assert "classifier.weight" in calibrated(module, SCHEMES["w8a8"]).float_weights()
+    assert "classifier.weight" in calibrated(module, replace(SCHEMES["w8a8"], head=True)).rounded
+
+
+def test_four_bits_leave_tables_and_activations_alone(folder: Path) -> None:
+    model = calibrated(bert(folder), SCHEMES["w4a16"])
+    assert model.sites == {}
+    assert not model.tables
+    assert len(model.rounded) == 13
+
+
+def test_masks_are_never_rounded(folder: Path) -> None:
+    """A mask reaches the lowest float: among 256 levels of that range every score would be the same."""
+    model = calibrated(bert(folder), EVERY)
+    assert len(model.sites) > 30
+    off = [site for site, number in model.sites.items() if number in model.off]
+    assert any(site.startswith("add") for site in off)
+    assert any(site.startswith("softmax") for site in off)
+    assert all(model.quantizer(number).scale < 1 for number in model.sites.values() if number not in model.off)
+    plain = bert(folder)
+    with torch.no_grad():
+        ours, theirs = model(**SAMPLE).last_hidden_state, plain(**SAMPLE).last_hidden_state
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min() > 0.99
+
+
+def test_batches_without_padding_take_the_way_that_the_graph_has(folder: Path) -> None:
+    """transformers leaves the mask out where nothing is padded; the graph never does."""
+    model = calibrated(bert(folder), EVERY)
+    row = {name: values[:1] for name, values in SAMPLE.items()}
+    with torch.no_grad():
+        alone, together = model(**row).last_hidden_state[0], model(**SAMPLE).last_hidden_state[0]
+    assert torch.allclose(alone, together, atol=1e-4)
+
+
+def test_rounding_is_off_while_ranges_are_found_and_training_never_drops_out(folder: Path) -> None:
+    module, plain = bert(folder), bert(folder)
+    model = QuantizedModel(module, SCHEMES["w8a8"], SAMPLE)
+    assert model.phase is Phase.OBSERVE
+    with torch.no_grad():
+        assert torch.equal(model(**SAMPLE).last_hidden_state, plain(**SAMPLE).last_hidden_state)
+        model.calibrate([SAMPLE], lambda done: None)
+        model.train()
+        first = model(**SAMPLE).last_hidden_state
+        assert not torch.equal(first, plain(**SAMPLE).last_hidden_state)
+        assert torch.equal(first, model(**SAMPLE).last_hidden_state)
+
+
+def test_every_weight_and_every_range_has_a_gradient(folder: Path) -> None:
+    model = calibrated(bert(folder), SCHEMES["w8a8-sym"])
+    model(**SAMPLE).last_hidden_state.square().sum().backward()
+    pooler = list(model.sites.values())[-1]  # the hidden states do not pass through it
+    for number, quantizer in enumerate(model.quantizers):
+        assert (quantizer.log_scale.grad is None) == (number == pooler)
+    layers = [w for n, w in model.module.named_parameters() if n.startswith("encoder") and n in model.rounded]
+    assert all(weight.grad is not None and float(weight.grad.abs().max()) > 0 for weight in layers)
+
+
+def test_a_model_without_weights_to_round_is_refused() -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    with pytest.raises(BadInput, match="nothing of Sum can be quantized"):
+        QuantizedModel(Sum(), SCHEMES["w8a8"], {"x": torch.ones(2, 3)})
+
+
+def test_what_is_not_finite_is_refused(folder: Path) -> None:
+    module = bert(folder)
+    with torch.no_grad():
+        module.encoder.layer[0].attention.output.LayerNorm.weight.fill_(float("nan"))
+    model = QuantizedModel(module, SCHEMES["w8a8"], SAMPLE)
+    with pytest.raises(BadInput, match="intermediate.*is not finite on the training data"):
+        model.calibrate([SAMPLE], lambda done: None)
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 4, 3)
+        self.second = torch.nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.flatten(self.second(torch.nn.functional.relu(self.first(x))), 1)
+
+
+def test_convolutions_answer_in_eight_bits_behind_their_relu() -> None:
+    """Int8 kernels of convolutions take and give 8 bits; what is rounded is what comes out of the relu, which
+    the next one reads.
+    """
+    torch.manual_seed(0)
+    images = {"x": torch.randn(2, 1, 8, 8)}
+    model = QuantizedModel(Convolutions(), SCHEMES["w8a8"], images)
+    assert list(model.sites) == ["conv2d of first.weight", "answer of first.weight", "answer of second.weight"]
+    model.calibrate([images], lambda done: None)
+    assert int(model.quantizer(model.sites["answer of first.weight"]).zero_point) == 0

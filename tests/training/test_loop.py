@@ -1,0 +1,186 @@
+"""The training loop: what it learns from, what it keeps, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import phrases, two_layers, write
+
+from optimizer.data.preprocess import Preprocessor
+from optimizer.errors import GateFailed, MissingPiece
+from optimizer.stage import silent
+from optimizer.training.intercept import QuantizedModel
+from optimizer.training.loop import Plan, train
+from optimizer.training.rows import TrainingRows, batch_of, open_rows
+from optimizer.training.scheme import SCHEMES
+from optimizer.types import JSON
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("loop")
+    two_layers(home / "model")
+    write(home / "train.jsonl", [{"text": " ".join(words)} for words in phrases(40, 1)])
+    return home
+
+
+def about() -> dict[str, JSON]:
+    inputs = [
+        {"name": name, "dtype": "int64", "shape": ["batch", "sequence"]}
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    return {"task": "feature-extraction", "pooling": "mean", "inputs": inputs, "max_length": 64, "labels": []}
+
+
+def started(folder: Path) -> tuple[QuantizedModel, TrainingRows]:
+    import transformers
+
+    preprocessor = Preprocessor.open(folder / "model", about())
+    rows, _ = open_rows(folder / "train.jsonl", preprocessor, about())
+    module = transformers.BertModel.from_pretrained(folder / "model", attn_implementation="eager")
+    learned = TrainingRows(rows, about(), labelled=False)
+    model = QuantizedModel(module, SCHEMES["w8a8-sym"], batch_of(rows.feeds(range(4))))
+    model.calibrate([batch_of(rows.feeds(range(8)))], lambda done: None)
+    return model, learned
+
+
+def plan(checkpoints: Path, **changes: Any) -> Plan:
+    usual = Plan(
+        epochs=2, max_steps=None, lr=1e-3, batch=8, seed=0, distill=True, pooling="mean", checkpoints=checkpoints,
+        checkpoint_every=0.0, resume=True,
+    )  # fmt: skip
+    return replace(usual, **changes)
+
+
+def weights(model: QuantizedModel) -> Weights:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: Weights, b: Weights) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns_the_float_models_answers_and_is_repeatable(folder: Path, tmp_path: Path) -> None:
+    ends = []
+    for turn in range(2):
+        model, rows = started(folder)
+        before = weights(model)
+        run = train(model, rows, plan(tmp_path / str(turn), epochs=6), None, silent)
+        losses = [line["loss"] for line in run.curve if "loss" in line]
+        assert run.steps == 30
+        assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+        ends.append(weights(model))
+        tables = [name for name in before if "embeddings.weight" in name]
+        assert len(tables) == 3
+        assert all(torch.equal(before[name], ends[-1][name]) for name in tables)
+        assert not same(before, ends[-1])
+    assert same(*ends)
+
+
+class Stop:
+    """Ends the process's training after so many steps, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, doing: str, done: float | None = None, total: float | None = None) -> None:
+        if doing.startswith("training") and done == self.after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    whole, rows = started(folder)
+    judged: list[int] = []
+
+    def judge() -> Mapping[str, float]:
+        judged.append(1)
+        return {"cosine": 0.5}
+
+    told = train(whole, rows, plan(tmp_path / "whole"), judge, silent)
+    assert judged == [1, 1]
+    model, rows = started(folder)
+    # In the midst of the second epoch, and with checkpoints by the clock too far apart to help.
+    seldom = plan(tmp_path / "parts", checkpoint_every=1000.0)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 7; the same command goes on"):
+        train(model, rows, seldom, judge, Stop(7))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    model, rows = started(folder)
+    run = train(model, rows, seldom, judge, silent)
+    assert run.resumed_at == 7
+    assert same(weights(model), weights(whole))
+    assert run.curve == told.curve
+
+
+def test_half_a_checkpoint_is_none(folder: Path, tmp_path: Path) -> None:
+    model, rows = started(folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, rows, plan(tmp_path), None, Stop(3))
+    (kept,) = tmp_path.glob("checkpoint-*")
+    shutil.copytree(kept, tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "whole").unlink()
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    model, rows = started(folder)
+    assert train(model, rows, plan(tmp_path), None, silent).resumed_at == 3
+    model, rows = started(folder)
+    assert train(model, rows, plan(tmp_path, resume=False), None, silent).resumed_at == 0
+
+
+def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_checkpoint(folder: Path, tmp_path: Path) -> None:
+    model, rows = started(folder)
+
+    def poisoned(doing: str, done: float | None = None, total: float | None = None) -> None:
+        if doing.startswith("training") and done == 3:
+            with torch.no_grad():
+                model.module.encoder.layer[0].output.dense.weight.fill_(float("nan"))
+
+    with pytest.raises(GateFailed, match="diverged: its loss is nan at step 4") as failed:
+        train(model, rows, plan(tmp_path), None, poisoned)
+    assert "lower --lr (it is 0.001)" in failed.value.hint
+    assert "checkpoint-2" in failed.value.hint
+    assert [each.name for each in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_too_little_room_is_said_before_the_first_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = started(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 2**20))  # type: ignore[attr-defined]
+    with pytest.raises(MissingPiece, match="no room for checkpoints.*1 MiB free"):
+        train(model, rows, plan(tmp_path), None, silent)
+
+
+def test_an_epochs_order_shares_batches_by_length_and_follows_from_its_number(folder: Path) -> None:
+    _, rows = started(folder)
+    orders = [rows.order(0, epoch, 8) for epoch in (0, 1)]
+    assert rows.order(0, 1, 8) == orders[1]
+    assert rows.order(1, 1, 8) != orders[1]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == list(range(40))
+    lengths = rows.rows.lengths
+    assert lengths is not None
+
+    def spread(order: Callable[[int], int]) -> int:
+        found = [[lengths[order(place)] for place in range(start, start + 8)] for start in range(0, 40, 8)]
+        return sum(max(each) - min(each) for each in found)
+
+    assert spread(orders[0].__getitem__) < 0.6 * spread(lambda place: place)
+
+
+def test_another_thread_trains_without_taking_signals(folder: Path, tmp_path: Path) -> None:
+    model, rows = started(folder)
+    steps: list[int] = []
+    worker = threading.Thread(target=lambda: steps.append(train(model, rows, plan(tmp_path), None, silent).steps))
+    worker.start()
+    worker.join()
+    assert steps == [10]
