@@ -11,7 +11,17 @@ from optimizer.errors import BadInput, Damaged
 from optimizer.manifest import MANIFEST_NAME, Manifest
 from optimizer.types import JSON, Kind, Precision
 
-__all__ = ["ENGINE_NAME", "PROBE_NAME", "RANGES_NAME", "RANKING_NAME", "ROWS_NAMES", "Artifact", "Source", "SourceModel", "variant_words"]
+__all__ = [
+    "ENGINE_NAME",
+    "PROBE_NAME",
+    "RANGES_NAME",
+    "RANKING_NAME",
+    "ROWS_NAMES",
+    "Artifact",
+    "Source",
+    "SourceModel",
+    "variant_words",
+]
 
 #: The file of a TensorRT engine.
 ENGINE_NAME = "model.engine"

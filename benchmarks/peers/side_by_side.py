@@ -23,8 +23,8 @@ from optimizer.benching.shape import Shape, shape_text
 from optimizer.benching.stats import Ratio, speedup
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import MlOptError
-from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
 from optimizer.evalset import EvalSet
+from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
 from optimizer.stage import Progress
 from optimizer.store import Store
 from optimizer.task import get_task

@@ -53,8 +53,8 @@ def run(words: list[str]) -> int:
         return leaving.exit_code
     except TyperException as error:
         return _usage(error, output)
-    except (KeyboardInterrupt, Abort):
-        return _stopped("interrupted", signal.SIGINT, output)
+    except (KeyboardInterrupt, Abort) as ended:
+        return _stopped("interrupted", signal.SIGINT, output, str(ended))
     except _Terminated:
         return _stopped("terminated", signal.SIGTERM, output)
     except SystemExit as leaving:
@@ -86,8 +86,8 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
     raise _Terminated(128 + signum)
 
 
-def _stopped(how: str, signum: int, output: Output) -> int:
-    stopped = MlOptError(f"{how}; the store is as it was")
+def _stopped(how: str, signum: int, output: Output, more: str = "") -> int:
+    stopped = MlOptError(f"{how}; the store is as it was", more)
     stopped.exit_code = 128 + signum
     output.error(stopped)
     return stopped.exit_code

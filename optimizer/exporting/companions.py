@@ -57,8 +57,8 @@ def write_companions(
     Returns:
         the manifest's ``model``, but for what only a graph says (``limits``, ``inputs``, ``outputs``), and warnings.
     """
-    from optimizer.exporting.sentence import pooling_of
     from optimizer.exporting.samples import labels_of
+    from optimizer.exporting.sentence import pooling_of
     from optimizer.hf import quiet_libraries
 
     with quiet_libraries():

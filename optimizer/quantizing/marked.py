@@ -39,6 +39,10 @@ class Range:
     zero_point: int
     signed: bool
 
+    def unsigned(self) -> Range:
+        """The same numbers as levels of uint8: -128 to 127 become 0 to 255."""
+        return Range(self.scale, self.zero_point + 128, False) if self.signed else self
+
 
 @dataclass(frozen=True)
 class Levels:

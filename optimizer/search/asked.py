@@ -17,8 +17,8 @@ from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import kept_set, read_rows
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput
-from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
 from optimizer.evalset import EvalSet, refuse_overlap
+from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
 from optimizer.search.options import Optimize
 from optimizer.stage import Progress
 from optimizer.task import Metric, get_task

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.report import BenchReport, Row
+from optimizer.evalset import EvalSet
 from optimizer.search import timing
 from optimizer.search.accuracy import Scores
 from optimizer.search.contender import Contender, Rules
-from optimizer.evalset import EvalSet
 from optimizer.search.gates import Outcome, outcome_of
 from optimizer.search.judge import Judge
 from optimizer.search.race import Escalate, Race, too_small

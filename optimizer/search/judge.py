@@ -11,10 +11,10 @@ from optimizer.benching.candidates import Entrant
 from optimizer.benching.process import CandidateFailed
 from optimizer.benching.shape import Shape
 from optimizer.errors import BadInput
+from optimizer.evalset import EvalSet
 from optimizer.search.accuracy import Answers, Scores, answer, score
 from optimizer.search.bootstrap import bootstrapped_gate
 from optimizer.search.contender import Contender, Rules
-from optimizer.evalset import EvalSet
 from optimizer.search.gates import Gate, Outcome, agreement_gate, cosine_gate, drop_gate, same_gate
 from optimizer.search.looks import Looks, early_confidence, final_confidence
 from optimizer.stage import Progress

@@ -15,9 +15,9 @@ from optimizer.benching.process import CandidateFailed
 from optimizer.benching.report import BenchReport, Row
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import BadInput, MlOptError
+from optimizer.evalset import EvalSet
 from optimizer.search.accuracy import Answers, Batches, Scores, answer, score
 from optimizer.search.bootstrap import bootstrapped_drop
-from optimizer.evalset import EvalSet
 from optimizer.search.gates import Bounded, drop_outcome, drop_says, paired_drop
 from optimizer.search.gates import Outcome as Known
 from optimizer.search.looks import final_confidence

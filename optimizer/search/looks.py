@@ -8,8 +8,8 @@ from pathlib import Path
 
 from optimizer.benching.inputs import save
 from optimizer.data.calibration import sample
-from optimizer.search.accuracy import Answers, Batches
 from optimizer.evalset import EvalSet
+from optimizer.search.accuracy import Answers, Batches
 
 __all__ = ["Looks", "early_confidence", "final_confidence", "look_sizes"]
 

@@ -38,7 +38,10 @@ class QuantizeQat(TrainQat):
 
 
 def _first(options: QuantizeQat) -> tuple[str, Options]:
-    return TRAIN.name, TrainQat(**{field.name: getattr(options, field.name) for field in TrainQat.fields()})
+    """The training. What the graph is for decides its numbers and nothing else: one training serves every target."""
+    given = {field.name: getattr(options, field.name) for field in TrainQat.fields()}
+    scheme = options.name_of_scheme
+    return TRAIN.name, TrainQat(**{**given, "scheme": None if scheme == "w8a8" else scheme, "target": "ort"})
 
 
 def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) -> Outcome:
@@ -71,8 +74,8 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
         model = export(loaded, sample, _OPSET)
     with tempfile.TemporaryDirectory(dir=out) as work, quiet_libraries():
         progress("writing what training learned into the graph")
-        model, facts = _written(model, quantized, Path(work))
-        if quantized.scheme.symmetric:
+        model, facts = _written(model, quantized, Path(work), for_tensorrt=options.target == "tensorrt")
+        if quantized.scheme.activation_bits and options.target == "tensorrt":
             check_symmetric(model)
         facts["float_weights"] = float_weights(model)
         file = save(model, out)
@@ -91,14 +94,18 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
 
 
 def _written(
-    model: onnx_ir.Model, quantized: QuantizedModel, work: Path
+    model: onnx_ir.Model, quantized: QuantizedModel, work: Path, *, for_tensorrt: bool
 ) -> tuple[onnx_ir.Model, dict[str, JSON]]:
     """The exported graph in its quantized form, and what was counted."""
     from optimizer.quantizing.marked import write_quantized, write_rounded
     from optimizer.training.checkpoint import ranges_of, rounded_of, weights_of
 
     if quantized.scheme.weight_bits == 8:
-        write_quantized(model, ranges_of(quantized), weights_of(quantized), round_bias=not quantized.scheme.symmetric)
+        ranges = ranges_of(quantized)
+        if not for_tensorrt:
+            # ONNX Runtime and OpenVINO multiply unsigned activations: signed ones are left in float there.
+            ranges = {number: found.unsigned() for number, found in ranges.items()}
+        write_quantized(model, ranges, weights_of(quantized), round_bias=not for_tensorrt)
         return model, {}
     from optimizer.graph.io import MODEL_NAME, save
     from optimizer.quantizing.choose import choose_nodes

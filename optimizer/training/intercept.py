@@ -156,7 +156,7 @@ class QuantizedModel(torch.nn.Module):
             with _Calls(self):
                 return inner(*args, **kwargs)
 
-        self.module.forward = marked  # type: ignore[method-assign]
+        self.module.forward = marked
         try:
             yield self.module
         finally:

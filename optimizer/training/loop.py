@@ -134,7 +134,7 @@ def train(
     )
 
 
-class _Trainer(Trainer):  # type: ignore[misc]  # a class of transformers, which mypy does not read
+class _Trainer(Trainer):
     """The Trainer, told what our rows, losses and learning rates are."""
 
     def __init__(
@@ -177,7 +177,9 @@ class _Trainer(Trainer):  # type: ignore[misc]  # a class of transformers, which
         self.latest = 0.0
         self.times: list[float] = []
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         feeds = inputs["feeds"]
         if self._teacher is None:
             loss = label_loss(model(**feeds).logits, inputs["classes"])
@@ -214,7 +216,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # a class of transformers, which
         return _Order(self.train_dataset, self._plan)
 
 
-class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]  # a class of torch
+class _Order(torch.utils.data.Sampler[int]):
     """The order of an epoch's rows, which follows from the seed and the epoch's number alone: a resumed run has it."""
 
     def __init__(self, rows: TrainingRows, plan: Plan) -> None:
@@ -230,12 +232,10 @@ class _Order(torch.utils.data.Sampler[int]):  # type: ignore[misc]  # a class of
         self._epoch = epoch
 
 
-class _Judging(TrainerCallback):  # type: ignore[misc]  # a class of transformers
+class _Judging(TrainerCallback):
     """What the model is worth after every epoch, as a line of the curve."""
 
-    def __init__(
-        self, trainer: _Trainer, judge: Callable[[], Mapping[str, float]] | None, progress: Progress
-    ) -> None:
+    def __init__(self, trainer: _Trainer, judge: Callable[[], Mapping[str, float]] | None, progress: Progress) -> None:
         self._trainer, self._judge, self._progress = trainer, judge, progress
         self.said = ""
 
@@ -249,7 +249,7 @@ class _Judging(TrainerCallback):  # type: ignore[misc]  # a class of transformer
         self._trainer.log(found)
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]  # a class of transformers
+class _Watch(TrainerCallback):
     """Progress, checkpoints by the clock, and stopping after a whole step."""
 
     def __init__(self, trainer: _Trainer, plan: Plan, stop: threading.Event, progress: Progress) -> None:

@@ -67,7 +67,7 @@ def open_rows(
 
 
 @dataclass(frozen=True)
-class TrainingRows(torch.utils.data.Dataset[int]):  # type: ignore[misc]  # a class of torch, which mypy does not read
+class TrainingRows(torch.utils.data.Dataset[int]):
     """What a training loop takes batches from: places of rows, which :meth:`collate` makes inputs of.
 
     Attributes:
@@ -114,7 +114,7 @@ class TrainingRows(torch.utils.data.Dataset[int]):  # type: ignore[misc]  # a cl
 
 
 def batch_of(feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
-    """numpy's arrays as torch's tensors, of the same memory."""
+    """Numpy's arrays as torch's tensors, of the same memory."""
     return {name: torch.from_numpy(array) for name, array in feeds.items()}
 
 
@@ -181,9 +181,7 @@ class Judge:
         task = get_task(str(self.model["task"]))
         numbers: list[Any] = []
         measures: dict[str, list[Any]] = {}
-        for batch, ours, theirs in zip(
-            self.rows.batches(self.model.get("max_batch")), answers, original, strict=True
-        ):
+        for batch, ours, theirs in zip(self.rows.batches(self.model.get("max_batch")), answers, original, strict=True):
             if self.metric is not None:
                 assert self.rows.truths is not None
                 wanted = [self.rows.truths[place] for place in batch.rows]

@@ -20,11 +20,11 @@ from optimizer.benching.stats import Ratio
 from optimizer.data.batching import Batching
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import BadInput
+from optimizer.evalset import EvalSet
 from optimizer.runtime import Candidate, Provider, SessionOptions
 from optimizer.runtimes.fake import FakeModel, FakeSession
 from optimizer.search.bootstrap import bootstrapped_gate
 from optimizer.search.contest import Contender, Contest, Rules, hold
-from optimizer.evalset import EvalSet
 from optimizer.search.gates import Outcome
 from optimizer.stage import silent
 from optimizer.tasks._accuracy import ACCURACY

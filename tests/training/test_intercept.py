@@ -44,7 +44,12 @@ def test_projections_of_one_tensor_share_its_range(folder: Path) -> None:
     model = calibrated(bert(folder), SCHEMES["w8a8"])
     # Of each layer: what query, key and value read, then the inputs of three products; and the pooler's.
     assert len(model.sites) == 2 * 4 + 1
-    assert [site.rpartition(".")[0].rpartition(".")[2] for site in model.sites][:4] == ["query", "dense", "dense", "dense"]
+    assert [site.rpartition(".")[0].rpartition(".")[2] for site in model.sites][:4] == [
+        "query",
+        "dense",
+        "dense",
+        "dense",
+    ]
     assert len(model.rounded) == 2 * 6 + 1 + 3
     assert model.tables == {name for name in model.rounded if "embeddings" in name}
     assert model.float_weights() == {}
@@ -69,7 +74,7 @@ def test_products_get_numbers_on_their_levels(folder: Path) -> None:
     scale, zero = model.quantizer(0).scale.detach(), int(model.quantizer(0).zero_point)
     levels = x / scale + zero
     assert torch.allclose(levels, levels.round(), atol=1e-3)
-    assert 0 <= float(levels.min())
+    assert float(levels.min()) >= 0
     assert float(levels.max()) <= 255
     assert torch.equal(weight, round_weight(weights[query], 0))
     assert len(seen) == 13
@@ -151,7 +156,7 @@ def test_what_is_not_finite_is_refused(folder: Path) -> None:
     with torch.no_grad():
         module.encoder.layer[0].attention.output.LayerNorm.weight.fill_(float("nan"))
     model = QuantizedModel(module, SCHEMES["w8a8"], SAMPLE)
-    with pytest.raises(BadInput, match="intermediate.*is not finite on the training data"):
+    with pytest.raises(BadInput, match=r"intermediate.*is not finite on the training data"):
         model.calibrate([SAMPLE], lambda done: None)
 
 

@@ -156,7 +156,7 @@ def test_too_little_room_is_said_before_the_first_step(
 ) -> None:
     model, rows = started(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 2**20))  # type: ignore[attr-defined]
-    with pytest.raises(MissingPiece, match="no room for checkpoints.*1 MiB free"):
+    with pytest.raises(MissingPiece, match=r"no room for checkpoints.*1 MiB free"):
         train(model, rows, plan(tmp_path), None, silent)
 
 

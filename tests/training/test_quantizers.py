@@ -1,4 +1,4 @@
-"""Rounding that is trained through, against ONNX's own operators, ONNX Runtime's quantizers and the papers' formulas."""
+"""Rounding that is trained through, against ONNX's operators, ONNX Runtime's quantizers and the papers' formulas."""
 
 from __future__ import annotations
 
