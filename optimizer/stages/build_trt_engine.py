@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimizer.artifact import ENGINE_NAME, Artifact, Source, variant_words
 from optimizer.data.columns import column_opt, named_columns
+from optimizer.engines.profiles import read_range
 from optimizer.errors import BadInput, GateFailed, UnknownName
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Redirected, Stage
@@ -111,15 +112,7 @@ class BuildTrtEngine(Options):
 
 def _batch_of(text: str) -> tuple[int, ...]:
     """``1:8:32`` as numbers; empty for nothing. Raises :class:`BadInput`."""
-    if not text:
-        return ()
-    words = text.split(":")
-    if len(words) not in (1, 3) or not all(word.isdigit() and int(word) for word in words):
-        raise BadInput(f"--batch {text!r} is no range", "write smallest:best:largest, such as --batch 1:8:32")
-    low, best, high = (int(word) for word in (words if len(words) == 3 else words * 3))
-    if not low <= best <= high:
-        raise BadInput(f"--batch {text}: smallest ≤ best ≤ largest is wanted")
-    return low, best, high
+    return read_range(text, "batch", f"--batch {text}", "MIN:BEST:MAX, such as --batch 1:8:32") if text else ()
 
 
 def _bytes_of(text: str) -> int:
