@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimizer.engines.asked import Asked
 from optimizer.engines.callbacks import BAD, Tell, interruptible, logger, progress_monitor
 from optimizer.engines.engine import Engine, dtype_name
 from optimizer.engines.flavors import Flavor, choose
 from optimizer.engines.layers import Layer, parse_layers
-from optimizer.engines.profiles import Profile
 from optimizer.engines.vendor_errors import Problem, build_failed, cannot_open, latest, parse_failed
 from optimizer.errors import BadInput, MissingPiece
 
-__all__ = ["USED", "Asked", "Built", "Input", "Network", "Vendor", "load"]
+__all__ = ["USED", "Built", "Input", "Network", "Vendor", "load"]
 
 #: Class → attributes that are used in the three files, of both flavours; those of one alone stand under its name
 #: (``rtx:``). ``module`` is the package itself.
@@ -111,41 +111,6 @@ USED: Mapping[str, tuple[str, ...]] = {
         "set_runtime_cache",
     ),
 }
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an engine is to be.
-
-    Attributes:
-        profiles: shapes it takes.
-        values: inputs whose values are a shape.
-        capabilities: compute capabilities by name (``8.6``); empty for the flavour's own choice.
-        workspace: bytes of scratch memory on the GPU; 0 for all of it.
-        level: of the builder's optimization, 0 to 5; None for the vendor's own.
-        tf32: fp32 products may round their factors to TF32.
-        version_compatible: later versions of the same major number can run it.
-        hardware_compatible: GPUs from Ampere on can run it.
-        strip: leave out weights that the ONNX file has.
-        refit: weights can be exchanged.
-        stream: weights may stay in host memory.
-        strict_nans: keep NaN and infinity exact.
-        timing_cache: the content of a timing cache, or None.
-    """
-
-    profiles: tuple[Profile, ...] = ()
-    values: frozenset[str] = frozenset()
-    capabilities: tuple[str, ...] = ()
-    workspace: int = 0
-    level: int | None = None
-    tf32: bool = True
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    strip: bool = False
-    refit: bool = False
-    stream: bool = False
-    strict_nans: bool = False
-    timing_cache: bytes | None = None
 
 
 @dataclass(frozen=True)

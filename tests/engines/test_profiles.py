@@ -94,7 +94,7 @@ def test_a_range_is_three_numbers_in_order_or_one_for_all() -> None:
     assert read_range("1:8:32", *asked) == (1, 8, 32)
     assert read_range("8", *asked) == (8, 8, 8)
     for text in ("", "1:8", "0:1:2", "1:8:²", "-1", "1:8:32:64"):
-        with pytest.raises(BadInput, match="--batch: .* is no range") as error:
+        with pytest.raises(BadInput, match=r"--batch: .* is no range") as error:
             read_range(text, *asked)
         assert error.value.hint == "write MIN:BEST:MAX"
     with pytest.raises(BadInput, match="--batch: batch goes from 4 over 2 to 1"):

@@ -374,12 +374,6 @@ def test_what_cannot_be_built_is_refused_before_it_is(
     assert not list(minilm_store.layout.scratch.glob("*"))
 
 
-def test_sizes_are_read() -> None:
-    assert [stage._bytes_of(text) for text in ("", "2GiB", "512 MiB", "1.5GB", "1000", "64kb")] == [
-        0, 2**31, 2**29, 1_500_000_000, 1000, 64_000,
-    ]  # fmt: skip
-
-
 def test_an_operator_that_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
     node = onnx.helper.make_node("Det", ["x"], ["y"], name="the_determinant")
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4, 4])
