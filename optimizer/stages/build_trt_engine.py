@@ -14,6 +14,7 @@ from optimizer.data.columns import column_opt, named_columns
 from optimizer.engines.asked import Asked, capabilities_of, profiles_of, read_batch, read_bytes, specs_of
 from optimizer.errors import BadInput, GateFailed
 from optimizer.options import Options, opt
+from optimizer.runtime import TENSORRT_NATIVE
 from optimizer.stage import Outcome, Progress, Redirected, Stage
 from optimizer.types import JSON, Kind, Precision
 
@@ -215,7 +216,7 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
         "network": summary(before),
         "layers": summary(built.layers),
     }
-    info = {**source.manifest.model, "prefers": "tensorrt-native"}
+    info = {**source.manifest.model, "prefers": TENSORRT_NATIVE}
     return Outcome(facts=facts, model=info, warnings=_warnings(built, options, flavor))
 
 
