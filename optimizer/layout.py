@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from optimizer.files import Lock
 from optimizer.ref import REPORTS, is_name, safe_name
 from optimizer.types import JSON
 
-__all__ = ["OWNER_LOCK", "Layout", "is_version", "machine_cache"]
+__all__ = ["OWNER_LOCK", "Layout", "is_version", "machine_cache", "used", "user_cache"]
 
 #: The lock inside a scratch folder, which dies with the process that owns it.
 OWNER_LOCK = "owner.lock"
@@ -107,6 +108,11 @@ def is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and name[0] != "0"
 
 
+def user_cache() -> Path:
+    """Where a user keeps what belongs to no store; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ml-opt"
+
+
 def machine_cache(sort: str, versions: Sequence[str], gpu: Mapping[str, JSON] | None) -> Path:
     """A folder in the user's cache for what belongs to some versions, a GPU and its driver; it need not be there.
 
@@ -117,5 +123,10 @@ def machine_cache(sort: str, versions: Sequence[str], gpu: Mapping[str, JSON] | 
     """
     capability, driver, name = (gpu[each] if gpu else "none" for each in ("compute_capability", "driver", "name"))
     machine = (*versions, f"sm{capability}", driver, name)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "ml-opt" / sort / safe_name("-".join(map(str, machine)))
+    return user_cache() / sort / safe_name("-".join(map(str, machine)))
+
+
+def used(kept: Path) -> None:
+    """Say that something in a folder of :func:`machine_cache` is used now; ``gc`` clears what was not for long."""
+    with contextlib.suppress(OSError):  # a folder that is only read from serves as well
+        os.utime(kept)

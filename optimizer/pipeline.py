@@ -6,7 +6,7 @@ import datetime
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from optimizer.stage import Content, Progress, Stage, get_stage, silent
 from optimizer.store import Store, file_entries, spellings
 from optimizer.types import JSON, Kind
 
-__all__ = ["Result", "apply", "find_source", "stage_key"]
+__all__ = ["Result", "Start", "apply", "find_start", "stage_key"]
 
 #: Files of an artifact that are the model itself; everything else is handed down to what is made from it.
 _MODEL_FILES = (
@@ -119,14 +119,47 @@ def _digest(
     return store.digests.recall(f"content of {digest_json([stage.name, asked, known])}", answer)
 
 
-def find_source(stage: Stage, spec: str | Source, options: Options, store: Store) -> Source:
+@dataclass(frozen=True)
+class Start:
+    """What a stage really starts from.
+
+    Attributes:
+        stage: the stage that was asked for, or the one that does it instead.
+        source: a source model, or an artifact whose files are what its manifest says.
+        options: of that stage.
+        note: why something was exchanged, for the user; empty where nothing was.
+    """
+
+    stage: Stage
+    source: Source
+    options: Options
+    note: str = ""
+
+
+def find_start(stage: Stage, spec: str | Source, options: Options, store: Store) -> Start:
     """What a stage is to start from: a source model for stages that take one, an artifact of the store for others.
+
+    Only the files of what it really starts from are compared with their manifest: an artifact that a stage exchanges
+    for another (:attr:`Stage.redirect`) is known by its manifest alone.
 
     Raises:
         UnknownName: no such artifact.
-        BadInput: the stage does not take this kind.
+        BadInput: the stage does not take this kind, or the lineage has nothing that it takes.
         Damaged: the artifact's files are not what its manifest says.
     """
+    source, note = _found(stage, spec, options, store), ""
+    if isinstance(source, Artifact):
+        if stage.redirect is not None:
+            redirected = stage.redirect(source, options, store)
+            if redirected.stage:
+                return find_start(get_stage(redirected.stage), redirected.source, redirected.options, store)
+            source, options, note = redirected.source, redirected.options, redirected.note
+        source.check(store.digests)
+    return Start(stage, source, options, note)
+
+
+def _found(stage: Stage, spec: str | Source, options: Options, store: Store) -> Source:
+    """What was named, of a kind that the stage takes; its files are not looked into."""
     if isinstance(spec, str):
         if Kind.SOURCE in stage.accepts:
             extra = {f: getattr(options, f) for f in ("revision", "allow_pickle") if hasattr(options, f)}
@@ -139,13 +172,11 @@ def find_source(stage: Stage, spec: str | Source, options: Options, store: Store
         name = source.ref if isinstance(source, Artifact) else source.spec
         wanted = " or ".join(kind.phrase for kind in sorted(stage.accepts))
         raise BadInput(f"{stage.name} takes {wanted}, and {name} is {source.kind.phrase}", "`ml-opt ls` lists kinds")
-    if isinstance(source, Artifact):
-        if source.compiled and stage.produces is not Kind.CALIBRATION:
-            raise BadInput(
-                f"{stage.name} works on graphs, and {source.ref} holds a compiled one",
-                f"start from what it was compiled of: {source.manifest.source.get('ref', 'its source')}",
-            )
-        source.check(store.digests)
+    if isinstance(source, Artifact) and source.compiled and stage.produces is not Kind.CALIBRATION:
+        raise BadInput(
+            f"{stage.name} works on graphs, and {source.ref} holds a compiled one",
+            f"start from what it was compiled of: {source.manifest.source.get('ref', 'its source')}",
+        )
     return source
 
 
@@ -179,23 +210,13 @@ def apply(
     started = time.perf_counter()
     if not isinstance(options, stage.options):
         raise TypeError(f"{stage.name} takes {stage.options.__name__}, not {type(options).__name__}")
-    source = find_source(stage, spec, options, store)
-    notes: list[str] = []
-    if stage.redirect is not None and isinstance(source, Artifact):
-        redirected = stage.redirect(source, options, store)
-        if redirected.stage:
-            other, found = get_stage(redirected.stage), redirected.source
-            return apply(other, found, redirected.options, store, name=name, variant=variant, progress=progress)
-        if redirected.source is not source:
-            redirected.source.check(store.digests)
-        source, options = redirected.source, redirected.options
-        notes = [redirected.note] if redirected.note else []
-    typed = source
+    start = find_start(stage, spec, options, store)
+    stage, source, typed = start.stage, start.source, start.source
     if stage.first is not None and isinstance(source, SourceModel):
-        before, theirs = stage.first(options)
-        made = apply(get_stage(before), source, theirs, store, name=name, progress=progress)
-        source, name = made.artifact, None
-    asked, options = located(options, store)
+        before, theirs = stage.first(start.options)
+        source = apply(get_stage(before), source, theirs, store, name=name, progress=progress).artifact
+        name = None
+    asked, options = located(start.options, store)
     if isinstance(source, SourceModel):
         name = check_name("model", name) if name is not None else _own_name(source)
         origin = source.to_json()
@@ -232,7 +253,7 @@ def apply(
         version = store.version_of(name, source.digest) if isinstance(source, SourceModel) else version
         if (done := cached()) is not None:
             return done
-        artifact = _make(stage, source, typed, asked, options, store, name, origin, variant, key, progress, notes)
+        artifact = _make(stage, source, typed, asked, options, store, name, origin, variant, key, progress, start.note)
     finally:
         lock.release(remove=True)
     store.digests.save()
@@ -251,7 +272,7 @@ def _make(
     variant: str | None,
     key: str,
     progress: Progress,
-    notes: Sequence[str],
+    note: str,
 ) -> Artifact:
     from optimizer.readback import read_back
 
@@ -281,7 +302,7 @@ def _make(
             command=_command(stage, typed if isinstance(typed, SourceModel) else source, asked, name, variant),
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            warnings=[*notes, *outcome.warnings],
+            warnings=[*filter(None, [note]), *outcome.warnings],
         ).write(scratch.path)
         artifact = store.commit(scratch, name, origin, wanted, key)
     if outcome.stored is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "TENSORRT_NATIVE",
     "Availability",
     "Candidate",
     "Provider",
@@ -197,12 +198,15 @@ def get_runtime(provider: Provider) -> Runtime:
     return runtime
 
 
+#: The provider that runs engines through NVIDIA's own bindings (:mod:`optimizer.runtimes.tensorrt`).
+TENSORRT_NATIVE = "tensorrt-native"
+
 #: Providers in packages of their own, the module that is there when one is installed, and the extra of ml-opt that
 #: brings it.
 _PACKAGES = {
     "openvino": ("onnxruntime_ep_openvino", "openvino"),
     "openvino-native": ("openvino", "openvino-native"),
-    "tensorrt-native": ("cuda", "tensorrt-rtx"),
+    TENSORRT_NATIVE: ("cuda", "tensorrt-rtx"),
     "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx"),
 }
 #: The two ways that OpenVINO comes, the better known first.

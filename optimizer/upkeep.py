@@ -14,7 +14,7 @@ from pathlib import Path
 from optimizer.artifact import Artifact
 from optimizer.errors import BadInput, MlOptError
 from optimizer.files import Lock, disk_errors, write_json
-from optimizer.layout import OWNER_LOCK, Layout
+from optimizer.layout import OWNER_LOCK, Layout, user_cache
 from optimizer.ref import Ref
 from optimizer.store import Store
 
@@ -26,6 +26,9 @@ _NEWBORN_S = 5.0
 _STRAY_S = 60.0
 #: Checkpoints of a training that was stopped are kept for so long after the last one was written: a week.
 _FORGOTTEN_S = 7 * 24 * 3600.0
+#: What is kept for a machine in the user's cache goes when nothing used it for so long. Another machine's or version's
+#: folder is not told by its name: a home may be shared by several machines, and environments of several versions.
+_UNUSED_S = 30 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Garbage:
     """What ``gc`` found and removed.
 
     Attributes:
-        removed: paths below the store, of unfinished work, what was kept to save time, and empty versions.
+        removed: paths below the store, of unfinished work, what was kept to save time, and empty versions; whole paths
+            of what was kept for a machine in the user's cache.
         bytes: how much disk that was.
         broken: artifacts whose manifest cannot be read; reported, never removed unasked.
     """
@@ -107,21 +111,24 @@ def _aliases_without(name: str, doomed: Sequence[str], store: Store) -> dict[str
 
 def gc(store: Store) -> Garbage:
     """Remove unfinished work of dead processes, what was kept to save time, empty versions and unused locks; report
-    broken artifacts.
+    broken artifacts. In the user's cache, what was kept for a machine and was not used for 30 days goes as well.
     """
     layout = store.layout
-    if not layout.root.is_dir():
-        return Garbage()
     removed: list[Path] = []
-    with disk_errors("cleaning up", layout.root):
-        size = _dead_scratch(layout, removed) + _empty_trash(layout, removed) + _strays(layout, removed)
-        size += _calibrated(layout, removed) + _trainings(layout, removed)
-        broken = [ref for model in layout.models() for ref in _tidy_model(model, layout, removed)]
-        for file in layout.locks.glob("*"):
-            lock = Lock(file)
-            if lock.try_acquire():
-                lock.release(remove=True)
-    return Garbage([str(path.relative_to(layout.root)) for path in removed], size, broken)
+    kept: list[Path] = []
+    broken: list[str] = []
+    size = 0
+    if layout.root.is_dir():
+        with disk_errors("cleaning up", layout.root):
+            size = _dead_scratch(layout, removed) + _empty_trash(layout, removed) + _strays(layout, removed)
+            size += _calibrated(layout, removed) + _trainings(layout, removed)
+            broken = [ref for model in layout.models() for ref in _tidy_model(model, layout, removed)]
+            for file in layout.locks.glob("*"):
+                lock = Lock(file)
+                if lock.try_acquire():
+                    lock.release(remove=True)
+    size += _unused(kept)
+    return Garbage([*(str(path.relative_to(layout.root)) for path in removed), *map(str, kept)], size, broken)
 
 
 def clear_scratch(store: Store) -> None:
@@ -180,6 +187,37 @@ def _trainings(layout: Layout, removed: list[Path]) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return size
+
+
+def _unused(removed: list[Path]) -> int:
+    """What was kept for a machine in the user's cache, and was not used for long; returns its bytes.
+
+    It costs only time to lose: what may not be looked into or removed stays, without a word.
+    """
+    size = 0
+    folders: list[Path] = []
+    with contextlib.suppress(OSError):
+        folders = [machine for sort in Layout.folders(user_cache()) for machine in Layout.folders(sort)]
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for path in _stale(folder):
+                taken = _tree_bytes(path)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                size += taken
+                removed.append(path)
+    return size
+
+
+def _stale(folder: Path) -> list[Path]:
+    """What was not used for long of what was kept for one machine: some of it, or the whole folder."""
+    entries = sorted(folder.iterdir())
+    old = [path for path in entries if _older_than(path, _UNUSED_S)]
+    if len(old) < len(entries):  # a lock is as old as its folder, and guards what is used
+        return [path for path in old if path.suffix != ".lock"]
+    return [folder] if _older_than(folder, _UNUSED_S) else old  # a folder that was just made is still empty
 
 
 def _tidy_model(model: Path, layout: Layout, removed: list[Path]) -> list[str]:
@@ -249,7 +287,7 @@ def _older_than(path: Path, seconds: float) -> bool:
 
 
 def _tree_bytes(root: Path) -> int:
-    total = 0
+    total = root.lstat().st_size if root.is_file() else 0
     for folder, _, files in os.walk(root):
         for name in files:
             with contextlib.suppress(OSError):

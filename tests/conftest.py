@@ -45,6 +45,14 @@ def small_roofs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for this machine lies in a folder of the tests, so that `gc` clears nothing of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def usual_roofs(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's roofs as they are measured for everyone, for one test."""

@@ -19,7 +19,7 @@ from optimizer.digest import digest_file
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
 from optimizer.pipeline import apply, stage_key
 from optimizer.source import resolve_source
-from optimizer.stage import Stage
+from optimizer.stage import Redirected, Stage
 from optimizer.store import Store
 from optimizer.types import Kind
 
@@ -295,6 +295,30 @@ def test_a_tampered_source_or_result_is_damage(toys: Toys, toy_source: Path, sto
     assert store.refs() == ["toy@1:fp32"]
     upkeep.remove(store, "toy@1:fp32")
     assert make(toys, toy_source, store).artifact.ref == "toy@1:fp32"
+
+
+@pytest.mark.parametrize("other", ["", "toy-derive"])
+def test_only_what_a_stage_really_starts_from_has_to_be_whole(
+    other: str, toys: Toys, toy_source: Path, store: Store
+) -> None:
+    make(toys, toy_source, store)
+    named = derive(toys, "toy", store).artifact
+    plain = toys["toy-derive"]
+
+    def to_parent(source: Artifact, options: Any, store: Store) -> Redirected:
+        parent = source.manifest.source
+        there = store.get(parent["ref"]) if parent["type"] == "artifact" else source
+        return Redirected(there, plain.options(seed=5), "exchanged", other)
+
+    stage = replace(plain, redirect=to_parent)
+    named.model_file.write_bytes(b"tampered")
+    result = apply(stage, named.ref, plain.options(), store).artifact
+    assert (result.manifest.source["ref"], result.manifest.options["seed"]) == ("toy@1:fp32", 5)
+    assert result.manifest.warnings == ([] if other else ["exchanged"])
+    store.get("toy:fp32").model_file.write_bytes(b"tampered")
+    for ref in (named.ref, "toy@1:fp32"):
+        with pytest.raises(Damaged, match="toy@1:fp32 is damaged"):
+            apply(stage, ref, plain.options(), store)
 
 
 def test_the_wrong_kind_is_refused(toys: Toys, toy_source: Path, store: Store) -> None:

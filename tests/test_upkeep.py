@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import toys as toybox
 from stores import leftovers, put, tree
 
 from optimizer import upkeep
+from optimizer.engines.flavors import FLAVORS
+from optimizer.engines.kernels import CompiledKernels
+from optimizer.engines.timing import TimingCache
 from optimizer.errors import BadInput
 from optimizer.store import Store
 
@@ -224,6 +228,83 @@ def test_gc_keeps_locks_that_are_held(store: Store) -> None:
     with store.key_lock("abc"):
         upkeep.gc(store)
         assert not store.key_lock("abc").try_acquire()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ml-opt"
+
+
+def kernels(version: str, key: str, name: str = "RTX 4090") -> CompiledKernels:
+    gpu = {"compute_capability": "8.9", "driver": "13.0", "name": name}
+    found = CompiledKernels.of(FLAVORS["rtx"], version, gpu, key)
+    assert found is not None
+    return found
+
+
+def test_gc_clears_what_a_machine_kept_and_nothing_used_for_long(cache: Path, stocked: Store) -> None:
+    used, unused, other = kernels("1.6", "a"), kernels("1.6", "b"), kernels("1.6", "a", "RTX 5090")
+    gone = [kernels("1.5", "a"), kernels("1.5", "c")]
+    for each in (used, unused, other, *gone):
+        assert each.write(b"12345")
+    for each in (used, unused, *gone):
+        aged(each.path, 31 * 86400)
+    aged(other.path, 29 * 86400)
+    aged(gone[0].path.parent, 31 * 86400)
+    assert used.read() == b"12345"  # a session that opens the engine again
+    garbage = upkeep.gc(stocked)
+    assert sorted(garbage.removed) == sorted([str(unused.path), str(gone[0].path.parent)])
+    assert garbage.bytes == 15
+    assert [each.read() for each in (used, other, unused)] == [b"12345", b"12345", b""]
+    assert not gone[0].path.parent.exists()
+    assert upkeep.gc(stocked).removed == []
+
+
+def test_gc_clears_the_users_cache_without_a_store_too(cache: Path, store: Store) -> None:
+    old = kernels("1.6", "a")
+    old.write(b"1")
+    aged(old.path, 31 * 86400)
+    assert upkeep.gc(store).removed == [str(old.path)]
+    assert not store.root.exists()
+
+
+def test_gc_leaves_a_lock_with_what_it_guards_and_a_folder_that_was_just_made(cache: Path, store: Store) -> None:
+    timings = TimingCache.of(None, FLAVORS["tensorrt"], "11.0")
+    assert timings is not None
+    timings.write(b"1")
+    lock = aged(timings.path.with_suffix(".lock"), 31 * 86400)
+    compiled = cache / "ort" / "tensorrt-ort1.32" / "c0ffee"
+    compiled.mkdir(parents=True)
+    (compiled / "model.engine").write_bytes(b"123")
+    aged(compiled, 31 * 86400)
+    (cache / "kernels" / "rtx-1.7").mkdir(parents=True)
+    assert upkeep.gc(store) == upkeep.Garbage([str(compiled)], 3)
+    assert lock.exists()
+    assert (cache / "kernels" / "rtx-1.7").is_dir()
+    for path in (lock, timings.path, timings.path.parent):
+        aged(path, 31 * 86400)
+    assert upkeep.gc(store).removed == [str(timings.path.parent)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its own user, which only root can")
+@pytest.mark.parametrize("mode", [0o700, 0o755], ids=["may not be read", "may not be removed"])
+def test_gc_leaves_what_somebody_else_keeps_without_a_word(mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import os, sys; from optimizer import upkeep; from optimizer.store import Store; os.seteuid(65534)\n"
+        "print(upkeep.gc(Store(sys.argv[1])).removed)"
+    )
+    with tempfile.TemporaryDirectory() as home:  # pytest's folders are private
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        old = kernels("1.6", "a")
+        old.write(b"1")
+        for path in (old.path, old.path.parent):
+            aged(path, 31 * 86400)
+        Path(home).chmod(mode)
+        words = [sys.executable, "-c", code, "/nowhere"]
+        done = subprocess.run(words, capture_output=True, text=True, env=toybox.environment())
+        assert done.stdout == "[]\n", done.stderr
+        assert old.path.exists()
 
 
 # ---------------------------------------------------------------- check

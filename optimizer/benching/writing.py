@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from optimizer.benching.github import add_summary
+from optimizer.benching.github import add_summary, summary_file
 from optimizer.discovery import members
 from optimizer.errors import UnknownName
 from optimizer.files import disk_errors, write_text
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from optimizer.benching.comparison import Comparison
     from optimizer.benching.report import BenchReport
 
-__all__ = ["Format", "check_formats", "format_of", "formats", "hand_out", "report_opt", "write_copies"]
+__all__ = ["Format", "check_formats", "format_of", "formats", "hand_out", "handed_out", "report_opt", "write_copies"]
+
+R = TypeVar("R", bound="BenchReport | Comparison")
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,21 @@ def hand_out(report: BenchReport | Comparison, paths: Sequence[Path], *, github:
     write_copies(report, paths)
     if github:
         add_summary(formats()[".md"].text(report))
+
+
+def handed_out(run: Callable[[tuple[str, ...], Any, Any, Any], R]) -> Callable[[tuple[str, ...], Any, Any, Any], R]:
+    """A check's ``run`` whose report is brought wherever its options ask for it (:func:`report_opt`, ``github_opt``).
+
+    Raises:
+        BadInput: ``--github`` outside of GitHub Actions, before anything is measured.
+    """
+
+    @functools.wraps(run)
+    def whole(refs: tuple[str, ...], options: Any, store: Any, progress: Any) -> R:
+        if options.github:
+            summary_file()
+        report = run(refs, options, store, progress)
+        hand_out(report, options.report, github=options.github)
+        return report
+
+    return whole

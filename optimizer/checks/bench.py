@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
 from optimizer.benching.gates import Limits, share_of
-from optimizer.benching.github import annotations_of, github_opt, summary_file
+from optimizer.benching.github import annotations_of, github_opt
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import Shape, default_shapes
-from optimizer.benching.writing import check_formats, hand_out, report_opt
+from optimizer.benching.writing import check_formats, handed_out, report_opt
 from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
 from optimizer.data.columns import column_opt, named_columns
@@ -157,8 +157,6 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
 
     if not refs:
         raise BadInput("nothing to measure", "name a reference (`ml-opt ls`), an .onnx file or torch:FOLDER")
-    if options.github:
-        summary_file()
     if options.data is not None and not options.data.exists():
         raise BadInput(f"no such file: {options.data}")
     taking_part = entrants(refs, options.provider, store, provider_of(options.device))
@@ -201,10 +199,7 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
     command = shlex.join(["ml-opt", "bench", *refs, *options.to_flags()])
     report = replace(report, settings={**report.settings, "command": command})
     about = next((e.artifact for e in taking_part if e.artifact), None)
-    if about is not None and about.ref:
-        report = keep(report, "bench", about.ref, store)
-    hand_out(report, options.report, github=options.github)
-    return report
+    return keep(report, "bench", about.ref, store) if about is not None and about.ref else report
 
 
 def _shapes(options: Bench, taking_part: list[Entrant], model: Mapping[str, JSON]) -> tuple[Load, ...]:
@@ -256,7 +251,7 @@ CHECK = Check(
     "and an .onnx file is taken as it is. Exit code 1 when a candidate could not be measured or breaks a limit, 3 when "
     "it cannot be told whether one does.",
     options=Bench,
-    run=_run,
+    run=handed_out(_run),
     lines=annotations_of,
     many=True,
     modules=("numpy",),

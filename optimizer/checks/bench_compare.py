@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.benching.gates import share_of
-from optimizer.benching.github import annotations_of, github_opt, summary_file
-from optimizer.benching.writing import check_formats, hand_out, report_opt
+from optimizer.benching.github import annotations_of, github_opt
+from optimizer.benching.writing import check_formats, handed_out, report_opt
 from optimizer.check import Check
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
@@ -43,17 +43,13 @@ def _run(refs: tuple[str, ...], options: BenchCompare, store: Store, progress: P
         raise BadInput(
             f"bench compare takes two reports, and got {len(refs)}", "run: ml-opt bench compare BASE.json HEAD.json"
         )
-    if options.github:
-        summary_file()
     base, head = (BenchReport.read(Path(ref)) for ref in refs)
-    report = compare_reports(
+    return compare_reports(
         base,
         head,
         tolerance=share_of(options.fail_if_slower, "--fail-if-slower", "%", "5%"),
         cross_machine=options.cross_machine,
     )
-    hand_out(report, options.report, github=options.github)
-    return report
 
 
 CHECK = Check(
@@ -64,7 +60,7 @@ CHECK = Check(
     "through it, and a run that measures both (`ml-opt bench HEAD --against BASE`) is always sharper. Exit code 1 when "
     "something is slower than allowed or failed, 3 when that cannot be told.",
     options=BenchCompare,
-    run=_run,
+    run=handed_out(_run),
     lines=annotations_of,
     many=True,
     files=True,

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.benching.github import annotations_of, github_opt, summary_file
+from optimizer.benching.github import annotations_of, github_opt
 from optimizer.benching.shape import Shape
-from optimizer.benching.writing import check_formats, hand_out, report_opt
+from optimizer.benching.writing import check_formats, handed_out, report_opt
 from optimizer.check import Check
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput
@@ -88,8 +88,6 @@ def _run(refs: tuple[str, ...], options: BenchServer, store: Store, progress: Pr
             f"{' '.join(refs) or 'nothing'} is no address of a server",
             "run: ml-opt bench server http://HOST:PORT --model M --qps N",
         )
-    if options.github:
-        summary_file()
     url = refs[0].rstrip("/")
     queries, shape = _queries(url, options, store)
     count = max(math.ceil(options.qps * options.duration), options.min_samples)
@@ -110,9 +108,7 @@ def _run(refs: tuple[str, ...], options: BenchServer, store: Store, progress: Pr
         inputs=options.data.name if options.data else "synthetic",
     )
     command = shlex.join(["ml-opt", "bench", "server", *refs, *options.to_flags()])
-    report = replace(report, settings={**report.settings, "command": command})
-    hand_out(report, options.report, github=options.github)
-    return report
+    return replace(report, settings={**report.settings, "command": command})
 
 
 def _queries(url: str, options: BenchServer, store: Store) -> tuple[list[Query], Shape]:
@@ -158,7 +154,7 @@ CHECK = Check(
     "whose chat is streamed and gives times to the first token and between tokens. Errors are counted and never "
     "averaged in. Exit code 1 when a gate failed or queries stayed without an answer, 3 when a gate is undecided.",
     options=BenchServer,
-    run=_run,
+    run=handed_out(_run),
     lines=annotations_of,
     files=True,
     url=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.benching.github import annotations_of, github_opt, summary_file
-from optimizer.benching.writing import check_formats, hand_out, report_opt
+from optimizer.benching.github import annotations_of, github_opt
+from optimizer.benching.writing import check_formats, handed_out, report_opt
 from optimizer.check import Check
 from optimizer.errors import BadInput
 from optimizer.options import Options
@@ -35,11 +35,7 @@ def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Prog
 
     if len(refs) != 1:
         raise BadInput(f"bench show takes one report, and got {len(refs)}", "run: ml-opt bench show FILE.json")
-    if options.github:
-        summary_file()
-    report = read_report(Path(refs[0]))
-    hand_out(report, options.report, github=options.github)
-    return report
+    return read_report(Path(refs[0]))
 
 
 CHECK = Check(
@@ -49,7 +45,7 @@ CHECK = Check(
     details="Files of every earlier schema are read. The exit code is that of the run which wrote it: 1 when a "
     "candidate could not be measured or a gate failed, 3 when one is undecided.",
     options=BenchShow,
-    run=_run,
+    run=handed_out(_run),
     lines=annotations_of,
     files=True,
 )

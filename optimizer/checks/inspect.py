@@ -130,10 +130,10 @@ def _engine(artifact: Artifact, options: Inspect, progress: Progress) -> Inspect
 
 def _ask(artifact: Artifact, progress: Progress) -> tuple[JSON, str]:
     """What the vendor's inspector says, or why it says nothing."""
-    from optimizer.runtime import Provider, SessionOptions, get_runtime
+    from optimizer.runtime import TENSORRT_NATIVE, Provider, SessionOptions, get_runtime
 
     progress("opening the engine")
-    provider = Provider("tensorrt-native")
+    provider = Provider(TENSORRT_NATIVE)
     try:
         session: Any = get_runtime(provider).open(
             artifact.runnable, SessionOptions(provider), model=artifact.model_info

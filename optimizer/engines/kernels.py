@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.layout import machine_cache
+from optimizer.layout import machine_cache, used
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class CompiledKernels:
 
     def read(self) -> bytes:
         """Its content; empty when there is none yet, or none that can be read."""
+        used(self.path)
         try:
             return self.path.read_bytes()
         except OSError:

@@ -19,7 +19,7 @@ from optimizer.data.golden import counts_rows, is_sequence
 from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON, TensorSpec
 
-__all__ = ["Profile", "Range", "check_limits", "from_lengths", "parse", "usual"]
+__all__ = ["Profile", "Range", "check_limits", "from_lengths", "parse", "read_range", "usual"]
 
 _SIZE = re.compile(r"[1-9]\d{0,8}\Z")
 _EXAMPLE = "write NAME:MIN:BEST:MAX, such as --profile input_ids:1x8:8x64:32x128"
@@ -116,7 +116,8 @@ def parse(text: str, specs: Sequence[TensorSpec], values: Mapping[str, int] | No
     for part in filter(None, (each.strip() for each in text.split(","))):
         head, sign, rest = part.partition("=")
         if sign and ":" not in head:
-            _add_size(sizes, head, _numbers(rest, part), specs, part)
+            three = read_range(rest, head, f"--profile {part}", "DIMENSION=MIN:BEST:MAX, such as sequence=8:64:128")
+            _add_size(sizes, head, three, specs, part)
             continue
         name, rest = _split(part, by_name)
         given = _dims(rest, part)
@@ -139,6 +140,26 @@ def parse(text: str, specs: Sequence[TensorSpec], values: Mapping[str, int] | No
     if not ranges and not sizes:
         raise BadInput(f"--profile {text!r} names no input", _EXAMPLE)
     return _filled(specs, sizes, ranges, values, text)
+
+
+def read_range(text: str, what: str, said: str, form: str) -> tuple[int, int, int]:
+    """``8:64:128``: smallest, best and largest of something that is counted; one number is all three.
+
+    Args:
+        text: the numbers alone.
+        what: is counted, for errors.
+        said: the option as it was typed, for errors.
+        form: how it is to be written.
+
+    Raises:
+        BadInput: these are no such numbers, or they are not in order.
+    """
+    words = text.split(":")
+    if len(words) not in (1, 3) or not all(map(_SIZE.match, words)):
+        raise BadInput(f"{said}: {text!r} is no range", f"write {form}")
+    low, best, high = (int(word) for word in (words if len(words) == 3 else words * 3))
+    _check_order(low, best, high, what, said)
+    return low, best, high
 
 
 def usual(specs: Sequence[TensorSpec], model: Mapping[str, JSON], batch: Sequence[int] = ()) -> Profile | None:
@@ -287,24 +308,13 @@ def _dims(text: str, part: str) -> Range:
         raise BadInput(f"--profile {part}: {len(shapes)} shapes; smallest, best and largest are wanted", _EXAMPLE)
     if len({len(shape) for shape in shapes}) == 1:
         for place, (low, best, high) in enumerate(zip(*shapes, strict=True)):
-            _check_order(low, best, high, f"dimension {place}", part)
+            _check_order(low, best, high, f"dimension {place}", f"--profile {part}")
     return Range(*shapes)
 
 
-def _numbers(text: str, part: str) -> tuple[int, int, int]:
-    words = text.split(":")
-    if len(words) not in (1, 3) or not all(_SIZE.match(word) for word in words):
-        raise BadInput(f"--profile {part}: write DIMENSION=MIN:BEST:MAX, such as sequence=8:64:128")
-    low, best, high = (int(word) for word in (words if len(words) == 3 else words * 3))
-    _check_order(low, best, high, part.partition("=")[0], part)
-    return low, best, high
-
-
-def _check_order(low: int, best: int, high: int, what: str, part: str) -> None:
+def _check_order(low: int, best: int, high: int, what: str, said: str) -> None:
     if not low <= best <= high:
-        raise BadInput(
-            f"--profile {part}: {what} goes from {low} over {best} to {high}; smallest ≤ best ≤ largest is wanted"
-        )
+        raise BadInput(f"{said}: {what} goes from {low} over {best} to {high}; smallest ≤ best ≤ largest is wanted")
 
 
 def _add_size(

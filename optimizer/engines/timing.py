@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.environment import gpu_facts
 from optimizer.files import Lock, disk_errors
-from optimizer.layout import machine_cache
+from optimizer.layout import machine_cache, used
 
 if TYPE_CHECKING:
     from optimizer.engines.flavors import Flavor
@@ -38,6 +38,7 @@ class TimingCache:
 
     def read(self) -> bytes:
         """Its content; empty when there is none yet."""
+        used(self.path)
         try:
             return self.path.read_bytes()
         except OSError:

@@ -1,34 +1,34 @@
-"""NVIDIA's TensorRT and TensorRT-RTX, behind one front: nothing else of this project touches their packages.
+"""NVIDIA's TensorRT and TensorRT-RTX, behind one front: nothing else of this project imports their packages.
 
 Both speak the same Python API. TensorRT 11 and TensorRT-RTX are strongly typed only, and TensorRT 10 is asked to be:
 a network computes in the number formats of its graph and in no other, so that precision is decided by ``cast`` and by
-Q/DQ nodes and never by a builder's flag. :data:`USED` names every attribute that is touched here; a test looks each up
-in the bindings of all three.
+Q/DQ nodes and never by a builder's flag. What is made of them is touched here, in :mod:`optimizer.engines.callbacks`
+and in :mod:`optimizer.engines.engine`, and nowhere else. :data:`USED` names every attribute that is touched in the
+three; a test looks each up in the bindings of all versions.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimizer.engines.asked import Asked
+from optimizer.engines.callbacks import BAD, Tell, interruptible, logger, progress_monitor
 from optimizer.engines.engine import Engine, dtype_name
 from optimizer.engines.flavors import Flavor, choose
 from optimizer.engines.layers import Layer, parse_layers
-from optimizer.engines.profiles import Profile
 from optimizer.engines.vendor_errors import Problem, build_failed, cannot_open, latest, parse_failed
 from optimizer.errors import BadInput, MissingPiece
 
-__all__ = ["USED", "Asked", "Built", "Input", "Network", "Vendor", "load"]
+__all__ = ["USED", "Built", "Input", "Network", "Vendor", "load"]
 
-
-#: Class → attributes that are used here and in :mod:`optimizer.engines.engine`, of both flavours; those of one alone
-#: stand under its name (``rtx:``). ``module`` is the package itself.
+#: Class → attributes that are used in the three files, of both flavours; those of one alone stand under its name
+#: (``rtx:``). ``module`` is the package itself.
 USED: Mapping[str, tuple[str, ...]] = {
     "Builder": ("build_serialized_network", "create_builder_config", "create_network", "create_optimization_profile"),
     "BuilderFlag": ("REFIT", "STRICT_NANS", "STRIP_PLAN", "TF32", "VERSION_COMPATIBLE", "WEIGHT_STREAMING"),
@@ -111,46 +111,6 @@ USED: Mapping[str, tuple[str, ...]] = {
         "set_runtime_cache",
     ),
 }
-
-#: Progress is told at most so often, seconds: a network's hundreds of layers are cloned in a moment.
-_TELL_EVERY = 0.1
-
-Tell = Callable[[str, float | None, float | None], None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an engine is to be.
-
-    Attributes:
-        profiles: shapes it takes.
-        values: inputs whose values are a shape.
-        capabilities: compute capabilities by name (``8.6``); empty for the flavour's own choice.
-        workspace: bytes of scratch memory on the GPU; 0 for all of it.
-        level: of the builder's optimization, 0 to 5; None for the vendor's own.
-        tf32: fp32 products may round their factors to TF32.
-        version_compatible: later versions of the same major number can run it.
-        hardware_compatible: GPUs from Ampere on can run it.
-        strip: leave out weights that the ONNX file has.
-        refit: weights can be exchanged.
-        stream: weights may stay in host memory.
-        strict_nans: keep NaN and infinity exact.
-        timing_cache: the content of a timing cache, or None.
-    """
-
-    profiles: tuple[Profile, ...] = ()
-    values: frozenset[str] = frozenset()
-    capabilities: tuple[str, ...] = ()
-    workspace: int = 0
-    level: int | None = None
-    tf32: bool = True
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    strip: bool = False
-    refit: bool = False
-    stream: bool = False
-    strict_nans: bool = False
-    timing_cache: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -249,7 +209,7 @@ class Vendor:
         self.flavor = flavor
         self.trt = module
         self.version = str(module.__version__)
-        self._log, self._sink = _logger(module)
+        self._log, self._sink = logger(module)
 
     @property
     def strongly_typed(self) -> int:
@@ -287,10 +247,10 @@ class Vendor:
         self._log.everything = True
         self._sink.clear()
         config = self._config(network, asked)
-        monitor = _monitor(self.trt, tell)
+        monitor = progress_monitor(self.trt, tell)
         config.progress_monitor = monitor
         started = time.perf_counter()
-        plan = _interruptible(lambda: network.builder.build_serialized_network(network.made, config), monitor)
+        plan = interruptible(lambda: network.builder.build_serialized_network(network.made, config), monitor)
         seconds = time.perf_counter() - started
         lines = list(self._sink)
         if plan is None:
@@ -389,18 +349,12 @@ class Vendor:
             raise cannot_open(self._complaints(), self.flavor.title, self.version, path)
 
     def _complaints(self) -> list[str]:
-        return [line for line in self._sink if line.startswith(_BAD)]
+        return [line for line in self._sink if line.startswith(BAD)]
 
     def _why(self) -> str:
         """The latest complaint, to be put behind a sentence; empty where there is none."""
         said = latest(self._complaints())
         return f": {said}" if said else ""
-
-
-#: Log lines that say why something failed.
-_BAD = ("ERROR", "INTERNAL_ERROR")
-#: While an engine runs, so many lines are kept, and none that only tells.
-_KEPT = 200
 
 
 def _problem(error: Any) -> Problem:
@@ -411,83 +365,6 @@ def _problem(error: Any) -> Problem:
         return str(found() if callable(found) else found)
 
     return Problem(part("code").rpartition(".")[2], part("desc"), part("node_name"), part("node_operator"))
-
-
-def _logger(trt: Any) -> tuple[Any, list[str]]:
-    """The vendor's logger, which keeps what it is told, and where it keeps it."""
-    lines: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.everything = True
-
-        def log(self, severity: Any, message: str) -> None:
-            word = severity.name
-            if self.everything or word.startswith(_BAD):
-                lines.append(f"{word} {message}")
-            if not self.everything:
-                del lines[:-_KEPT]
-
-    return Log(), lines
-
-
-def _monitor(trt: Any, tell: Tell) -> Any:
-    """The vendor's progress monitor: tells phases, and stops the builder when it is asked to."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.stop = False
-            self.phases: dict[str, tuple[int, int]] = {}
-            self.told = 0.0
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self.phases[name] = (0, steps)
-            self.say()
-
-        def step_complete(self, name: str, step: int) -> bool:
-            if name in self.phases:
-                self.phases[name] = (step + 1, self.phases[name][1])
-                self.say()
-            return not self.stop
-
-        def phase_finish(self, name: str) -> None:
-            self.phases.pop(name, None)
-
-        def say(self) -> None:
-            now = time.perf_counter()
-            if self.phases and now - self.told >= _TELL_EVERY:
-                self.told = now
-                name, (done, steps) = list(self.phases.items())[-1]
-                tell(f"building the engine: {name[:1].lower() + name[1:]}", done, steps or None)
-
-    return Monitor()
-
-
-def _interruptible(call: Callable[[], Any], monitor: Any) -> Any:
-    """Run the builder in another thread, so that this one hears of Ctrl-C, and stop it then."""
-    answer: list[Any] = []
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            answer.append(call())
-        except BaseException as error:  # handed on to whoever waits
-            failure.append(error)
-
-    worker = threading.Thread(target=work, name="engine-builder", daemon=True)
-    worker.start()
-    try:
-        while worker.is_alive():
-            worker.join(0.2)
-    except BaseException:
-        monitor.stop = True
-        worker.join()
-        raise
-    if failure:
-        raise failure[0]
-    return answer[0]
 
 
 #: What the log calls bytes that an engine takes, and what they are called here.

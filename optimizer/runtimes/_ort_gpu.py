@@ -16,7 +16,7 @@ from pathlib import Path
 from optimizer.digest import digest_json
 from optimizer.environment import gpu_facts, version_of
 from optimizer.files import disk_errors
-from optimizer.layout import machine_cache
+from optimizer.layout import machine_cache, used
 from optimizer.runtime import SessionOptions
 from optimizer.runtimes._ort_shapes import Shapes, shape_options
 
@@ -115,6 +115,7 @@ def _folder(provider: str, runtime: str | None, library: str | None, last: str) 
     folder = machine_cache("ort", versions, next(iter(gpu_facts()), None)) / last
     with disk_errors("keeping what a provider compiled", folder):
         folder.mkdir(parents=True, exist_ok=True)
+    used(folder)
     return folder
 
 

@@ -25,7 +25,7 @@ from optimizer.engines.kernels import CompiledKernels
 from optimizer.engines.lane import Lane
 from optimizer.engines.vendor import load
 from optimizer.errors import BadInput, Damaged, MissingPiece, MlOptError
-from optimizer.runtime import Availability, Runtime, SessionOptions
+from optimizer.runtime import TENSORRT_NATIVE, Availability, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
 from optimizer.types import JSON, Kind, Precision, TensorSpec
 
@@ -39,9 +39,8 @@ if TYPE_CHECKING:
 
     Feeds = Mapping[str, NDArray[np.generic]]
 
-__all__ = ["PROVIDER", "RUNTIME", "TrtSession", "check_machine"]
+__all__ = ["RUNTIME", "TrtSession", "check_machine"]
 
-PROVIDER = "tensorrt-native"
 #: Calls of a CUDA graph that its device time is taken from.
 _TIMED_CALLS = 16
 #: Number formats that arrays have.
@@ -345,7 +344,7 @@ def _available(provider: str) -> Availability:
 RUNTIME = Runtime(
     name="tensorrt",
     help="TensorRT and TensorRT-RTX engines, by NVIDIA's own bindings.",
-    providers={PROVIDER: ()},
+    providers={TENSORRT_NATIVE: ()},
     open=_open,
     available=_available,
     engines=True,

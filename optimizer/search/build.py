@@ -29,7 +29,7 @@ from optimizer.benching.worker import die_with_parent
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
 from optimizer.memory import reuse_freed
 from optimizer.options import Options
-from optimizer.pipeline import apply, find_source, stage_key
+from optimizer.pipeline import apply, find_start, stage_key
 from optimizer.quantizing.sensitivity import NodeNoise, read_ranking
 from optimizer.ref import Ref
 from optimizer.search.candidates import StepOf
@@ -146,9 +146,9 @@ def _asked(request: dict[str, JSON], store: Store, log: Path, threads: int, time
 def _cached(artifact: Artifact, step: StepOf, store: Store) -> Artifact | None:
     stage = get_stage(step.stage)
     options = stage.options.from_mapping(step.options, step.stage)
-    source = find_source(stage, artifact, options, store)
+    start = find_start(stage, artifact, options, store)
     ref = Ref.parse(artifact.ref)
-    found = store.find_key(ref.name, int(ref.at), stage_key(stage, source, options, store))
+    found = store.find_key(ref.name, int(ref.at), stage_key(start.stage, start.source, start.options, store))
     if found is not None:
         found.check(store.digests)
     return found

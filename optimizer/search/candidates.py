@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optimizer.engines.flavors import FLAVORS
 from optimizer.errors import BadInput, MissingPiece, UnknownName
-from optimizer.runtime import Provider
+from optimizer.runtime import TENSORRT_NATIVE, Provider
 from optimizer.search.machine import GPU_PROVIDERS, Machine
 from optimizer.types import JSON, Device, Precision
 
@@ -18,7 +18,7 @@ __all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "sp
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "ort": ("cpu", "cuda"),
     "openvino": ("openvino", "openvino-native"),
-    "tensorrt": ("tensorrt", "rtx", "tensorrt-native"),
+    "tensorrt": ("tensorrt", "rtx", TENSORRT_NATIVE),
 }
 
 #: What a session says of products in a precision (:meth:`optimizer.runtime.Session.runs`); others are not asked about.
@@ -137,7 +137,7 @@ def _on_gpu(data: Mapping[str, JSON]) -> Iterable[Idea]:
     symmetric = _static(data, symmetric=True)
     int8 = "int8 tensor cores; symmetric, as TensorRT takes no other"
     for flavor in FLAVORS:
-        native, build = Provider("tensorrt-native"), (StepOf(_ENGINE, {"flavor": flavor}),)
+        native, build = Provider(TENSORRT_NATIVE), (StepOf(_ENGINE, {"flavor": flavor}),)
         why = "tensor cores and kernels chosen for this very GPU, its launches one CUDA graph, and no ONNX Runtime"
         yield Idea(f"fp16-{flavor}-engine", Precision.FP16, native, fp16 + build, why)
         yield Idea(f"int8-static-{flavor}-engine", Precision.INT8, native, symmetric + build, f"the same with {int8}")

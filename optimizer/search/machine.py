@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import cpu_facts, gpu_facts, has_module, version_of
-from optimizer.runtime import works
+from optimizer.runtime import TENSORRT_NATIVE, works
 
 __all__ = ["GPU_PROVIDERS", "Machine"]
 
-GPU_PROVIDERS = ("tensorrt", "rtx", "cuda", "tensorrt-native")
+GPU_PROVIDERS = ("tensorrt", "rtx", "cuda", TENSORRT_NATIVE)
 #: Those that come with ONNX Runtime's build for GPUs.
 _OF_THE_GPU_BUILD = ("tensorrt", "cuda")
 _NATIVE = "openvino-native"

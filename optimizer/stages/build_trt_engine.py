@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimizer.artifact import ENGINE_NAME, Artifact, Source, variant_words
 from optimizer.data.columns import column_opt, named_columns
-from optimizer.errors import BadInput, GateFailed, UnknownName
+from optimizer.engines.asked import Asked, capabilities_of, profiles_of, read_batch, read_bytes, specs_of
+from optimizer.errors import BadInput, GateFailed
 from optimizer.options import Options, opt
+from optimizer.runtime import TENSORRT_NATIVE
 from optimizer.stage import Outcome, Progress, Redirected, Stage
-from optimizer.types import JSON, Kind, Precision, TensorSpec
+from optimizer.types import JSON, Kind, Precision
 
 if TYPE_CHECKING:
     from optimizer.engines.flavors import Flavor
-    from optimizer.engines.profiles import Profile
-    from optimizer.engines.vendor import Built, Input, Network
+    from optimizer.engines.vendor import Built
     from optimizer.store import Store
 
 __all__ = ["LAYERS_NAME", "LOG_NAME", "STAGE", "BuildTrtEngine"]
@@ -27,10 +28,6 @@ __all__ = ["LAYERS_NAME", "LOG_NAME", "STAGE", "BuildTrtEngine"]
 #: The layers of the network and of the engine, and the vendor's log, beside the engine.
 LAYERS_NAME, LOG_NAME = "layers.json", "build.log"
 
-_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]i?B|B)?\Z"
-_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-#: The first compute capability that has an arithmetic (NVIDIA's support matrices of TensorRT and TensorRT-RTX).
-_NEEDS = {Precision.BF16: (8, 0), Precision.FP8: (8, 9), Precision.INT4: (8, 0)}
 _STORED_AS = {
     Precision.FP32: "float32",
     Precision.FP16: "float16",
@@ -102,34 +99,11 @@ class BuildTrtEngine(Options):
             raise BadInput("--batch is for profiles that are chosen for you, and --profile says them")
         if self.strip_weights and self.refit:
             raise BadInput("--strip-weights and --refit are two ways to the same: stripped engines are refittable")
-        _batch_of(self.batch)
-        _bytes_of(self.workspace)
+        read_batch(self.batch)
+        read_bytes(self.workspace)
         for each in self.compute_capability:
             if not re.fullmatch(r"\d{1,2}\.\d", each):
                 raise BadInput(f"--compute-capability {each!r}: write it with a point, such as 8.6")
-
-
-def _batch_of(text: str) -> tuple[int, ...]:
-    """``1:8:32`` as numbers; empty for nothing. Raises :class:`BadInput`."""
-    if not text:
-        return ()
-    words = text.split(":")
-    if len(words) not in (1, 3) or not all(word.isdigit() and int(word) for word in words):
-        raise BadInput(f"--batch {text!r} is no range", "write smallest:best:largest, such as --batch 1:8:32")
-    low, best, high = (int(word) for word in (words if len(words) == 3 else words * 3))
-    if not low <= best <= high:
-        raise BadInput(f"--batch {text}: smallest ≤ best ≤ largest is wanted")
-    return low, best, high
-
-
-def _bytes_of(text: str) -> int:
-    """``2GiB`` as bytes; 0 for nothing. Raises :class:`BadInput`."""
-    if not text:
-        return 0
-    found = re.match(_SIZE, text.strip(), re.IGNORECASE)
-    if found is None or not float(found["number"]):
-        raise BadInput(f"--workspace {text!r} is no size", "write a number with a unit, such as --workspace 2GiB")
-    return int(float(found["number"]) * _UNITS[(found["unit"] or "").lower()])
 
 
 def _redirect(source: Artifact, options: BuildTrtEngine, store: Store) -> Redirected:
@@ -185,25 +159,26 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
     from optimizer.engines.layers import summary
     from optimizer.engines.prepare import precision_asked, prepared
     from optimizer.engines.timing import TimingCache
-    from optimizer.engines.vendor import Asked, load
+    from optimizer.engines.vendor import load
 
     assert isinstance(source, Artifact)
     flavor = choose(options.flavor)
     precision = precision_asked(options.precision, source)
-    capabilities = _capabilities(flavor, options, precision)
+    capabilities = capabilities_of(flavor, precision, options.compute_capability, options.hardware_compatible)
     progress(f"loading {flavor.title}")
     vendor = load(flavor)
     with tempfile.TemporaryDirectory(prefix="ml-opt-engine-") as folder:
         ready = prepared(source, precision, Path(folder), progress)
         progress(f"{flavor.title} reads the graph")
         network = vendor.parse(ready.path)
-        profiles, why = _profiles(source, options, network)
+        shapes = options.profile, options.profiles_from, options.column, options.batch
+        profiles, why = profiles_of(source, network.inputs, *shapes)
         timing = TimingCache.of(options.timing_cache, flavor, vendor.version)
         asked = Asked(
             profiles=tuple(profiles),
             values=frozenset(each.name for each in network.inputs if each.values),
             capabilities=tuple(options.compute_capability),
-            workspace=_bytes_of(options.workspace),
+            workspace=read_bytes(options.workspace),
             level=options.opt_level,
             tf32=options.tf32,
             version_compatible=options.version_compatible,
@@ -224,7 +199,8 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
     layers = {"network": [each.to_json() for each in before], "engine": [each.to_json() for each in built.layers]}
     (out / LAYERS_NAME).write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
     facts: dict[str, JSON] = {
-        **_signature(source, network),
+        "inputs": [each.to_json() for each in specs_of(network.inputs, source.manifest.inputs)],
+        "outputs": [each.to_json() for each in specs_of(network.outputs, source.manifest.outputs)],
         **ready.facts,
         "engine": {
             "flavor": flavor.name,
@@ -240,110 +216,8 @@ def _run(source: Source, out: Path, options: BuildTrtEngine, progress: Progress)
         "network": summary(before),
         "layers": summary(built.layers),
     }
-    info = {**source.manifest.model, "prefers": "tensorrt-native"}
+    info = {**source.manifest.model, "prefers": TENSORRT_NATIVE}
     return Outcome(facts=facts, model=info, warnings=_warnings(built, options, flavor))
-
-
-def _capabilities(flavor: Flavor, options: BuildTrtEngine, precision: Precision) -> Sequence[str]:
-    """Compute capabilities that the engine is for, each checked to have the arithmetic."""
-    from optimizer.engines.flavors import numbers
-    from optimizer.environment import gpu_facts
-
-    if options.hardware_compatible and flavor.capabilities:
-        raise BadInput(
-            f"engines of {flavor.title} run on every GPU they name: --hardware-compatible is TensorRT's",
-            "name the GPUs: --compute-capability 8.6 --compute-capability 8.9",
-        )
-    if options.compute_capability and not flavor.capabilities:
-        raise BadInput(
-            f"{flavor.title} builds for the GPU of this machine; --compute-capability is for --flavor rtx",
-            "leave it out; --hardware-compatible lets the engine run on others",
-        )
-    for each in options.compute_capability:
-        if each not in flavor.capabilities:
-            raise UnknownName(f"compute capability of {flavor.title}", each, flavor.capabilities)
-    here = [str(gpu["compute_capability"]) for gpu in gpu_facts()]
-    found = list(options.compute_capability) or list(flavor.portable) or here
-    least = _NEEDS.get(precision)
-    for each in found:
-        if least and numbers(each) < least:
-            raise BadInput(
-                f"GPUs of compute capability {each} have no {precision}; it begins with {least[0]}.{least[1]}",
-                f"leave {each} out, or choose another --precision",
-            )
-    return found
-
-
-def _profiles(source: Artifact, options: BuildTrtEngine, network: Network) -> tuple[list[Profile], str]:
-    """The profiles, and where they come from."""
-    from optimizer.engines.profiles import check_limits, from_lengths, parse, usual
-
-    specs = _specs(source, network.inputs)
-    values = {each.name: each.shape[0] if each.shape else 1 for each in network.inputs if each.values}
-    model = source.model_info
-    if options.profile:
-        found = [parse(text, specs, values) for text in options.profile]
-        why = "asked for"
-    elif options.profiles_from is not None:
-        lengths = _lengths(source, options.profiles_from, options.column)
-        found = from_lengths(lengths, specs, model, _batch_of(options.batch))
-        why = f"from the lengths of {len(lengths)} rows of {options.profiles_from.name}"
-    else:
-        if values:
-            name = next(iter(values))
-            raise BadInput(
-                f"the values of {name} are a shape, and nothing says which", f"--profile {name}:MIN:BEST:MAX,…"
-            )
-        one = usual(specs, model, _batch_of(options.batch))
-        found, why = ([one] if one else []), "the usual: nothing was asked for"
-    for each in found:
-        check_limits(each, specs, model)
-    return found, why if found else "every dimension is fixed"
-
-
-def _lengths(source: Artifact, data: Path, column: Sequence[str]) -> list[int]:
-    from optimizer.data.preprocess import Preprocessor
-    from optimizer.data.readers import read_rows
-
-    rows = read_rows(data)
-    made = Preprocessor.open(source.path, source.model_info, columns=named_columns(column))
-    lengths = made.lengths(rows)
-    if lengths is None:
-        raise BadInput(f"the rows of {data} have no length to choose profiles by", "say them with --profile")
-    return lengths
-
-
-def _specs(source: Artifact, inputs: Sequence[Input]) -> tuple[TensorSpec, ...]:
-    """The network's inputs with the names that the export gave their dimensions."""
-    named = {spec.name: spec for spec in source.manifest.inputs}
-    made = []
-    for each in inputs:
-        known = named.get(each.name)
-        dims = known.shape if known and len(known.shape) == len(each.shape) else ()
-        shape = tuple(
-            size if size >= 0 else (dims[place] if dims and isinstance(dims[place], str) else f"{each.name}_{place}")
-            for place, size in enumerate(each.shape)
-        )
-        made.append(TensorSpec(each.name, each.dtype, shape))
-    return tuple(made)
-
-
-def _signature(source: Artifact, network: Network) -> dict[str, JSON]:
-    """Inputs and outputs as a manifest has them: what is open has the export's name."""
-    outputs = {spec.name: spec for spec in source.manifest.outputs}
-    made = []
-    for each in network.outputs:
-        known = outputs.get(each.name)
-        shape = known.shape if known is not None and len(known.shape) == len(each.shape) else each.shape
-        dims = tuple(
-            size if size >= 0 else (name if isinstance(name, str) else f"{each.name}_{place}")
-            for place, (size, name) in enumerate(zip(each.shape, shape, strict=True))
-        )
-        made.append(TensorSpec(each.name, each.dtype, dims))
-    return {
-        "inputs": [spec.to_json() for spec in _specs(source, network.inputs)],
-        "outputs": [spec.to_json() for spec in made],
-    }
 
 
 def _warnings(built: Built, options: BuildTrtEngine, flavor: Flavor) -> list[str]:

@@ -9,7 +9,7 @@ from optimizer.benching.formats.csv import to_csv
 from optimizer.benching.formats.markdown import to_markdown
 from optimizer.benching.github import annotation, annotations_of, summary_file
 from optimizer.benching.report import BenchReport
-from optimizer.benching.writing import hand_out
+from optimizer.benching.writing import hand_out, handed_out
 from optimizer.errors import BadInput
 
 
@@ -49,6 +49,27 @@ def test_a_report_is_handed_out_to_files_and_added_to_the_summary_that_is_there(
     assert path.read_text() == "before\n"
     hand_out(report, [], github=True)
     assert path.read_text() == "before\n" + to_markdown(report) + "\n"
+
+
+def test_a_check_is_refused_before_it_runs_and_its_report_handed_out_after(report, tmp_path, monkeypatch):
+    ran = []
+
+    def run(refs, options, store, progress):
+        ran.append(refs)
+        return report
+
+    check = handed_out(run)
+    asked = SimpleNamespace(github=True, report=(tmp_path / "a.csv",))
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    with pytest.raises(BadInput, match="GITHUB_STEP_SUMMARY"):
+        check(("x",), asked, None, None)
+    assert ran == []
+    assert check(("x",), SimpleNamespace(github=False, report=()), None, None) is report
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert check(("y",), asked, None, None) is report
+    assert ran == [("x",), ("y",)]
+    assert (tmp_path / "a.csv").read_text() == to_csv(report)
+    assert (tmp_path / "summary.md").read_text() == to_markdown(report) + "\n"
 
 
 @pytest.mark.parametrize("value", [None, ""])

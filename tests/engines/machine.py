@@ -14,12 +14,12 @@ from optimizer.digest import digest_file
 from optimizer.engines.flavors import FLAVORS, Flavor
 from optimizer.engines.vendor import Vendor
 from optimizer.manifest import Manifest
-from optimizer.runtime import Provider, SessionOptions, get_runtime
+from optimizer.runtime import TENSORRT_NATIVE, Provider, SessionOptions, get_runtime
 from optimizer.runtimes import tensorrt
 from optimizer.store import file_entries
 from optimizer.types import Kind
 
-PROVIDER = Provider(tensorrt.PROVIDER)
+PROVIDER = Provider(TENSORRT_NATIVE)
 NAMES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool", "BF16": "bfloat16"}
 #: Names of dimensions that are open, by their place.
 OPEN = ("batch", "steps", "more")

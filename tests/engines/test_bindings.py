@@ -6,18 +6,20 @@ TensorRT 10 and 11 and TensorRT-RTX as bindings.py wrote them down; TensorRT-RTX
 import ast
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 from engines import fake_trt
 from engines.bindings import known
 
-from optimizer.engines import cuda, engine, vendor
+import optimizer
+from optimizer.engines import callbacks, cuda, engine, vendor
 from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import has_module
 
 PACKAGES = known()
-SOURCES = [Path(module.__file__) for module in (vendor, engine)]
+SOURCES = [Path(module.__file__) for module in (vendor, callbacks, engine)]
 TREES = [ast.parse(source.read_text()) for source in SOURCES]
 
 
@@ -98,18 +100,30 @@ def test_no_name_is_used_that_is_not_listed():
     assert (touched & theirs) - listed - classes == ours
 
 
+def classes_of(tree):
+    """What is taken out of the vendor's module."""
+    found = set()
+    for node in attributes(tree):
+        owner = node.value
+        if (isinstance(owner, ast.Name) and owner.id == "trt") or (
+            isinstance(owner, ast.Attribute) and owner.attr in ("trt", "_trt")
+        ):
+            found.add(node.attr)
+    return found
+
+
 def test_no_class_is_used_that_is_not_listed():
     names = {name.rpartition(":")[2] for name in vendor.USED}
-    found = set()
-    for tree in TREES:
-        for node in attributes(tree):
-            owner = node.value
-            if (isinstance(owner, ast.Name) and owner.id == "trt") or (
-                isinstance(owner, ast.Attribute) and owner.attr in ("trt", "_trt")
-            ):
-                found.add(node.attr)
+    found = set().union(*map(classes_of, TREES))
     assert found - names == set()
-    assert {"Builder", "Runtime", "Refitter", "TensorLocation"} <= found
+    assert {"Builder", "ILogger", "IProgressMonitor", "Runtime", "Refitter", "TensorLocation"} <= found
+
+
+def test_no_other_file_touches_the_vendor():
+    every = {path: path.read_text() for path in Path(optimizer.__file__).parent.rglob("*.py")}
+    assert {path for path, text in every.items() if classes_of(ast.parse(text))} == set(SOURCES)
+    importing = re.compile(r"^\s*(?:import|from) tensorrt|import_module\((?:flavor|.*tensorrt)", re.MULTILINE)
+    assert [path for path, text in every.items() if importing.search(text)] == [Path(vendor.__file__)]
 
 
 def test_nothing_is_listed_that_is_not_used():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.engines.profiles import Profile, Range, check_limits, from_lengths, parse, usual
+from optimizer.engines.profiles import Profile, Range, check_limits, from_lengths, parse, read_range, usual
 from optimizer.errors import BadInput, UnknownName
 from optimizer.types import TensorSpec
 
@@ -78,7 +78,8 @@ def test_values_that_are_a_shape_are_ranged_as_they_are() -> None:
         ("input_ids:1xN", BadInput, "is not a shape"),
         ("input_ids:8x8:4x64:32x128", BadInput, "goes from 8 over 4 to 32"),
         ("batch=8:4:32,sequence=1", BadInput, "batch goes from 8 over 4 to 32"),
-        ("batch=1:4", BadInput, "write DIMENSION=MIN:BEST:MAX"),
+        ("batch=1:4", BadInput, "'1:4' is no range"),
+        ("batch=1:many:32", BadInput, "'1:many:32' is no range"),
         ("batch=1:8:32", BadInput, "leaves sequence of input_ids open"),
         ("input_ids:1x8,attention_mask:2x8", BadInput, "batch is 1:1:1 already"),
     ],
@@ -86,6 +87,18 @@ def test_values_that_are_a_shape_are_ranged_as_they_are() -> None:
 def test_what_cannot_be_a_profile_is_refused_by_name(text: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         parse(text, TEXT)
+
+
+def test_a_range_is_three_numbers_in_order_or_one_for_all() -> None:
+    asked = ("batch", "--batch", "MIN:BEST:MAX")
+    assert read_range("1:8:32", *asked) == (1, 8, 32)
+    assert read_range("8", *asked) == (8, 8, 8)
+    for text in ("", "1:8", "0:1:2", "1:8:²", "-1", "1:8:32:64"):
+        with pytest.raises(BadInput, match=r"--batch: .* is no range") as error:
+            read_range(text, *asked)
+        assert error.value.hint == "write MIN:BEST:MAX"
+    with pytest.raises(BadInput, match="--batch: batch goes from 4 over 2 to 1"):
+        read_range("4:2:1", *asked)
 
 
 sizes = st.tuples(*[st.integers(1, 10**6)] * 3).map(lambda three: tuple(sorted(three)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def test_what_is_written_is_read_and_nothing_is_left_beside_it(tmp_path: Path) -
     cache.write(b"second")
     assert cache.read() == b"second"
     assert not list(tmp_path.rglob("*.new"))
+
+
+def test_what_is_read_is_used(tmp_path: Path) -> None:
+    cache = TimingCache.of(tmp_path, FLAVORS["tensorrt"], "10.13")
+    assert cache is not None
+    cache.write(b"timings")
+    os.utime(cache.path, (0, 0))
+    assert cache.read() == b"timings"
+    assert cache.path.stat().st_mtime > 0, "`gc` goes by it"
 
 
 def test_the_users_cache_folder_is_where_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

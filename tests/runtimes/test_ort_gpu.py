@@ -177,8 +177,10 @@ def test_what_was_compiled_is_kept_by_content_versions_and_gpu(kept, double, tmp
     assert engines.is_relative_to(tmp_path / "cache" / "ml-opt" / "ort")
     for word in ("tensorrt", "sm8.9", "590.1", "NVIDIA-RTX-4090"):
         assert word in engines.parent.name
+    os.utime(engines, (0, 0))
     opened(kept.model_file, "tensorrt")
     assert asked(double)["trt_engine_cache_path"] == str(engines), "the same again"
+    assert engines.stat().st_mtime > 0, "it is used, and `gc` goes by that"
     opened(kept.model_file, "tensorrt", max_length=32)
     assert asked(double)["trt_engine_cache_path"] != str(engines), "other shapes"
     Candidate("m", kept.model_file, Provider("tensorrt")).open(tf32=False).close()

@@ -5,8 +5,7 @@ import pytest
 from tiny import tiny_bert
 
 from optimizer.engines.flavors import FLAVORS
-from optimizer.runtime import Candidate, Provider, probe
-from optimizer.runtimes.tensorrt import PROVIDER
+from optimizer.runtime import TENSORRT_NATIVE, Candidate, Provider, probe
 from optimizer.store import Store
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +18,7 @@ def flavor(request):
     """A flavour that is installed, on a machine that runs engines."""
     if not FLAVORS[request.param].installed:
         pytest.skip(f"{FLAVORS[request.param].title} is not installed")
-    found = probe(PROVIDER)
+    found = probe(TENSORRT_NATIVE)
     if not found.ok:
         pytest.skip(found.reason)
     return request.param
@@ -50,7 +49,7 @@ def sessions(built, tmp_path, monkeypatch):
     _, fp32, artifact = built
 
     def opened():
-        engine = Candidate("engine", artifact.runnable, Provider(PROVIDER), model=artifact.manifest.model).open()
+        engine = Candidate("engine", artifact.runnable, Provider(TENSORRT_NATIVE), model=artifact.manifest.model).open()
         return engine, Candidate("onnx", fp32.model_file, Provider("cpu"), model=fp32.manifest.model).open()
 
     return opened

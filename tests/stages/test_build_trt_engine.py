@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from quantizing import graphs
-from tiny import tiny_bert, write
+from tiny import write
 
 import optimizer
 from optimizer.artifact import Artifact
@@ -374,12 +374,6 @@ def test_what_cannot_be_built_is_refused_before_it_is(
     assert not list(minilm_store.layout.scratch.glob("*"))
 
 
-def test_sizes_are_read() -> None:
-    assert [stage._bytes_of(text) for text in ("", "2GiB", "512 MiB", "1.5GB", "1000", "64kb")] == [
-        0, 2**31, 2**29, 1_500_000_000, 1000, 64_000,
-    ]  # fmt: skip
-
-
 def test_an_operator_that_is_not_there_is_named(store: Store, tmp_path: Path) -> None:
     node = onnx.helper.make_node("Det", ["x"], ["y"], name="the_determinant")
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4, 4])
@@ -449,63 +443,6 @@ def test_a_file_that_is_no_engine_is_not_read_back(tmp_path: Path) -> None:
     (tmp_path / "model.engine").write_bytes(b"")
     with pytest.raises(Damaged, match="is no TensorRT engine"):
         read_back(Kind.ENGINE, tmp_path)
-
-
-def test_ctrl_c_stops_the_builder_and_leaves_nothing(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_bert(tmp_path / "tiny", "BertModel", num_hidden_layers=4)
-    optimizer.export_onnx(str(model), name="tiny", store=store)
-    stopped: list[Any] = []
-    real = vendor._monitor
-
-    def impatient(trt: Any, tell: Any) -> Any:
-        monitor = real(trt, tell)
-        stopped.append(monitor)
-        return monitor
-
-    def pressed(self: Any, timeout: float | None = None) -> None:
-        if timeout is not None:  # the wait of whoever wants the engine, and not that for its end
-            raise KeyboardInterrupt
-        wait(self)
-
-    wait = vendor.threading.Thread.join
-    monkeypatch.setattr(vendor, "_monitor", impatient)
-    monkeypatch.setattr(vendor.threading.Thread, "join", pressed)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.build_trt_engine("tiny:fp32", flavor="rtx", store=store)
-    assert stopped[0].stop
-    assert store.refs() == ["tiny@1:fp32"]
-    assert not list(store.layout.scratch.glob("*"))
-
-
-def test_a_builder_that_is_told_to_stop_makes_no_engine(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optimizer.export_onnx(str(tiny_bert(tmp_path / "tiny", "BertModel")), name="tiny", store=store)
-    real = vendor._monitor
-
-    def stopped(trt: Any, tell: Any) -> Any:
-        monitor = real(trt, tell)
-        monitor.stop = True
-        return monitor
-
-    monkeypatch.setattr(vendor, "_monitor", stopped)
-    with pytest.raises(GateFailed, match="did not build the engine"):
-        optimizer.build_trt_engine("tiny:fp32", flavor="rtx", store=store)
-    assert store.refs() == ["tiny@1:fp32"]
-
-
-def test_progress_is_told_while_it_builds(store: Store, tmp_path: Path) -> None:
-    from optimizer.pipeline import apply
-
-    model = tiny_bert(tmp_path / "tiny", "BertModel")
-    optimizer.export_onnx(str(model), name="tiny", store=store)
-    told: list[str] = []
-    options = stage.BuildTrtEngine(flavor="rtx")
-    apply(stage.STAGE, "tiny:fp32", options, store, progress=lambda doing, *_: told.append(doing))
-    assert "loading TensorRT-RTX" in told
-    assert any(each.startswith("building the engine: ") for each in told)
 
 
 # -------------------------------------------------------------------------------------------------- other models
