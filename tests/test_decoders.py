@@ -42,7 +42,6 @@ def test_it_has_learned(tiny: Path) -> None:
     """Modules that it never saw surprise it far less than one that only knows how frequent tokens are."""
     heldout = json.loads((tiny / "made.json").read_text())["heldout"]
     assert heldout["perplexity"] < heldout["unigram_perplexity"] / 3
-    assert heldout["bits_per_byte"] < 0.8 * heldout["unigram_bits_per_byte"]
 
 
 def test_its_perplexity_is_what_transformers_computes(tiny: Path) -> None:
