@@ -15,6 +15,7 @@ benchmarks/results/qat.json and draws the curves of its trainings into docs/imag
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -123,7 +124,8 @@ def _accuracy(result: Result, judged: Path, labels: list[int]) -> float:
 def _sentiment(store: Store, seeds: list[int]) -> dict[str, Any]:
     source, labels = sentiment_classifier(), [row["label"] for row in read_rows(TEST)]
     fp32 = optimizer.export_onnx(str(source), name="sentiment", store=store)
-    static = optimizer.quantize_static(fp32.artifact.ref, calib=TRAIN, op_types=("all",), per_channel=False, store=store)
+    everything = {"op_types": ("all",), "per_channel": False}
+    static = optimizer.quantize_static(fp32.artifact.ref, calib=TRAIN, store=store, **everything)
     found = {
         "fp32": _accuracy(fp32, TEST, labels),
         "static": _accuracy(static, TEST, labels),
@@ -269,7 +271,6 @@ def _steps(kind: str) -> dict[str, float]:
     from optimizer.data.preprocess import Preprocessor
     from optimizer.exporting.samples import make_sample
     from optimizer.hf import load_model
-    from optimizer.stage import silent
     from optimizer.stages.train_qat import _specs
     from optimizer.training.intercept import QuantizedModel
     from optimizer.training.loop import Plan, train
@@ -319,7 +320,7 @@ def _steps(kind: str) -> dict[str, float]:
                 dataloader_pin_memory=False, logging_strategy="no",
             )  # fmt: skip
             Plain(model, arguments, data_collator=collate, train_dataset=learned, callbacks=[Clock()]).train()
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)][WARM:]
+    gaps = [b - a for a, b in itertools.pairwise(times)][WARM:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.set_grad_enabled(False)
     return {"step_s": statistics.median(gaps), "peak_mib": peak / 1024, "before_mib": before / 1024}

@@ -66,14 +66,14 @@ def test_the_step_has_the_gradient_of_lsq() -> None:
 
 def test_a_first_range_leaves_a_lone_outlier_outside() -> None:
     x = torch.randn(16000, generator=torch.Generator().manual_seed(2))
-    x[7] = 20.0
+    x[7] = 30.0
     with_outlier, without = settled(x, symmetric=True), settled(x.clamp(-4, 4), symmetric=True)
 
     def error(scale: float) -> float:
         return float(((x / scale).round().clamp(-128, 127) * scale - x).square().mean())
 
-    assert 4 < float(with_outlier.scale.detach()) * 127 < 19
-    assert error(float(with_outlier.scale.detach())) < min(error(20 / 127), error(float(without.scale.detach())))
+    assert 4 < float(with_outlier.scale.detach()) * 127 < 29
+    assert error(float(with_outlier.scale.detach())) < min(error(30 / 127), error(float(without.scale.detach())))
 
 
 def test_what_is_never_negative_has_all_levels_above_zero() -> None:
