@@ -94,16 +94,15 @@ def _told(result: Result) -> dict[str, Any]:
     }
 
 
-def _answers(model: Path, folder: Path, judged: Path) -> tuple[Any, list[Any]]:
+def _answers(result: Result, judged: Path) -> tuple[Any, list[Any]]:
     """An artifact's answers to every row, on ONNX Runtime, batch by batch in the order of the judge."""
-    from optimizer.artifact import Artifact
     from optimizer.data.preprocess import Preprocessor
     from optimizer.evalset import EvalSet
-    from optimizer.runtime import Provider, open_session
+    from optimizer.runtime import Candidate, Provider
 
-    artifact = Artifact.open(folder)
-    rows = EvalSet.open(judged, Preprocessor.open(folder, artifact.model_info), None, artifact.model_info)
-    session = open_session(model, Provider("cpu"))
+    artifact = result.artifact
+    rows = EvalSet.open(judged, Preprocessor.open(artifact.path, artifact.model_info), None, artifact.model_info)
+    session = Candidate("", artifact.model_file, Provider("cpu"), model=artifact.model_info).open()
     try:
         return rows, [(batch, session.run(batch.feeds)) for batch in rows.batches(None)]
     finally:
@@ -111,8 +110,7 @@ def _answers(model: Path, folder: Path, judged: Path) -> tuple[Any, list[Any]]:
 
 
 def _accuracy(result: Result, judged: Path, labels: list[int]) -> float:
-    artifact = result.artifact
-    _, answers = _answers(artifact.model_file, artifact.path, judged)
+    _, answers = _answers(result, judged)
     right = sum(
         int(logits.argmax()) == labels[place]
         for batch, outputs in answers
@@ -164,7 +162,7 @@ def _vectors(result: Result) -> Any:
     from optimizer.tasks._vectors import vectors
 
     artifact = result.artifact
-    rows, answers = _answers(artifact.model_file, artifact.path, TEST)
+    rows, answers = _answers(result, TEST)
     table = np.zeros((len(rows.rows), 0))
     for batch, outputs in answers:
         made = np.stack(vectors(outputs, batch.feeds, artifact.model_info))

@@ -181,11 +181,12 @@ def _trainings(layout: Layout, removed: list[Path]) -> int:
     """
     size = 0
     for folder in layout.folders(layout.training):
-        newest = max(each.stat().st_mtime for each in (folder, *folder.rglob("*")))
-        if time.time() - newest > _FORGOTTEN_S:
-            size += _tree_bytes(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
+        with contextlib.suppress(FileNotFoundError):  # a running training removes its older checkpoints
+            newest = max(each.stat().st_mtime for each in (folder, *folder.rglob("*")))
+            if time.time() - newest > _FORGOTTEN_S:
+                size += _tree_bytes(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
     return size
 
 

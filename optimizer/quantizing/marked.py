@@ -79,7 +79,7 @@ def write_quantized(
     for node in list(model.graph):
         if node.domain == DOMAIN and node.op_type == _ACTIVATION:
             number = node.attributes["number"].as_int()
-            pair = _pair(model, node.inputs[0], ranges[number], f"{node.inputs[0].name}", node)
+            pair = _pair(model, node.inputs[0], ranges[number], f"{node.inputs[0].name}_{number}", node)
             node.outputs[0].replace_all_uses_with(pair, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
     for node in list(model.graph):
@@ -227,13 +227,17 @@ def _round_bias(model: onnx_ir.Model, node: onnx_ir.Node, weight: Levels) -> Non
         return
     step = float(source.inputs[1].const_value.numpy())
     scale = (step * weight.scale.astype(np.float64)).astype(np.float32)
-    numbers = np.round(bias.const_value.numpy() / scale)
-    limit = np.iinfo(np.int32)
-    levels = np.clip(numbers, limit.min, limit.max).astype(np.int32)
+    numbers = np.round(bias.const_value.numpy().astype(np.float64) / scale)
+    if np.abs(numbers).max() > np.iinfo(np.int32).max:
+        return  # the bias of a channel whose weights are next to nothing: it stays in float
+    levels = numbers.astype(np.int32)
     whole = scale if weight.axis is not None else scale.reshape(())
-    parts = [_initializer(model, f"{bias.name}_quantized", levels), _initializer(model, f"{bias.name}_scale", whole)]
+    parts = [
+        _initializer(model, f"{node.name}_bias_quantized", levels),
+        _initializer(model, f"{node.name}_bias_scale", whole),
+    ]
     attributes = {"axis": 0} if weight.axis is not None else {}
-    back = onnx_ir.node("DequantizeLinear", parts, attributes, name=f"{bias.name}_DequantizeLinear")
+    back = onnx_ir.node("DequantizeLinear", parts, attributes, name=f"{node.name}_bias_DequantizeLinear")
     back.outputs[0].name = back.name
     back.outputs[0].shape, back.outputs[0].type = bias.shape, bias.type
     model.graph.insert_before(node, back)

@@ -147,9 +147,10 @@ def _parity(source: Artifact, file: Path) -> dict[str, JSON]:
 
     found = compare(read_probe(source.path), answer, source.manifest.model)
     agreement = found["agreement"]
-    if agreement is not None and agreement < _AGREEMENT:
+    # One row may always have two classes within what a level is worth.
+    if agreement is not None and not found["rows"] * (1 - agreement) <= max(1.01, found["rows"] * (1 - _AGREEMENT)):
         raise GateFailed(f"the graph decides as the trained model does in only {agreement:.1%} of {found['rows']} rows")
-    if agreement is None and found["worst_cosine"] < _COSINE:
+    if agreement is None and not found["worst_cosine"] >= _COSINE:
         raise GateFailed(f"the graph's answer to a row has a cosine of only {found['worst_cosine']:.4f} with PyTorch's")
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["distillation_loss", "label_loss"]
+__all__ = ["IGNORED", "distillation_loss", "label_loss", "mask_of"]
 
 #: Softens both sides' probabilities (Hinton et al., section 2); 1 would look at the largest class alone.
 _TEMPERATURE = 2.0
@@ -33,9 +33,9 @@ def distillation_loss(ours: Any, theirs: Any, mask: torch.Tensor | None, pooling
     Returns:
         a number, 0 where both answer the same.
     """
-    pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)
+    pairs = zip(getattr(ours, "hidden_states", None) or (), getattr(theirs, "hidden_states", None) or (), strict=True)
     losses = [_relative_error(a, b, mask) for a, b in pairs]
-    loss = torch.stack(losses).mean()
+    loss = torch.stack(losses).mean() if losses else torch.zeros(())
     if getattr(theirs, "logits", None) is not None:
         return loss + _divergence(ours.logits, theirs.logits, mask)
     if pooling in ("mean", "cls"):

@@ -2,7 +2,7 @@
 
 Nothing of the model is replaced: its modules, and the names of its weights, stay what they are. A torch function mode
 sees each call of a forward pass and rounds what goes into it. The same calls, seen while the model is exported, leave
-markers in the graph instead (:mod:`optimizer.training.emit`), so that the graph rounds what training rounded.
+markers in the graph instead (:mod:`optimizer.quantizing.marked`), so that the graph rounds what training rounded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _EVERY = (
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
 )
 #: An activation that reaches this is a mask of attention: among its levels there would be room for nothing else.
-_MASK = 1e30
+_MASK = 1e4
 
 
 class Phase(Enum):
@@ -138,9 +138,10 @@ class QuantizedModel(torch.nn.Module):
             progress(number)
         for site, number in self.sites.items():
             quantizer = self.quantizer(number)
-            if quantizer.widest == float("inf"):
+            if quantizer.widest == float("inf") and site.startswith(tuple(_WEIGHTED)) and " behind " not in site:
                 raise BadInput(f"what {site} reads is not finite on the training data")
-            if quantizer.widest > _MASK:
+            # What was met with the sample alone is a mask that these rows do not need.
+            if quantizer.widest > _MASK or quantizer.widest == 0:
                 self.off |= {number, *(each for group in self.beside if number in group for each in group)}
             quantizer.settle()
         self.phase = Phase.ROUND
@@ -251,7 +252,7 @@ class _Calls(TorchFunctionMode):
             args.append(kwargs.pop(key))
         if len(args) <= of or not (weight := self._taken(args[of])):
             return args, kwargs, ""
-        args[of] = self._weight(args[of], weight, axis, blocks=name not in _CONVOLUTIONS)
+        args[of] = self._weight(args[of], weight, axis, blocks=name == "linear")
         self._last = weight
         self._times.clear()
         self._met[weight] += 1
@@ -332,7 +333,9 @@ class _Calls(TorchFunctionMode):
         self._numbers[id(tensor)] = number
         quantizer = self._model.quantizer(number)
         match self._model.phase:
-            case Phase.FIND | Phase.OBSERVE:
+            case Phase.FIND:
+                return tensor
+            case Phase.OBSERVE:
                 quantizer.observe(tensor)
                 return tensor
             case _ if number in self._model.off:

@@ -120,6 +120,11 @@ def train(
         if teacher is not None:
             teacher.to(trainer.args.device)
         done = trainer.train(resume_from_checkpoint=str(found) if found else None)
+        if not _finite(model):
+            raise GateFailed(
+                f"the training diverged: a weight is no number after step {trainer.state.global_step}",
+                f"lower --lr (it is {plan.lr:g})",
+            )
         if stop.is_set():
             raise KeyboardInterrupt(
                 f"the training stopped after step {trainer.state.global_step}; the same command goes on from there"
@@ -169,12 +174,13 @@ class _Trainer(Trainer):
             remove_unused_columns=False,
             dataloader_pin_memory=gpu,
         )
-        # Callbacks are asked for in this order: what is judged at the end of an epoch is logged before it is saved.
-        callbacks = [_Judging(self, judge, progress), _Watch(self, plan, stop, progress)]
+        callbacks = [_Judging(self, judge, stop, progress), _Watch(self, plan, stop, progress)]
+        args._n_gpu = min(args.n_gpu, 1)  # copies of a model for several GPUs have none of its names
         super().__init__(model, args, data_collator=rows.collate, train_dataset=rows, callbacks=callbacks)
         self.model_accepts_loss_kwargs = False
         self._teacher, self._plan = teacher, plan
         self.latest = 0.0
+        self.said = ""
         self.times: list[float] = []
 
     def compute_loss(
@@ -212,6 +218,12 @@ class _Trainer(Trainer):
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         return self.optimizer
 
+    def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
+        """Weights that share memory are written once: safetensors refuses them."""
+        seen: dict[int, str] = {}
+        whole = state_dict if state_dict is not None else self.model.state_dict()
+        super()._save(output_dir, {n: t for n, t in whole.items() if seen.setdefault(t.data_ptr(), n) == n})
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return _Order(self.train_dataset, self._plan)
 
@@ -235,18 +247,26 @@ class _Order(torch.utils.data.Sampler[int]):
 class _Judging(TrainerCallback):
     """What the model is worth after every epoch, as a line of the curve."""
 
-    def __init__(self, trainer: _Trainer, judge: Callable[[], Mapping[str, float]] | None, progress: Progress) -> None:
-        self._trainer, self._judge, self._progress = trainer, judge, progress
-        self.said = ""
+    def __init__(
+        self,
+        trainer: _Trainer,
+        judge: Callable[[], Mapping[str, float]] | None,
+        stop: threading.Event,
+        progress: Progress,
+    ) -> None:
+        self._trainer, self._judge, self._stop, self._progress = trainer, judge, stop, progress
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._judge is None:
+        # The Trainer ends an epoch wherever it is stopped; only one that is over is judged.
+        over = state.global_step % max(1, -(-len(self._trainer.train_dataset) // args.per_device_train_batch_size)) == 0
+        if self._judge is None or (self._stop.is_set() and not over):
             return
         self._progress("judging", state.global_step, state.max_steps)
         found = dict(self._judge())
         name, value = next(iter(found.items()))
         self._trainer.said = f", {name} {value:.4f}"
         self._trainer.log(found)
+        control.should_save = True  # a judgement is not made twice
 
 
 class _Watch(TrainerCallback):
@@ -262,12 +282,11 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
         trainer.times.append(time.monotonic() - self._began)
-        said = getattr(trainer, "said", "")
-        self._progress(f"training, loss {trainer.latest:.4f}{said}", state.global_step, state.max_steps)
+        self._progress(f"training, loss {trainer.latest:.4f}{trainer.said}", state.global_step, state.max_steps)
         stopping = self._stop.is_set()
         control.should_training_stop = control.should_training_stop or stopping
         due = time.monotonic() - self._saved >= self._plan.checkpoint_every
-        if (stopping or due) and all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
+        if (stopping or due) and _finite(trainer.model):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -279,6 +298,10 @@ class _Watch(TrainerCallback):
             if other != newest:
                 shutil.rmtree(other, ignore_errors=True)
         self._saved = time.monotonic()
+
+
+def _finite(model: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
 
 
 def _last_whole(folder: Path) -> Path | None:

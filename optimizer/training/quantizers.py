@@ -44,7 +44,9 @@ class _RoundToLevels(torch.autograd.Function):
         low, high = ctx.ends
         inside = (steps >= low) & (steps <= high)
         # Esser et al., equation 3; and their section 2.2 for the factor.
-        by_scale = (gradient * torch.where(inside, levels - steps, levels)).sum() / (levels.numel() * high) ** 0.5
+        by_scale = (gradient * torch.where(inside, levels - steps, levels)).sum() / (
+            levels.numel() * max(high, 1)
+        ) ** 0.5
         return gradient * inside, by_scale.reshape(scale.shape), None, None, None
 
 
@@ -93,7 +95,7 @@ class ActivationQuantizer(torch.nn.Module):
 
     @property
     def widest(self) -> float:
-        """The largest magnitude that was seen; infinity where a value was not finite."""
+        """The largest magnitude that was seen; 0 where nothing was, infinity where a value was not finite."""
         return max(-self._smallest, self._largest)
 
     @torch.no_grad()
