@@ -323,3 +323,20 @@ def test_check_reads_every_file_again(stocked: Store) -> None:
     assert upkeep.check(stocked, "toy@2") == {"toy@2:fp32": ""}
     (stocked.root / "toy" / "2" / "fp32" / "manifest.json").unlink()
     assert "has no manifest.json" in upkeep.check(stocked, "toy@2:fp32")["toy@2:fp32"]
+
+
+def test_gc_forgets_trainings_that_nobody_went_on_with(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    put(store)
+    old, new = (store.layout.training / name / "checkpoint-3" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+    week = time.time() - 8 * 24 * 3600
+    for path in (old / "model.safetensors", old, old.parent):
+        os.utime(path, (week, week))
+    found = upkeep.gc(store)
+    assert not old.parent.exists()
+    assert new.exists()
+    assert found.removed == [".ml-opt/training/old"]
+    assert found.bytes >= len(b"weights")
