@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fnmatch
 import shlex
 import shutil
 import time
@@ -253,7 +254,7 @@ def apply(
         version = store.version_of(name, source.digest) if isinstance(source, SourceModel) else version
         if (done := cached()) is not None:
             return done
-        artifact = _make(stage, source, typed, asked, options, store, name, origin, variant, key, progress, start.note)
+        artifact = _make(stage, source, asked, options, store, name, origin, variant, key, progress, start.note, typed)
     finally:
         lock.release(remove=True)
     store.digests.save()
@@ -263,7 +264,6 @@ def apply(
 def _make(
     stage: Stage,
     source: Source,
-    typed: Source,
     asked: Options,
     options: Options,
     store: Store,
@@ -273,6 +273,7 @@ def _make(
     key: str,
     progress: Progress,
     note: str,
+    typed: Source,
 ) -> Artifact:
     from optimizer.readback import read_back
 
@@ -331,7 +332,7 @@ def _hand_down(parent: Path, folder: Path) -> None:
     """Copy what serving needs (tokenizer, labels, golden answers) from the parent, unless the stage wrote its own."""
     for path in sorted(p for p in parent.rglob("*") if p.is_file()):
         relative = path.relative_to(parent)
-        if any(relative.match(own) for own in _MODEL_FILES) or (folder / relative).exists():
+        if any(fnmatch.fnmatchcase(str(relative), own) for own in _MODEL_FILES) or (folder / relative).exists():
             continue
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / relative)
