@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optimizer.training.rows import Judge, TrainingRows
     from optimizer.training.scheme import Scheme
 
-__all__ = ["STAGE", "TrainQat", "scheme_of"]
+__all__ = ["STAGE", "TrainQat", "scheme_of", "words_of"]
 
 _SCHEMES = ("w8a8", "w8a8-sym", "w4a16")
 #: What a scheme is called in a variant's name.

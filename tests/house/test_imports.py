@@ -28,6 +28,11 @@ HEAVY = (
     "requests", "psutil", "tensorrt", "pandas", "datasets",
 )  # fmt: skip
 
+#: Whose classes are torch's own kin, and have it at their top: stages import them when they run, and nothing before.
+OF_TORCH = tuple(f"optimizer.training.{name}" for name in (
+    "batchnorm", "distill", "intercept", "loop", "quantizers", "rows",
+))  # fmt: skip
+
 BLOCK = f"""
 import sys
 HEAVY = {HEAVY!r}
@@ -79,7 +84,9 @@ def test_the_blocker_blocks() -> None:
 
 
 def test_every_module_is_importable_on_a_bare_machine() -> None:
-    code = BLOCK + f"import importlib\nfor name in {MODULES!r}: importlib.import_module(name)\nprint('all')"
+    bare = [name for name in MODULES if name not in OF_TORCH]
+    assert len(bare) == len(MODULES) - len(OF_TORCH)
+    code = BLOCK + f"import importlib\nfor name in {bare!r}: importlib.import_module(name)\nprint('all')"
     assert python(code) == "all\n"
 
 
@@ -135,6 +142,8 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 def test_no_module_imports_anything_heavy_at_its_top() -> None:
     wrong = []
     for path in PACKAGE.rglob("*.py"):
+        if ".".join(path.relative_to(ROOT).with_suffix("").parts) in OF_TORCH:
+            continue
         for node in ast.parse(path.read_text()).body:
             names = []
             if isinstance(node, ast.Import):
