@@ -73,7 +73,7 @@ def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path) -> None
     store = Store(tmp_path / "models")
     made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, target="tensorrt", epochs=1)
     engine = optimizer.build_trt_engine(made.artifact.ref, store=store, flavor="rtx")
-    assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 6
+    assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 5
 
 
 def test_one_training_serves_every_target(tmp_path: Path) -> None:
