@@ -269,7 +269,6 @@ def _steps(kind: str) -> dict[str, float]:
     from optimizer.data.preprocess import Preprocessor
     from optimizer.exporting.samples import make_sample
     from optimizer.hf import load_model
-    from optimizer.stages.train_qat import _specs
     from optimizer.training.intercept import QuantizedModel
     from optimizer.training.loop import Plan, train
     from optimizer.training.rows import TrainingRows, batch_of, open_rows
@@ -282,7 +281,7 @@ def _steps(kind: str) -> dict[str, float]:
         "task": "text-classification",
         "labels": ["negative", "positive"],
         "max_length": 512,
-        "inputs": [spec.to_json() for spec in _specs(sample)],
+        "inputs": [spec.to_json() for spec in sample.specs],
         "pooling": "",
     }
     rows, _ = open_rows(TRAIN, Preprocessor.open(source, about), about, labelled=kind == "plain")
@@ -291,7 +290,7 @@ def _steps(kind: str) -> dict[str, float]:
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         if kind == "qat":
-            model = QuantizedModel(loaded.module, SCHEMES["w8a8"], batch_of(sample.arrays))
+            model = QuantizedModel(loaded.module, SCHEMES["w8a8"], sample.tensors)
             model.calibrate([batch_of(rows.feeds(range(8)))], lambda done: None)
             plan = Plan(1, STEPS, 1e-5, 16, 0, True, "", Path(folder), 1e9, False)
             clock = _Clock(times)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EvalSet", "refuse_overlap"]
+__all__ = ["EvalSet", "refuse_leak", "refuse_overlap"]
 
 #: Rows in a batch; sorted by length, a larger one gains little and takes memory.
 _BATCH = 16
@@ -48,13 +48,27 @@ class EvalSet:
     _preprocessor: Preprocessor
 
     @classmethod
-    def open(cls, path: Path, preprocessor: Preprocessor, metric: Metric | None, model: Mapping[str, JSON]) -> EvalSet:
+    def open(
+        cls,
+        path: Path,
+        preprocessor: Preprocessor,
+        metric: Metric | None,
+        model: Mapping[str, JSON],
+        rows: list[Row] | None = None,
+    ) -> EvalSet:
         """Read a data file.
+
+        Args:
+            path: the data file.
+            preprocessor: what reads its rows.
+            metric: what they are judged by; None where they need no labels.
+            model: the manifest's ``model``.
+            rows: those of the file, where they were read already.
 
         Raises:
             BadInput: a row cannot be fed, has no label or one that the model does not know, or all labels are one.
         """
-        rows = read_rows(path)
+        rows = read_rows(path) if rows is None else rows
         parts = metric.parts if metric is not None else None
         fed = tuple(parts(row, preprocessor.columns) if parts else (row,) for row in rows)
         inputs = [each for row in fed for each in row]
@@ -76,6 +90,11 @@ class EvalSet:
             fed=fed,
             _preprocessor=preprocessor,
         )
+
+    @property
+    def inputs(self) -> Iterator[Row]:
+        """What all rows are fed as, one after the other."""
+        return (each for row in self.fed for each in row)
 
     def feeds(self, places: Sequence[int]) -> dict[str, NDArray[np.generic]]:
         """One batch of some rows, in that order."""
@@ -139,10 +158,28 @@ def refuse_overlap(calib: Path, rows: EvalSet, preprocessor: Preprocessor, of_ca
     Raises:
         BadInput: naming the first such row and how many there are.
     """
-    judged = {preprocessor.content(each) for row in rows.fed for each in row}
-    leaked = [row for row in read_rows(calib) if of_calib.content(row) in judged]
-    if leaked:
+    judged = {preprocessor.content(each) for each in rows.inputs}
+    _refuse_shared([row for row in read_rows(calib) if of_calib.content(row) in judged], "calibration", "evaluation")
+
+
+def refuse_leak(train: EvalSet, judged: EvalSet, preprocessor: Preprocessor) -> None:
+    """Refuse to be judged on rows that were trained on.
+
+    Args:
+        train: what is learned from.
+        judged: what is judged on.
+        preprocessor: what reads both.
+
+    Raises:
+        BadInput: naming the first such row and how many there are.
+    """
+    learned = {preprocessor.content(each) for each in train.inputs}
+    _refuse_shared([row for row in judged.inputs if preprocessor.content(row) in learned], "evaluation", "training")
+
+
+def _refuse_shared(rows: Sequence[Row], of: str, also_in: str) -> None:
+    if rows:
         raise BadInput(
-            f"{len(leaked)} rows of the calibration data are in the evaluation data too; the first is {leaked[0]}",
+            f"{len(rows)} rows of the {of} data are in the {also_in} data too; the first is {rows[0]}",
             "take them out of one of the two, or insist with --allow-overlap",
         )

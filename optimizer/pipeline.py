@@ -300,7 +300,7 @@ def _make(
             facts=facts,
             files=file_entries(scratch.path, store.digests),
             environment=describe(),
-            command=_command(stage, typed if isinstance(typed, SourceModel) else source, asked, name, variant),
+            command=_command(stage, typed, asked, name, variant),
             seconds=seconds,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             warnings=[*filter(None, [note]), *outcome.warnings],

@@ -182,8 +182,7 @@ def _trainings(layout: Layout, removed: list[Path]) -> int:
     size = 0
     for folder in layout.folders(layout.training):
         with contextlib.suppress(FileNotFoundError):  # a running training removes its older checkpoints
-            newest = max(each.stat().st_mtime for each in (folder, *folder.rglob("*")))
-            if time.time() - newest > _FORGOTTEN_S:
+            if all(_older_than(each, _FORGOTTEN_S) for each in (folder, *folder.rglob("*"))):
                 size += _tree_bytes(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder)

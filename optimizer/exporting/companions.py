@@ -26,10 +26,9 @@ def write_golden(loaded: LoadedModel, sample: Sample, out: Path) -> list[str]:
     from optimizer.hf import flat_outputs, quiet_libraries
     from optimizer.hf_errors import first_lines
 
-    tensors = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
     try:
         with torch.inference_mode(), quiet_libraries():
-            answers = flat_outputs(loaded.module(**tensors))
+            answers = flat_outputs(loaded.module(**sample.tensors))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.arrays.items())
         raise BadInput(f"{loaded.class_name} does not take {shapes}: {first_lines(error)}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.errors import BadInput
 from optimizer.hf import LoadedModel, quiet_libraries
 from optimizer.hf_errors import first_lines
-from optimizer.types import JSON
+from optimizer.types import JSON, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +49,21 @@ class Sample:
     max_length: int | None = None
     companions: tuple[Any, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The arrays as torch's tensors, of the same memory."""
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """The inputs as a manifest names them, dynamic dimensions by name."""
+        return [
+            TensorSpec(name, str(array.dtype), tuple(self.axes[name].get(d, n) for d, n in enumerate(array.shape)))
+            for name, array in self.arrays.items()
+        ]
 
 
 def make_sample(loaded: LoadedModel, folder: Path, task: str, max_length: int | None) -> Sample:

@@ -28,17 +28,15 @@ def export(loaded: LoadedModel, sample: Sample, opset: int) -> onnx_ir.Model:
         BadInput: the model cannot be traced; the exporter's reason is handed on.
         GateFailed: a dimension that should be dynamic came out fixed.
     """
-    import torch
     from torch.export import Dim
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     _plain_weights(loaded.module)
-    tensors = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
     shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in sample.axes.items()}
     config = OnnxConfig(opset_version=opset, dynamic_shapes=shapes)
     with quiet_libraries():
         try:
-            model = OnnxExporter().export(loaded.module, tensors, config=config).program
+            model = OnnxExporter().export(loaded.module, sample.tensors, config=config).program
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = next((line for line in lines if "rror" in line), lines[0] if lines else type(error).__name__)

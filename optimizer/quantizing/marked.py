@@ -7,8 +7,9 @@ float. So the same kernels run it, and the same rules hold for TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import GateFailed
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
-__all__ = ["DOMAIN", "Levels", "Range", "write_quantized", "write_rounded"]
+__all__ = ["ACTIVATION", "DOMAIN", "WEIGHT", "Levels", "Range", "write_quantized", "write_rounded"]
 
 #: Of the markers, and their operators.
-DOMAIN, _ACTIVATION, _WEIGHT = "ml_opt", "RoundActivation", "RoundWeight"
+DOMAIN, ACTIVATION, WEIGHT = "ml_opt", "RoundActivation", "RoundWeight"
 #: Operators whose int8 kernels want their bias in int32.
-_WITH_BIAS = {"Conv": 0, "Gemm": 0}
+_WITH_BIAS = ("Conv", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,19 @@ def write_quantized(
     Raises:
         GateFailed: a marker stands where it cannot be rewritten.
     """
-    import onnx_ir.passes.common as passes
-
-    for node in list(model.graph):
-        if node.domain == DOMAIN and node.op_type == _ACTIVATION:
-            number = node.attributes["number"].as_int()
-            pair = _pair(model, node.inputs[0], ranges[number], f"{node.inputs[0].name}_{number}", node)
-            node.outputs[0].replace_all_uses_with(pair, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
-    for node in list(model.graph):
-        if node.domain == DOMAIN and node.op_type == _WEIGHT:
-            name = node.attributes["name"].as_string()
-            _write_weight(model, node, name, weights[name], round_bias)
-            model.graph.remove(node, safe=True)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedOpsetsPass()(model)
-    _none_left(model)
+    for node in _markers(model, ACTIVATION):
+        number = node.attributes["number"].as_int()
+        pair = _pair(model, node.inputs[0], ranges[number], f"{node.inputs[0].name}_{number}", node)
+        node.outputs[0].replace_all_uses_with(pair, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+    for node in _markers(model, WEIGHT):
+        weight = weights[node.attributes["name"].as_string()]
+        for reader in _replace_weight(model, node, partial(_dequantized, model, weight, before=node)):
+            if reader.op_type == "Gather":
+                _round_rows(model, reader, weight)
+            elif round_bias and reader.op_type in _WITH_BIAS:
+                _round_bias(model, reader, weight)
+    _tidy(model)
 
 
 def write_rounded(model: onnx_ir.Model, weights: Mapping[str, NDArray[Any]]) -> list[str]:
@@ -105,32 +103,64 @@ def write_rounded(model: onnx_ir.Model, weights: Mapping[str, NDArray[Any]]) -> 
     Raises:
         GateFailed: a marker stands where it cannot be rewritten.
     """
-    import numpy as np
-    import onnx_ir.passes.common as passes
-
     products: list[str] = []
-    for node in list(model.graph):
-        if node.domain != DOMAIN:
-            continue
-        name = node.attributes["name"].as_string()
-        for use in list(node.outputs[0].uses()):
-            if use.node.op_type == "Transpose":
-                order = tuple(use.node.attributes["perm"].as_ints())
-                value = _initializer(model, f"{name}_turned", np.ascontiguousarray(weights[name].transpose(order)))
-                products += [str(each.node.name) for each in use.node.outputs[0].uses()]
-                use.node.outputs[0].replace_all_uses_with(value)
-                model.graph.remove(use.node, safe=True)
-            else:
-                products.append(str(use.node.name))
-                use.node.replace_input_with(use.idx, _initializer(model, f"{name}_rounded", weights[name]))
-        model.graph.remove(node, safe=True)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedOpsetsPass()(model)
-    _none_left(model)
+    for node in _markers(model, WEIGHT):
+        weight = weights[node.attributes["name"].as_string()]
+        products += [str(each.name) for each in _replace_weight(model, node, partial(_in_float, model, weight))]
+    _tidy(model)
     return products
 
 
-def _none_left(model: onnx_ir.Model) -> None:
+def _in_float(model: onnx_ir.Model, weight: NDArray[Any], name: str, order: tuple[int, ...]) -> Any:
+    import numpy as np
+
+    turned = np.ascontiguousarray(weight.transpose(order)) if order else weight
+    return _initializer(model, f"{name}_rounded", turned)
+
+
+def _markers(model: onnx_ir.Model, operator: str) -> list[onnx_ir.Node]:
+    return [node for node in model.graph if node.domain == DOMAIN and node.op_type == operator]
+
+
+def _replace_weight(
+    model: onnx_ir.Model, marker: onnx_ir.Node, form: Callable[[str, tuple[int, ...]], Any]
+) -> list[onnx_ir.Node]:
+    """Let everything that reads a marked weight read another form of it: turned, where it was turned first.
+
+    Args:
+        model: holds the marker, which goes.
+        marker: of the weight.
+        form: ``form(name, order)`` → the value to read: a name of its own, and the order of the weight's axes; empty
+            for the weight's own.
+
+    Returns:
+        the nodes that read it, turned or not.
+    """
+    name = marker.attributes["name"].as_string()
+    forms: dict[tuple[int, ...], Any] = {}
+    readers: list[onnx_ir.Node] = []
+    for use in list(marker.outputs[0].uses()):
+        turned = use.node.op_type == "Transpose"
+        order = tuple(use.node.attributes["perm"].as_ints()) if turned else ()
+        if order not in forms:
+            forms[order] = form("_".join([name, *(["turned", *map(str, order)] if turned else [])]), order)
+        if turned:
+            readers += [each.node for each in use.node.outputs[0].uses()]
+            use.node.outputs[0].replace_all_uses_with(forms[order])
+            model.graph.remove(use.node, safe=True)
+        else:
+            readers.append(use.node)
+            use.node.replace_input_with(use.idx, forms[order])
+    model.graph.remove(marker, safe=True)
+    return readers
+
+
+def _tidy(model: onnx_ir.Model) -> None:
+    """Remove what nothing reads any more, and see that no marker is left."""
+    import onnx_ir.passes.common as passes
+
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
     left = [node.name for node in model.graph if node.domain == DOMAIN]
     if left:
         raise GateFailed(f"{len(left)} places that training rounded were not rewritten, the first is {left[0]}")
@@ -157,28 +187,6 @@ def _pair(
     return up.outputs[0]
 
 
-def _write_weight(model: onnx_ir.Model, marker: onnx_ir.Node, name: str, weight: Levels, round_bias: bool) -> None:
-    """Let everything that reads a marked weight read its int8 form: turned, where it is turned first."""
-    forms: dict[tuple[int, ...], Any] = {}
-    for use in list(marker.outputs[0].uses()):
-        turned = use.node.op_type == "Transpose"
-        order = tuple(use.node.attributes["perm"].as_ints()) if turned else ()
-        if order not in forms:
-            forms[order] = _dequantized(model, weight, name + ("_turned" if turned else ""), order, marker)
-        if turned:
-            readers = [each.node for each in use.node.outputs[0].uses()]
-            use.node.outputs[0].replace_all_uses_with(forms[order])
-            model.graph.remove(use.node, safe=True)
-        else:
-            readers = [use.node]
-            use.node.replace_input_with(use.idx, forms[order])
-        for reader in readers:
-            if reader.op_type == "Gather":
-                _round_rows(model, reader, weight)
-            elif round_bias and reader.op_type in _WITH_BIAS:
-                _round_bias(model, reader, weight)
-
-
 def _dequantized(model: onnx_ir.Model, weight: Levels, name: str, order: tuple[int, ...], before: onnx_ir.Node) -> Any:
     import numpy as np
     import onnx_ir
@@ -193,10 +201,19 @@ def _dequantized(model: onnx_ir.Model, weight: Levels, name: str, order: tuple[i
         _initializer(model, f"{name}_scale", scale),
         _initializer(model, f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
     ]
+    return _brought_back(model, parts, axis, name, onnx_ir.Shape(levels.shape), before)
+
+
+def _brought_back(
+    model: onnx_ir.Model, parts: list[Any], axis: int | None, name: str, shape: Any, before: onnx_ir.Node
+) -> Any:
+    """Levels with their scale (and zero point) in float32, by a node in front of another."""
+    import onnx_ir
+
     attributes = {"axis": axis} if axis is not None else {}
     back = onnx_ir.node("DequantizeLinear", parts, attributes, name=f"{name}_DequantizeLinear")
     back.outputs[0].name = back.name
-    back.outputs[0].shape = onnx_ir.Shape(levels.shape)
+    back.outputs[0].shape = shape
     back.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
     model.graph.insert_before(before, back)
     return back.outputs[0]
@@ -219,7 +236,6 @@ def _round_rows(model: onnx_ir.Model, gather: onnx_ir.Node, weight: Levels) -> N
 def _round_bias(model: onnx_ir.Model, node: onnx_ir.Node, weight: Levels) -> None:
     """A bias in whole steps of its product: the scale of the input times that of the weight."""
     import numpy as np
-    import onnx_ir
 
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -236,20 +252,13 @@ def _round_bias(model: onnx_ir.Model, node: onnx_ir.Node, weight: Levels) -> Non
         _initializer(model, f"{node.name}_bias_quantized", levels),
         _initializer(model, f"{node.name}_bias_scale", whole),
     ]
-    attributes = {"axis": 0} if weight.axis is not None else {}
-    back = onnx_ir.node("DequantizeLinear", parts, attributes, name=f"{node.name}_bias_DequantizeLinear")
-    back.outputs[0].name = back.name
-    back.outputs[0].shape, back.outputs[0].type = bias.shape, bias.type
-    model.graph.insert_before(node, back)
-    node.replace_input_with(2, back.outputs[0])
+    axis = 0 if weight.axis is not None else None
+    node.replace_input_with(2, _brought_back(model, parts, axis, f"{node.name}_bias", bias.shape, node))
 
 
 def _initializer(model: onnx_ir.Model, name: str, array: NDArray[Any]) -> Any:
     import onnx_ir
 
-    known = model.graph.initializers.get(name)
-    if known is not None:
-        return known
     value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
     model.graph.register_initializer(value)
     return value

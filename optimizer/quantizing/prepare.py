@@ -106,8 +106,11 @@ def load_result(path: Path) -> onnx_ir.Model:
     return model
 
 
-def check_opens(path: Path) -> None:
+def check_opens(path: Path) -> Any:
     """Open a result once: a file that ONNX Runtime refuses is no result.
+
+    Returns:
+        the session, on its CPU provider.
 
     Raises:
         GateFailed: it cannot be opened; ONNX Runtime's reason is handed on.
@@ -115,7 +118,7 @@ def check_opens(path: Path) -> None:
     import onnxruntime
 
     try:
-        onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise GateFailed(
             f"the quantized graph does not run on ONNX Runtime: {str(error).splitlines()[0]}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.artifact import Source, SourceModel
 from optimizer.errors import BadInput, GateFailed
+from optimizer.exporting.options import allow_pickle_opt, revision_opt, task_opt, trust_remote_code_opt
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.task import get_task
@@ -27,14 +28,14 @@ _DEFAULT_OPSET = 20
 class ExportOnnx(Options):
     """Options of export-onnx."""
 
-    task: str | None = opt(None, "What the model does, e.g. text-classification [read from its config.json].")
+    task: str | None = task_opt()
     opset: int | None = opt(
         None, f"ONNX opset to target [{_DEFAULT_OPSET}; an .onnx file keeps its own].", ge=17, le=24
     )
     dtype: Precision = opt(Precision.FP32, "Number format of the weights.")
-    revision: str | None = opt(None, "Branch, tag or commit of a hub model.")
-    trust_remote_code: bool = opt(False, "Run the Python files that come with the model.")
-    allow_pickle: bool = opt(False, "Take weights stored as Python pickles, which can run code when loaded.")
+    revision: str | None = revision_opt()
+    trust_remote_code: bool = trust_remote_code_opt()
+    allow_pickle: bool = allow_pickle_opt()
     max_length: int | None = opt(None, "Most tokens (or audio samples) a row will have [what the model allows].", ge=8)
     max_batch: int | None = opt(None, "Most rows a batch will have; recorded for engines and servers.", ge=1)
 

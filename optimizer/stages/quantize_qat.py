@@ -45,8 +45,6 @@ def _first(options: QuantizeQat) -> tuple[str, Options]:
 
 
 def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) -> Outcome:
-    import torch
-
     from optimizer.exporting.samples import make_sample
     from optimizer.exporting.transformers_exporter import export
     from optimizer.graph.facts import tensor_specs
@@ -66,7 +64,7 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
         trust_remote_code=bool(about["trust_remote_code"]),
     )  # fmt: skip
     sample = make_sample(loaded, source.path, task, None)
-    inputs = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
+    inputs = sample.tensors
     fold_batch_norms(loaded.module, inputs)
     quantized = load_quantized(loaded.module, source.path, inputs)
     progress(f"exporting {loaded.class_name} to ONNX")
@@ -79,9 +77,9 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
             check_symmetric(model)
         facts["float_weights"] = float_weights(model)
         file = save(model, out)
-    check_opens(file)
+    session = check_opens(file)
     progress("comparing the graph with the trained model")
-    facts["parity"] = _parity(source, file)
+    facts["parity"] = _parity(source, session)
     facts["training"] = source.manifest.facts["training"]
     info = {
         **about,
@@ -126,18 +124,14 @@ def _written(
     return result, {"blocks": blocks_in(result), "chosen": dict(choice.counts)}
 
 
-def _parity(source: Artifact, file: Path) -> dict[str, JSON]:
+def _parity(source: Artifact, session: Any) -> dict[str, JSON]:
     """The graph's answers to real rows, compared with those of the model that was trained.
 
     Raises:
         GateFailed: they are not the same.
     """
-    import onnxruntime
-
-    from optimizer.quantizing.prepare import quiet_options
     from optimizer.training.probe import compare, read_probe
 
-    session = onnxruntime.InferenceSession(str(file), quiet_options(), providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     taken = {each.name for each in session.get_inputs()}
 

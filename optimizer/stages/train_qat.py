@@ -14,21 +14,21 @@ from optimizer.data.columns import column_opt, named_columns
 from optimizer.digest import digest_json
 from optimizer.environment import version_of
 from optimizer.errors import BadInput
+from optimizer.exporting.options import allow_pickle_opt, revision_opt, task_opt, trust_remote_code_opt
 from optimizer.layout import Layout
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import per_channel_opt
 from optimizer.stage import Outcome, Progress, Stage
-from optimizer.types import JSON, Kind, TensorSpec
+from optimizer.training.scheme import SCHEMES, Scheme
+from optimizer.types import JSON, Kind
 
 if TYPE_CHECKING:
     from optimizer.data.preprocess import Preprocessor
-    from optimizer.exporting.samples import Sample
     from optimizer.training.intercept import QuantizedModel
     from optimizer.training.rows import Judge, TrainingRows
-    from optimizer.training.scheme import Scheme
 
 __all__ = ["STAGE", "TrainQat", "scheme_of", "words_of"]
 
-_SCHEMES = ("w8a8", "w8a8-sym", "w4a16")
 #: What a scheme is called in a variant's name.
 _WORDS = {"w8a8": "", "w8a8-sym": "sym", "w4a16": "w4a16"}
 #: Rows that a batch of calibration has.
@@ -47,7 +47,7 @@ class TrainQat(Options):
     )
     eval: Path | None = opt(None, "Other data, to judge by after every epoch.", data=True, metavar="FILE")
     column: tuple[str, ...] = column_opt()
-    task: str | None = opt(None, "What the model does, e.g. text-classification [read from its config.json].")
+    task: str | None = task_opt()
     epochs: int = opt(3, "Times to see every row.", ge=1, le=1000)
     max_steps: int | None = opt(None, "Stop after so many steps [when every epoch is over].", ge=1)
     lr: float = opt(1e-5, "Highest learning rate of weights.", ge=0, le=1)
@@ -56,17 +56,17 @@ class TrainQat(Options):
     scheme: str | None = opt(
         None,
         "Bits of weights and activations; sym is what TensorRT takes [w8a8, for TensorRT w8a8-sym].",
-        choices=_SCHEMES,
+        choices=tuple(SCHEMES),
     )
     target: str = opt("ort", "What the graph is for.", choices=("ort", "openvino", "tensorrt"))
-    per_channel: bool = opt(True, "One scale for each output channel of a weight instead of one for the whole.")
+    per_channel: bool = per_channel_opt()
     all_ops: bool = opt(False, "Also round sums, normalized values, softmax, products of activations and the head.")
     quantize_head: bool = opt(False, "Also quantize the weights of the task's own head.")
     samples: int = opt(200, "Rows to find the first ranges on.", ge=1, le=100000)
     seed: int = opt(0, "Another seed orders rows otherwise.", ge=0)
-    revision: str | None = opt(None, "Branch, tag or commit of a hub model.")
-    trust_remote_code: bool = opt(False, "Run the Python files that come with the model.")
-    allow_pickle: bool = opt(False, "Take weights stored as Python pickles, which can run code when loaded.")
+    revision: str | None = revision_opt()
+    trust_remote_code: bool = trust_remote_code_opt()
+    allow_pickle: bool = allow_pickle_opt()
     allow_overlap: bool = opt(False, "Judge even by rows that were trained on.")
     resume: bool = opt(True, "Go on from where the same training was stopped, instead of starting over.", key=False)
     checkpoint_every: float = opt(60.0, "Time between two checkpoints.", ge=0, key=False, time=True)
@@ -90,8 +90,6 @@ class TrainQat(Options):
 
 def scheme_of(options: TrainQat) -> Scheme:
     """What is rounded, as the options say."""
-    from optimizer.training.scheme import SCHEMES
-
     return replace(
         SCHEMES[options.name_of_scheme],
         per_channel=options.per_channel,
@@ -107,6 +105,7 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
     from optimizer.training.intercept import QuantizedModel
     from optimizer.training.loop import Plan, train
     from optimizer.training.probe import probe_batches, write_probe
+    from optimizer.training.rows import answers
 
     if not isinstance(source, SourceModel):
         raise TypeError("train-qat starts from a model")
@@ -153,7 +152,7 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
     model.to("cpu")
     save_quantized(model, out)
     batches = list(probe_batches(judge.rows if judge is not None else rows.rows, None))
-    write_probe(out, batches, _answers(model, batches))
+    write_probe(out, batches, answers(model, batches))
     facts: dict[str, JSON] = {
         "training": {
             "data": rows.rows.summary,
@@ -177,8 +176,6 @@ def _opened(
     source: SourceModel, out: Path, options: TrainQat, progress: Progress
 ) -> tuple[Any, dict[str, Any], dict[str, JSON], Preprocessor, list[str]]:
     """The model, inputs to trace it with, what a manifest says of it, what makes its inputs, and what is to be said."""
-    import torch
-
     from optimizer.data.preprocess import Preprocessor
     from optimizer.exporting.companions import write_companions, write_golden
     from optimizer.exporting.samples import make_sample
@@ -210,24 +207,18 @@ def _opened(
     about, warnings = write_companions(
         loaded, sample, source, out, task, max_batch=None, trust_remote_code=options.trust_remote_code
     )
-    about["inputs"] = [spec.to_json() for spec in _specs(sample)]
-    inputs = {name: torch.from_numpy(array) for name, array in sample.arrays.items()}
+    about["inputs"] = [spec.to_json() for spec in sample.specs]
+    inputs = sample.tensors
     fold_batch_norms(loaded.module, inputs)
     preprocessor = Preprocessor.open(out, about, columns=named_columns(options.column))
     return loaded.module, inputs, about, preprocessor, [*loaded.warnings, *sample.warnings, *warnings]
 
 
-def _specs(sample: Sample) -> list[TensorSpec]:
-    return [
-        TensorSpec(name, str(array.dtype), tuple(sample.axes[name].get(d, n) for d, n in enumerate(array.shape)))
-        for name, array in sample.arrays.items()
-    ]
-
-
 def _data(
     options: TrainQat, preprocessor: Preprocessor, about: Mapping[str, JSON], progress: Progress
 ) -> tuple[TrainingRows, Judge | None]:
-    from optimizer.training.rows import Judge, TrainingRows, open_rows, refuse_leak
+    from optimizer.evalset import refuse_leak
+    from optimizer.training.rows import Judge, TrainingRows, open_rows
 
     progress("reading the training data")
     learned, _ = open_rows(options.train, preprocessor, about, labelled=not options.distill)
@@ -245,25 +236,12 @@ def _calibrate(model: QuantizedModel, rows: TrainingRows, options: TrainQat, dev
     from optimizer.training.rows import batch_of
 
     places = rows.order(options.seed, 0, _BATCH)[: options.samples]
-    batches = [
-        {name: tensor.to(device) for name, tensor in batch_of(batch.feeds).items()}
-        for batch in rows.rows.batches(_BATCH, places)
-    ]
+    batches = [batch_of(batch.feeds, device) for batch in rows.rows.batches(_BATCH, places)]
     model.calibrate(batches, lambda done: progress("finding ranges", done, len(batches)))
 
 
-def _answers(model: QuantizedModel, batches: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-    import torch
-
-    from optimizer.hf import flat_outputs
-    from optimizer.training.rows import batch_of
-
-    with torch.inference_mode():
-        return [{n: t.numpy() for n, t in flat_outputs(model(**batch_of(feeds))).items()} for feeds in batches]
-
-
 def _left_in_float(model: QuantizedModel) -> list[str]:
-    """Say which weights are not rounded, where that is more than the head that nobody asked for."""
+    """Say which weights are not rounded."""
     left = model.float_weights()
     if not left:
         return []

@@ -7,12 +7,11 @@ the float model's own size, so that every layer counts the same. Neither asks fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["IGNORED", "distillation_loss", "label_loss", "mask_of"]
+__all__ = ["IGNORED", "distillation_loss", "label_loss"]
 
 #: Softens both sides' probabilities (Hinton et al., section 2); 1 would look at the largest class alone.
 _TEMPERATURE = 2.0
@@ -54,21 +53,21 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
 
 
+def _unpadded(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Values in float32, those of padded steps left out where there are steps."""
+    stepped = mask is not None and values.ndim == 3 and values.shape[:2] == mask.shape
+    return values.float()[mask.bool()] if mask is not None and stepped else values.float()
+
+
 def _relative_error(ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Squared difference of states, as a share of the squared size of theirs."""
-    ours, theirs = ours.float(), theirs.float()
-    if mask is not None and ours.ndim == 3 and ours.shape[:2] == mask.shape:
-        real = mask.bool()
-        ours, theirs = ours[real], theirs[real]
+    ours, theirs = (_unpadded(side, mask) for side in (ours, theirs))
     return (ours - theirs).square().sum() / theirs.square().sum().clamp(min=1e-12)
 
 
 def _divergence(ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Of ours from theirs, in nats, times the square of the temperature; one class is a number to be met."""
-    ours, theirs = ours.float(), theirs.float()
-    if theirs.ndim == 3 and mask is not None and theirs.shape[:2] == mask.shape:
-        real = mask.bool()
-        ours, theirs = ours[real], theirs[real]
+    ours, theirs = (_unpadded(side, mask) for side in (ours, theirs))
     if theirs.shape[-1] == 1:
         return (ours - theirs).square().mean()
     ours, theirs = ours.flatten(0, -2), theirs.flatten(0, -2)
@@ -93,8 +92,3 @@ def _pooled(states: torch.Tensor, mask: torch.Tensor | None, pooling: str) -> to
         return states.flatten(1, -2).mean(1)
     share = mask.to(states.dtype).unsqueeze(-1)
     return (states * share).sum(1) / share.sum(1).clamp(min=1e-9)
-
-
-def mask_of(feeds: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """Which steps of a batch are real; None where every one is."""
-    return feeds.get("attention_mask")

@@ -18,13 +18,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from optimizer.errors import BadInput
+from optimizer.quantizing.marked import ACTIVATION, DOMAIN, WEIGHT
 from optimizer.training.quantizers import ActivationQuantizer, round_blocks, round_weight, weight_scale
 from optimizer.training.scheme import Scheme
 
-__all__ = ["MARK_ACTIVATION", "MARK_WEIGHT", "Phase", "QuantizedModel"]
-
-#: Operators that stand in an exported graph where something is rounded.
-MARK_ACTIVATION, MARK_WEIGHT = "ml_opt::RoundActivation", "ml_opt::RoundWeight"
+__all__ = ["Phase", "QuantizedModel"]
 
 #: Function → places of its input and its weight, and the axis of the weight's output channels. A function is known by
 #: name, as one operation is reached in many ways (``torch.add``, ``Tensor.__add__``).
@@ -273,7 +271,7 @@ class _Calls(TorchFunctionMode):
             case Phase.FIND | Phase.OBSERVE:
                 return tensor
             case Phase.MARK:
-                return _mark(MARK_WEIGHT, tensor, {"name": name})
+                return _mark(WEIGHT, tensor, {"name": name})
         if self._model.scheme.weight_bits == 4:
             return round_blocks(tensor, self._model.scheme.block)
         return round_weight(tensor, axis)
@@ -286,7 +284,8 @@ class _Calls(TorchFunctionMode):
         self._model.rounded.setdefault(name, None)
         self._model.tables.add(name)
         if self._model.phase is Phase.MARK:
-            weight = _mark(MARK_WEIGHT, weight, {"name": name})
+            table = weight
+            weight = self._once(table, lambda: _mark(WEIGHT, table, {"name": name}))
         rows = func(ids, weight, *args, **kwargs)
         if self._model.phase is Phase.ROUND:
             rows = round_weight(rows, None, weight_scale(weight, None))
@@ -341,7 +340,7 @@ class _Calls(TorchFunctionMode):
             case _ if number in self._model.off:
                 return tensor
             case Phase.MARK:
-                return _mark(MARK_ACTIVATION, tensor, {"number": number})
+                return _mark(ACTIVATION, tensor, {"number": number})
         rounded: torch.Tensor = quantizer(tensor)
         return rounded
 
@@ -367,6 +366,6 @@ _KEYWORDS = {
 
 def _mark(operator: str, tensor: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:
     marked: torch.Tensor = torch.onnx.ops.symbolic(
-        operator, (tensor,), about, dtype=tensor.dtype, shape=tensor.shape, version=1
+        f"{DOMAIN}::{operator}", (tensor,), about, dtype=tensor.dtype, shape=tensor.shape, version=1
     )
     return marked

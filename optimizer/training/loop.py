@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import shutil
 import signal
 import threading
@@ -20,7 +21,7 @@ from optimizer.errors import GateFailed, MissingPiece
 from optimizer.files import fsync_tree
 from optimizer.hf import quiet_libraries
 from optimizer.stage import Progress
-from optimizer.training.distill import distillation_loss, label_loss, mask_of
+from optimizer.training.distill import distillation_loss, label_loss
 from optimizer.training.intercept import QuantizedModel
 from optimizer.training.rows import TrainingRows
 from optimizer.types import JSON
@@ -121,10 +122,7 @@ def train(
             teacher.to(trainer.args.device)
         done = trainer.train(resume_from_checkpoint=str(found) if found else None)
         if not _finite(model):
-            raise GateFailed(
-                f"the training diverged: a weight is no number after step {trainer.state.global_step}",
-                f"lower --lr (it is {plan.lr:g})",
-            )
+            raise _diverged(plan, f"a weight is no number after step {trainer.state.global_step}")
         if stop.is_set():
             raise KeyboardInterrupt(
                 f"the training stopped after step {trainer.state.global_step}; the same command goes on from there"
@@ -152,7 +150,8 @@ class _Trainer(Trainer):
         stop: threading.Event,
         progress: Progress,
     ) -> None:
-        steps = plan.max_steps or plan.epochs * -(-len(rows) // plan.batch)
+        self.epoch_steps = -(-len(rows) // plan.batch)
+        steps = plan.max_steps or plan.epochs * self.epoch_steps
         gpu = torch.cuda.is_available()
         args = TrainingArguments(
             output_dir=str(plan.checkpoints),
@@ -193,15 +192,10 @@ class _Trainer(Trainer):
             with torch.no_grad():
                 theirs = self._teacher(**feeds, output_hidden_states=True)
             ours = model(**feeds, output_hidden_states=True)
-            loss = distillation_loss(ours, theirs, mask_of(feeds), self._plan.pooling)
+            loss = distillation_loss(ours, theirs, feeds.get("attention_mask"), self._plan.pooling)
         self.latest = float(loss.detach())
-        if self.latest != self.latest or self.latest in (float("inf"), float("-inf")):
-            kept = _last_whole(self._plan.checkpoints)
-            raise GateFailed(
-                f"the training diverged: its loss is {self.latest} at step {self.state.global_step + 1}",
-                f"lower --lr (it is {self._plan.lr:g})"
-                + (f"; the last good checkpoint is kept: {kept}" if kept else "; no checkpoint was written yet"),
-            )
+        if not math.isfinite(self.latest):
+            raise _diverged(self._plan, f"its loss is {self.latest} at step {self.state.global_step + 1}")
         return loss
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -258,7 +252,7 @@ class _Judging(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The Trainer ends an epoch wherever it is stopped; only one that is over is judged.
-        over = state.global_step % max(1, -(-len(self._trainer.train_dataset) // args.per_device_train_batch_size)) == 0
+        over = state.global_step % self._trainer.epoch_steps == 0
         if self._judge is None or (self._stop.is_set() and not over):
             return
         self._progress("judging", state.global_step, state.max_steps)
@@ -298,6 +292,15 @@ class _Watch(TrainerCallback):
             if other != newest:
                 shutil.rmtree(other, ignore_errors=True)
         self._saved = time.monotonic()
+
+
+def _diverged(plan: Plan, why: str) -> GateFailed:
+    kept = _last_whole(plan.checkpoints)
+    return GateFailed(
+        f"the training diverged: {why}",
+        f"lower --lr (it is {plan.lr:g})"
+        + (f"; the last good checkpoint is kept: {kept}" if kept else "; no checkpoint was written yet"),
+    )
 
 
 def _finite(model: torch.nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def probe_batches(rows: EvalSet, most: int | None) -> Iterator[Arrays]:
         yield rows.feeds(range(start, start + 1 if start < _ALONE else min(start + size, total)))
 
 
-def write_probe(folder: Path, batches: list[Arrays], answers: list[Mapping[str, Any]]) -> None:
+def write_probe(folder: Path, batches: list[Arrays], answers: Sequence[Mapping[str, Any]]) -> None:
     """Write inputs with the answers to them."""
     import numpy as np
 

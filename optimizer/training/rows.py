@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from optimizer.data.preprocess import Preprocessor
-from optimizer.data.readers import Row, read_rows
+from optimizer.data.preprocess import Batch, Preprocessor
+from optimizer.data.readers import read_rows
 from optimizer.errors import BadInput
 from optimizer.evalset import EvalSet
 from optimizer.hf import flat_outputs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TASKS", "Judge", "TrainingRows", "batch_of", "open_rows", "refuse_leak"]
+__all__ = ["TASKS", "Judge", "TrainingRows", "answers", "batch_of", "open_rows"]
 
 #: Task → the role of the column that says what is right.
 TASKS = {
@@ -52,7 +52,8 @@ def open_rows(
     """
     task = get_task(str(model["task"]))
     role = TASKS[task.name]
-    found = any(preprocessor.columns.find(row, role) is not None for row in read_rows(path)[:1])
+    rows = read_rows(path)
+    found = any(preprocessor.columns.find(row, role) is not None for row in rows[:1])
     if labelled and (not found or role == "score"):
         raise BadInput(
             f"{path.name} has no {role} to learn from, and --no-distill learns from nothing else"
@@ -63,7 +64,7 @@ def open_rows(
         )
     wanted = found if labelled is None else labelled
     metric = task.metric(None, model) if wanted else None
-    return EvalSet.open(path, preprocessor, metric, model), metric
+    return EvalSet.open(path, preprocessor, metric, model, rows), metric
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,18 @@ class TrainingRows(torch.utils.data.Dataset[int]):
         return [place for each in [*whole, *(b for b in batches if len(b) < batch)] for place in each]
 
 
-def batch_of(feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
-    """Numpy's arrays as torch's tensors, of the same memory."""
-    return {name: torch.from_numpy(array) for name, array in feeds.items()}
+def batch_of(feeds: Mapping[str, NDArray[np.generic]], device: Any = "cpu") -> dict[str, torch.Tensor]:
+    """Numpy's arrays as torch's tensors; on a processor of the same memory."""
+    return {name: torch.from_numpy(array).to(device) for name, array in feeds.items()}
+
+
+def answers(
+    module: Any, batches: Iterable[Mapping[str, NDArray[np.generic]]], device: Any = "cpu"
+) -> list[dict[str, NDArray[Any]]]:
+    """A model's answers to inputs by name, batch by batch, in float32."""
+    with torch.inference_mode():
+        made = (flat_outputs(module(**batch_of(each, device))) for each in batches)
+        return [{name: tensor.float().cpu().numpy() for name, tensor in outputs.items()} for outputs in made]
 
 
 def _classes(
@@ -159,16 +169,10 @@ class Judge:
 
     def answers(self, module: Any, device: Any) -> list[dict[str, NDArray[Any]]]:
         """A model's answers, batch by batch."""
-        return [
-            {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
-            for outputs in self._outputs(module, device)
-        ]
+        return answers(module, (batch.feeds for batch in self._batches()), device)
 
-    def _outputs(self, module: Any, device: Any) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self.rows.batches(self.model.get("max_batch")):
-            feeds = {name: tensor.to(device) for name, tensor in batch_of(batch.feeds).items()}
-            with torch.inference_mode():
-                yield flat_outputs(module(**feeds))
+    def _batches(self) -> Iterator[Batch]:
+        return self.rows.batches(self.model.get("max_batch"))
 
     def score(
         self, answers: Sequence[dict[str, NDArray[Any]]], original: Sequence[dict[str, NDArray[Any]]]
@@ -181,7 +185,7 @@ class Judge:
         task = get_task(str(self.model["task"]))
         numbers: list[Any] = []
         measures: dict[str, list[Any]] = {}
-        for batch, ours, theirs in zip(self.rows.batches(self.model.get("max_batch")), answers, original, strict=True):
+        for batch, ours, theirs in zip(self._batches(), answers, original, strict=True):
             if self.metric is not None:
                 assert self.rows.truths is not None
                 wanted = [self.rows.truths[place] for place in batch.rows]
@@ -194,22 +198,3 @@ class Judge:
         if "top1" in whole:
             found["agreement"] = float(whole["top1"].mean())
         return found
-
-
-def refuse_leak(train: EvalSet, judged: EvalSet, preprocessor: Preprocessor) -> None:
-    """Refuse to be judged on rows that were trained on.
-
-    Raises:
-        BadInput: naming the first such row and how many there are.
-    """
-
-    def inputs(rows: EvalSet) -> Iterator[Row]:
-        return (each for row in rows.fed for each in row)
-
-    learned = {preprocessor.content(row) for row in inputs(train)}
-    leaked = [row for row in inputs(judged) if preprocessor.content(row) in learned]
-    if leaked:
-        raise BadInput(
-            f"{len(leaked)} rows of the evaluation data are in the training data too; the first is {leaked[0]}",
-            "take them out of one of the two, or insist with --allow-overlap",
-        )
