@@ -247,7 +247,8 @@ def _cost() -> dict[str, Any]:
     for _ in range(ROUNDS):
         for kind, found in rounds.items():
             words = [sys.executable, "-m", "benchmarks.qat", "--worker", kind]
-            found.append(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+            said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+            found.append(json.loads(said.splitlines()[-1]))  # the Trainer has lines of its own before
     ratios = [b["step_s"] / a["step_s"] for a, b in zip(rounds["plain"], rounds["qat"], strict=True)]
     memory = [b["peak_mib"] / a["peak_mib"] for a, b in zip(rounds["plain"], rounds["qat"], strict=True)]
     return {
