@@ -50,14 +50,22 @@ class Levels:
     """A weight in 8 bits.
 
     Attributes:
-        levels: int8, of the weight's own shape.
+        levels: int8 (or uint8), of the weight's own shape.
         scale: float32 ``[n]`` along ``axis``, or ``[1]``.
         axis: of the output channels; None for one scale.
+        zero_point: the level of zero.
     """
 
     levels: NDArray[Any]
     scale: NDArray[Any]
     axis: int | None
+    zero_point: int = 0
+
+    def unsigned(self) -> Levels:
+        """The same numbers as levels of uint8."""
+        import numpy as np
+
+        return Levels((self.levels.astype(np.int16) + 128).astype(np.uint8), self.scale, self.axis, 128)
 
 
 def write_quantized(
@@ -199,7 +207,7 @@ def _dequantized(model: onnx_ir.Model, weight: Levels, name: str, order: tuple[i
     parts = [
         _initializer(model, f"{name}_quantized", levels),
         _initializer(model, f"{name}_scale", scale),
-        _initializer(model, f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+        _initializer(model, f"{name}_zero_point", np.full(scale.shape, weight.zero_point, levels.dtype)),
     ]
     return _brought_back(model, parts, axis, name, onnx_ir.Shape(levels.shape), before)
 
@@ -227,7 +235,7 @@ def _round_rows(model: onnx_ir.Model, gather: onnx_ir.Node, weight: Levels) -> N
     """
     answer = gather.outputs[0]
     readers = list(answer.uses())
-    found = Range(float(weight.scale.reshape(-1)[0]), 0, True)
+    found = Range(float(weight.scale.reshape(-1)[0]), weight.zero_point, weight.levels.dtype.kind == "i")
     pair = _pair(model, answer, found, str(answer.name), gather, behind=True)
     for use in readers:
         use.node.replace_input_with(use.idx, pair)

@@ -99,11 +99,13 @@ def _written(
     from optimizer.training.checkpoint import ranges_of, rounded_of, weights_of
 
     if quantized.scheme.weight_bits == 8:
-        ranges = ranges_of(quantized)
+        ranges, weights = ranges_of(quantized), weights_of(quantized)
         if not for_tensorrt:
-            # ONNX Runtime and OpenVINO multiply unsigned activations: signed ones are left in float there.
+            # ONNX Runtime multiplies unsigned activations: signed ones it leaves in float, and a table whose rows are
+            # signed it brings back whole, in every run.
             ranges = {number: found.unsigned() for number, found in ranges.items()}
-        write_quantized(model, ranges, weights_of(quantized), round_bias=not for_tensorrt)
+            weights |= {name: weights[name].unsigned() for name in quantized.tables}
+        write_quantized(model, ranges, weights, round_bias=not for_tensorrt)
         return model, {}
     from optimizer.graph.io import MODEL_NAME, save
     from optimizer.quantizing.choose import choose_nodes

@@ -91,7 +91,7 @@ def test_one_training_serves_every_target(tmp_path: Path) -> None:
     (trained,) = {each.artifact.manifest.source["ref"] for each in made.values()}
     assert trained == "m@1:checkpoint-qat-sym"
     feeds = {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    answers, kernels = [], []
+    answers, kernels, rounded = [], [], []
     for each in made.values():
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -100,8 +100,11 @@ def test_one_training_serves_every_target(tmp_path: Path) -> None:
         answers.append(session.run(["last_hidden_state"], feeds)[0])
         nodes = onnx.load(str(tmp_path / "optimized.onnx")).graph.node
         kernels.append(sum(node.op_type == "MatMulIntegerToFloat" for node in nodes))
+        rounded.append(sum(node.op_type == "QuantizeLinear" for node in nodes))
     assert np.allclose(*answers, atol=1e-4)
     assert kernels[0] == 12 > kernels[1]
+    # Rows of the three tables are looked up in 8 bits, and only those are brought back.
+    assert rounded == [9, 9 + 3]
 
 
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
