@@ -237,9 +237,7 @@ def _speed(store: Store) -> dict[str, Any]:
         words += [word for shape in shapes for word in ("--shape", shape)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         report = json.loads(done.stdout)
-        found[name] = {
-            row["label"]: {cell["shape"]: cell["p50_ms"] for cell in row["cells"]} for row in report["rows"]
-        }
+        found[name] = {row["label"]: {cell["shape"]: cell["p50_ms"] for cell in row["cells"]} for row in report["rows"]}
     return found
 
 
