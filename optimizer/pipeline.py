@@ -33,7 +33,7 @@ _MODEL_FILES = (
     *("model*.safetensors", "model.safetensors.index.json", RANGES_NAME, PROBE_NAME),
 )
 #: Kinds of artifact that are a model: they need room for one, and are served with what lies beside their source.
-_MODELS = (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT)
+_MODELS = (Kind.ONNX, Kind.ENGINE, Kind.CHECKPOINT, Kind.GENERATOR)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
         folder: an artifact's folder, or the scratch folder that is to become one.
     """
     match kind:
-        case Kind.ONNX:
+        case Kind.ONNX | Kind.GENERATOR:
             return model_facts(folder / MODEL_NAME)
         case Kind.ENGINE:
             return _engine_facts(folder / ENGINE_NAME)

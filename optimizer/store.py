@@ -282,7 +282,7 @@ class Store:
     def _may_be_model(self, name: str, version: int, variant: str) -> bool:
         """Whether a variant is a model, or cannot be read."""
         try:
-            return self._open(name, version, variant).kind in (Kind.ONNX, Kind.ENGINE)
+            return self._open(name, version, variant).kind in (Kind.ONNX, Kind.ENGINE, Kind.GENERATOR)
         except MlOptError:
             return True
 

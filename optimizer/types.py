@@ -17,6 +17,7 @@ class Kind(StrEnum):
 
     SOURCE = "source"  # what people bring: a model folder, a hub id, an .onnx file
     ONNX = "onnx"  # a folder with model.onnx (and model.onnx.data)
+    GENERATOR = "generator"  # a folder with genai_config.json: a decoder with its cache of keys and values
     ENGINE = "engine"  # a folder with model.engine, for one sort of GPU
     CHECKPOINT = "checkpoint"  # a model folder that was trained here, with the ranges of its int8 graph
     CALIBRATION = "calibration-set"  # a folder with rows.jsonl or rows.npz (and the files that rows name)
@@ -28,6 +29,7 @@ class Kind(StrEnum):
         return {
             Kind.SOURCE: "a source model",
             Kind.ONNX: "an ONNX model",
+            Kind.GENERATOR: "a text generator",
             Kind.ENGINE: "a TensorRT engine",
             Kind.CHECKPOINT: "a trained model",
             Kind.CALIBRATION: "a calibration set",

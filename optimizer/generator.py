@@ -1,0 +1,107 @@
+"""What writes text: the protocol that every decoder speaks, beside :class:`optimizer.runtime.Session`.
+
+It is said in tokens. What turns text into tokens and tokens into text (``optimizer.generating``) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Finish", "Generation", "Generator", "Piece", "Sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when to stop. The defaults are greedy.
+
+    Attributes:
+        max_tokens: most new tokens.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: smallest set of tokens whose probability is at least this; 1 leaves none out.
+        top_k: so many of the likeliest tokens; 0 leaves none out.
+        seed: the same one gives the same tokens; None for another one each time.
+        stop_tokens: tokens that end the text, beside the model's own.
+        json_schema: the text is JSON that fits this schema; empty for none.
+        regex: the text matches this expression; empty for none.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+    json_schema: str = ""
+    regex: str = ""
+
+
+class Finish(StrEnum):
+    """Why a text ended; the words are those of OpenAI's API where it has them."""
+
+    STOP = "stop"  # an end token, or a stop string
+    LENGTH = "length"  # max_tokens, or the context is full
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of one text.
+
+    Attributes:
+        tokens: new tokens; none in a piece that only says why the text ended. End tokens are left out.
+        finish: why it ended, in the last piece.
+        logprobs: of the tokens, in nats, where the runtime has them.
+    """
+
+    tokens: tuple[int, ...]
+    finish: Finish | None = None
+    logprobs: tuple[float, ...] = field(default=())
+
+
+class Generation(Protocol):
+    """One text that is being written."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces as they come; the last one has :attr:`Piece.finish`."""
+
+    def cancel(self) -> None:
+        """End it before the next step, and free its place; harmless when it is over. From any thread."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """An open decoder.
+
+    Attributes:
+        facts: what was really got: runtime, provider, threads, load seconds, how many texts are written at once.
+        context: most tokens of a prompt and its answer together.
+        vocabulary: how many tokens there are.
+        end_tokens: those that end a text.
+    """
+
+    facts: dict[str, JSON]
+    context: int
+    vocabulary: int
+    end_tokens: tuple[int, ...]
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Generation:
+        """Begin a text. From any thread; several are written at once.
+
+        Raises:
+            BadInput: the prompt is empty or fills the context, or a number of ``sampling`` is out of its range.
+        """
+
+    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits of what follows each token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; none is padding."""
+
+    def close(self) -> None:
+        """End every text, and give back memory and threads."""
