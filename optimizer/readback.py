@@ -16,8 +16,12 @@ from optimizer.types import JSON, Kind
 
 __all__ = ["read_back"]
 
-#: safetensors' names of the formats that a model is trained in.
-_FORMATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: safetensors' names of formats → numpy's, and bytes of a number.
+_FORMATS = {
+    **{"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)},
+    **{"I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1)},
+    "BOOL": ("bool", 1),
+}
 #: What an engine file begins with: ``ftrt`` of TensorRT, ``vtrt`` of TensorRT-RTX.
 _MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 
@@ -54,8 +58,8 @@ def _checkpoint_facts(folder: Path) -> dict[str, JSON]:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 part = file.get_slice(name)
-                sort = _FORMATS.get(part.get_dtype(), part.get_dtype())
-                weights[sort] += math.prod(part.get_shape()) * (4 if sort == "float32" else 2)
+                sort, size = _FORMATS[part.get_dtype()]
+                weights[sort] += math.prod(part.get_shape()) * size
     ranges = json.loads((folder / RANGES_NAME).read_bytes())
     return {"weights": dict(weights), "ranges": len(ranges["activations"])}
 

@@ -181,6 +181,7 @@ def _opened(
     from optimizer.exporting.samples import make_sample
     from optimizer.hf import infer_task, load_model, read_config
     from optimizer.training.batchnorm import fold_batch_norms
+    from optimizer.training.distill import has_classes
     from optimizer.training.rows import TASKS
 
     if source.type == "file":
@@ -200,6 +201,11 @@ def _opened(
         raise BadInput(
             f"{loaded.class_name} is half a model, and its other half would be lost",
             "save the encoder as a model of its own, and train that",
+        )
+    if not options.distill and not has_classes(loaded.config):
+        raise BadInput(
+            f"{loaded.class_name} answers with numbers or several labels, and --no-distill learns single classes",
+            "leave --no-distill out: the float model's own answers need no labels",
         )
     sample = make_sample(loaded, source.path, task, None)
     progress("asking PyTorch for the golden answers")

@@ -11,15 +11,19 @@ from typing import Any
 
 import torch
 
-__all__ = ["IGNORED", "distillation_loss", "label_loss"]
+__all__ = ["IGNORED", "distillation_loss", "has_classes", "label_loss", "mix_rows"]
 
 #: Softens both sides' probabilities (Hinton et al., section 2); 1 would look at the largest class alone.
 _TEMPERATURE = 2.0
+#: How many of a batch's rows are mixed, and the most of a row that comes from another one.
+_MIXED, _MOST = 0.5, 0.5
 #: The label of a token that is none of a word's own: cross entropy passes over it.
 IGNORED = -100
 
 
-def distillation_loss(ours: Any, theirs: Any, mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+def distillation_loss(
+    ours: Any, theirs: Any, mask: torch.Tensor | None, pooling: str, *, exclusive: bool = True
+) -> torch.Tensor:
     """How far a quantized model's answer is from the float model's.
 
     Args:
@@ -28,6 +32,8 @@ def distillation_loss(ours: Any, theirs: Any, mask: torch.Tensor | None, pooling
         mask: ``[rows, steps]``, 0 where a step is padding; None where rows have no steps of their own.
         pooling: how hidden states become a row's vector, for models whose answer that is: ``mean`` or ``cls``; another
             word leaves the vectors out.
+        exclusive: logits are of classes that exclude each other. Of labels that do not, and of numbers, they are met
+            as they are (Ba and Caruana, "Do Deep Nets Really Need to be Deep?", 2014).
 
     Returns:
         a number, 0 where both answer the same.
@@ -36,11 +42,42 @@ def distillation_loss(ours: Any, theirs: Any, mask: torch.Tensor | None, pooling
     losses = [_relative_error(a, b, mask) for a, b in pairs]
     loss = torch.stack(losses).mean() if losses else torch.zeros(())
     if getattr(theirs, "logits", None) is not None:
-        return loss + _divergence(ours.logits, theirs.logits, mask)
+        near = _divergence if exclusive else _relative_error
+        return loss + near(ours.logits, theirs.logits, mask)
     if pooling in ("mean", "cls"):
         a, b = (_pooled(side.last_hidden_state, mask, pooling) for side in (ours, theirs))
         loss = loss + (1 - torch.nn.functional.cosine_similarity(a, b, dim=-1)).mean()
     return loss
+
+
+def mix_rows(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs half of whose rows of tokens have a span of another row in the place of their own.
+
+    The float model answers any row, so more of them can be asked than there are; between two rows lie those that it is
+    not sure of, which say most about where it decides (CutMix of Yun et al., 2019, with tokens in the place of pixels).
+
+    Args:
+        feeds: with ``input_ids`` and ``attention_mask``, ``[rows, tokens]``; others come back as they are. The first
+            token, which is a model's own, stays.
+    """
+    ids, mask = feeds.get("input_ids"), feeds.get("attention_mask")
+    if ids is None or mask is None or ids.shape != mask.shape:
+        return feeds
+    rows, tokens = ids.shape
+    # On the processor, so that the same seed gives the same rows on any device.
+    draws = torch.rand(3, rows, 1)
+    other = torch.randperm(rows).to(ids.device)
+    share, begin, length = (each.to(ids.device) for each in (draws[0], draws[1] * tokens, draws[2] * tokens * _MOST))
+    place = torch.arange(tokens, device=ids.device)
+    taken = (share < _MIXED) & (place > 0) & (place >= begin) & (place < begin + length)
+    taken &= mask.bool() & mask[other].bool()
+    return {**feeds, "input_ids": torch.where(taken, ids[other], ids)}
+
+
+def has_classes(config: Any) -> bool:
+    """Whether a classifier answers with one of several classes: not with a number, nor with several labels."""
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    return not several and getattr(config, "num_labels", 2) > 1
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -66,10 +103,8 @@ def _relative_error(ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor
 
 
 def _divergence(ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Of ours from theirs, in nats, times the square of the temperature; one class is a number to be met."""
+    """Of ours from theirs, in nats, times the square of the temperature."""
     ours, theirs = (_unpadded(side, mask) for side in (ours, theirs))
-    if theirs.shape[-1] == 1:
-        return (ours - theirs).square().mean()
     ours, theirs = ours.flatten(0, -2), theirs.flatten(0, -2)
     return (
         torch.nn.functional.kl_div(

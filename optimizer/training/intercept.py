@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from optimizer.errors import BadInput
 from optimizer.quantizing.marked import ACTIVATION, DOMAIN, WEIGHT
-from optimizer.training.quantizers import ActivationQuantizer, round_blocks, round_weight, weight_scale
+from optimizer.training.quantizers import ActivationQuantizer, clip_weight, round_blocks, round_weight, weight_scale
 from optimizer.training.scheme import Scheme
 
 __all__ = ["Phase", "QuantizedModel"]
@@ -94,14 +94,17 @@ class QuantizedModel(torch.nn.Module):
         self._head = _head_of(module)
         self.off: set[int] = set()
         self.beside: list[list[int]] = []
+        # Rounded weights of passes that nothing is learned from: rounding them costs more than a small batch.
+        self._kept: dict[str, tuple[int, torch.Tensor]] = {}
         self.phase = Phase.FIND
         with torch.no_grad():
             self(**sample)
         self.phase = Phase.OBSERVE
         if not self.rounded:
             raise BadInput(
-                f"nothing of {type(self.module).__name__} can be quantized: it has no linear layer, convolution or "
-                "embedding outside of its head",
+                f"nothing of {type(self.module).__name__} can be quantized: it has no "
+                + ("linear layer" if scheme.weight_bits == 4 else "linear layer, convolution or embedding")
+                + " outside of its head",
                 "quantize the head too (--quantize-head), or quantize the exported graph: ml-opt quantize static REF",
             )
 
@@ -117,6 +120,8 @@ class QuantizedModel(torch.nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> Any:
         """The model's own answer to its own inputs, rounded on the way."""
+        if torch.is_grad_enabled():
+            self._kept.clear()
         with _Calls(self):
             return self.module(**inputs)
 
@@ -143,6 +148,14 @@ class QuantizedModel(torch.nn.Module):
                 self.off |= {number, *(each for group in self.beside if number in group for each in group)}
             quantizer.settle()
         self.phase = Phase.ROUND
+
+    @torch.no_grad()
+    def clip_weights(self) -> None:
+        """Cut off the largest weights where 8 bits are worth more to the others; tables stay as they are."""
+        if self.scheme.weight_bits == 8:
+            weights = dict(self.module.named_parameters())
+            for name in self.rounded.keys() - self.tables:
+                weights[name].copy_(clip_weight(weights[name], self.rounded[name]))
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[torch.nn.Module]:
@@ -180,6 +193,16 @@ class QuantizedModel(torch.nn.Module):
         assert isinstance(found, ActivationQuantizer)
         return found
 
+    def kept(self, name: str, weight: torch.Tensor, rounded: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A rounded weight, kept until the weight changes where nothing is learned from the pass."""
+        if torch.is_grad_enabled():
+            return rounded()
+        version, made = self._kept.get(name, (-1, weight))
+        if version != weight._version:
+            made = rounded()
+            self._kept[name] = (weight._version, made)
+        return made
+
     def site(self, name: str) -> int | None:
         """The number of a place in a forward pass; None for one that was not met with the sample."""
         if self.phase is Phase.FIND and name not in self.sites:
@@ -214,8 +237,9 @@ class _Calls(TorchFunctionMode):
         # In each pass anew: while a model is traced, other tensors stand in for its weights.
         self._names = {id(weight): name for name, weight in model.module.named_parameters()}
         # By identity; the tensors are held, so that no other one takes their place in memory.
-        self._done: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        # What convolutions made and nothing has read yet, and what its place is called.
+        # A tensor that was changed in place since then is another one.
+        self._done: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        # What convolutions made, and what its place is called.
         self._answers: dict[int, tuple[torch.Tensor, str]] = {}
         self._numbers: dict[int, int] = {}
 
@@ -224,7 +248,8 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         scheme = self._model.scheme
         if self._answers and name not in _FUSED_WITH_CONVOLUTION and not name.startswith("__get__"):
-            args = tuple(self._answer(arg) if id(arg) in self._answers else arg for arg in args)
+            args = tuple(self._answered(arg) for arg in args)
+            kwargs = {key: self._answered(value) for key, value in kwargs.items()}
         if name == _LOOKUP:
             return self._looked_up(func, *args, **kwargs)
         if name in _WEIGHTED:
@@ -272,6 +297,9 @@ class _Calls(TorchFunctionMode):
                 return tensor
             case Phase.MARK:
                 return _mark(WEIGHT, tensor, {"name": name})
+        return self._model.kept(name, tensor, lambda: self._through_bits(tensor, axis))
+
+    def _through_bits(self, tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
         if self._model.scheme.weight_bits == 4:
             return round_blocks(tensor, self._model.scheme.block)
         return round_weight(tensor, axis)
@@ -289,7 +317,7 @@ class _Calls(TorchFunctionMode):
         rows = func(ids, weight, *args, **kwargs)
         if self._model.phase is Phase.ROUND:
             rows = round_weight(rows, None, weight_scale(weight, None))
-        self._done[id(rows)] = (rows, rows)
+        self._done[id(rows)] = (rows, _version(rows), rows)
         return rows
 
     def _taken(self, weight: Any) -> str:
@@ -305,8 +333,13 @@ class _Calls(TorchFunctionMode):
             and id(value) not in self._names
         )
 
-    def _answer(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._activation(*self._answers.pop(id(tensor)))
+    def _answered(self, value: Any) -> Any:
+        """What convolutions answered, rounded for each that reads it; also where several are read as one list."""
+        if isinstance(value, (list, tuple)) and any(id(each) in self._answers for each in value):
+            return type(value)([self._answered(each) for each in value])
+        if id(value) in self._answers and self._answers[id(value)][0] is value:
+            return self._activation(*self._answers[id(value)])
+        return value
 
     def _activation(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         if self._model.scheme.activation_bits is None:
@@ -347,11 +380,12 @@ class _Calls(TorchFunctionMode):
     def _once(self, tensor: torch.Tensor, rounded: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What a tensor was rounded to before in this pass; what came out of rounding stays as it is."""
         known = self._done.get(id(tensor))
-        if known is None:
-            known = (tensor, rounded())
-            self._done[id(tensor)] = known
-            self._done[id(known[1])] = (known[1], known[1])
-        return known[1]
+        if known is not None and known[1] == _version(tensor):
+            return known[2]
+        made = rounded()
+        self._done[id(tensor)] = (tensor, _version(tensor), made)
+        self._done[id(made)] = (made, _version(made), made)
+        return made
 
 
 #: Names of arguments that are given by name at times.
@@ -362,6 +396,11 @@ _KEYWORDS = {
     ("conv2d", 1): "weight",
     ("conv3d", 1): "weight",
 }
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; those of inference mode do not count it."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _mark(operator: str, tensor: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:

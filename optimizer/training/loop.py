@@ -21,7 +21,7 @@ from optimizer.errors import GateFailed, MissingPiece
 from optimizer.files import fsync_tree
 from optimizer.hf import quiet_libraries
 from optimizer.stage import Progress
-from optimizer.training.distill import distillation_loss, label_loss
+from optimizer.training.distill import distillation_loss, has_classes, label_loss, mix_rows
 from optimizer.training.intercept import QuantizedModel
 from optimizer.training.rows import TrainingRows
 from optimizer.types import JSON
@@ -112,6 +112,7 @@ def train(
         KeyboardInterrupt: Ctrl-C; a checkpoint of the last whole step is kept.
     """
     teacher = copy.deepcopy(model.module).requires_grad_(False) if plan.distill else None
+    model.clip_weights()
     _need_room(model, plan.checkpoints)
     found = _last_whole(plan.checkpoints) if plan.resume else None
     if not plan.resume:
@@ -120,7 +121,11 @@ def train(
         trainer = _Trainer(model, teacher, rows, plan, judge, stop, progress)
         if teacher is not None:
             teacher.to(trainer.args.device)
-        done = trainer.train(resume_from_checkpoint=str(found) if found else None)
+        try:
+            done = trainer.train(resume_from_checkpoint=str(found) if found else None)
+        finally:
+            # Half precision is for training: who asks the model afterwards wants what the graph will answer.
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if not _finite(model):
             raise _diverged(plan, f"a weight is no number after step {trainer.state.global_step}")
         if stop.is_set():
@@ -189,10 +194,13 @@ class _Trainer(Trainer):
         if self._teacher is None:
             loss = label_loss(model(**feeds).logits, inputs["classes"])
         else:
+            feeds = mix_rows(feeds)
             with torch.no_grad():
                 theirs = self._teacher(**feeds, output_hidden_states=True)
             ours = model(**feeds, output_hidden_states=True)
-            loss = distillation_loss(ours, theirs, feeds.get("attention_mask"), self._plan.pooling)
+            loss = distillation_loss(
+                ours, theirs, feeds.get("attention_mask"), self._plan.pooling, exclusive=has_classes(self.model.config)
+            )
         self.latest = float(loss.detach())
         if not math.isfinite(self.latest):
             raise _diverged(self._plan, f"its loss is {self.latest} at step {self.state.global_step + 1}")

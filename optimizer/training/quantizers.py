@@ -8,11 +8,12 @@ Step Size Quantization", 2020), so that training decides how much of an activati
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-__all__ = ["ActivationQuantizer", "round_blocks", "round_weight", "weight_scale"]
+__all__ = ["ActivationQuantizer", "clip_weight", "round_blocks", "round_weight", "weight_scale"]
 
 #: Of 8-bit weights; -128 stays unused, so that they are as many on either side of zero.
 _WEIGHT_LEVELS = 127
@@ -71,7 +72,9 @@ class ActivationQuantizer(torch.nn.Module):
         self.low, self.high, self.symmetric = low, high, symmetric
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int64))
+        #: Values with the mean square of the row that each is of, ``[2, values]``; every so many are kept.
         self._seen: list[torch.Tensor] = []
+        self._every = 1
         self._smallest, self._largest = 0.0, 0.0
 
     @property
@@ -88,10 +91,15 @@ class ActivationQuantizer(torch.nn.Module):
             return
         self._smallest = min(self._smallest, float(flat.min()))
         self._largest = max(self._largest, float(flat.max()))
-        if sum(map(len, self._seen)) < _KEPT:
-            # A stride that is no multiple of the hidden size looks at every channel.
-            stride = max(1, len(flat) // _KEPT_OF_BATCH) | 1
-            self._seen.append(flat[::stride].clone())
+        # A step that shares no factor with the size of a row looks at every channel.
+        step = self._every * max(1, len(flat) // _KEPT_OF_BATCH)
+        while math.gcd(step, x.shape[-1]) > 1:
+            step += 1
+        size = x.detach().float().square().mean(-1, keepdim=True).expand(x.shape).reshape(-1)[::step]
+        self._seen.append(torch.stack([flat[::step], size]))
+        if sum(each.shape[1] for each in self._seen) > _KEPT:
+            self._every *= 2
+            self._seen = [each[:, ::2] for each in self._seen]
 
     @property
     def widest(self) -> float:
@@ -101,13 +109,14 @@ class ActivationQuantizer(torch.nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """Choose the range that rounds what was seen with the least squared error, and forget what was seen."""
-        seen = torch.cat(self._seen) if self._seen else torch.zeros(1)
+        seen, size = torch.cat(self._seen, 1) if self._seen else torch.zeros(2, 1)
         self._seen = []
+        weight = 1 / size.clamp(min=_SMALLEST)
         best, error = (1.0, 0), float("inf")
         for part in _PARTS:
             scale, zero = self._range(part * self._smallest, part * self._largest)
             levels = (seen / scale).round().clamp(self.low - zero, self.high - zero)
-            found = float((levels * scale - seen).square().mean())
+            found = float(((levels * scale - seen).square() * weight).mean())
             if found < error:
                 best, error = (scale, zero), found
         self.log_scale.copy_(torch.tensor(best[0]).log())
@@ -153,6 +162,35 @@ def round_weight(weight: torch.Tensor, axis: int | None, scale: torch.Tensor | N
         )
     zero = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -_WEIGHT_LEVELS, _WEIGHT_LEVELS)
+
+
+@torch.no_grad()
+def clip_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """A weight whose largest numbers are cut off where that rounds it with the least squared error.
+
+    One number that is far larger than the rest takes their levels away. It is cut off once, before training, which then
+    makes up for it; scales follow the largest number as before.
+
+    Args:
+        weight: float32, any shape.
+        axis: of its output channels, which are cut each by themselves; None for one bound.
+    """
+    others = tuple(d for d in range(weight.ndim) if d != axis)
+    most = weight.abs().amax(dim=others, keepdim=True)
+
+    def cut(part: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(torch.maximum(weight, -part * most), part * most)
+
+    def error(part: torch.Tensor) -> torch.Tensor:
+        return (round_weight(cut(part), axis) - weight).square().sum(dim=others, keepdim=True)
+
+    best = torch.ones_like(most)
+    least = error(best)
+    for each in _PARTS[1:]:
+        part = torch.full_like(most, each)
+        found = error(part)
+        best, least = torch.where(found < least, part, best), torch.minimum(found, least)
+    return cut(best)
 
 
 def round_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:

@@ -180,3 +180,76 @@ def test_convolutions_answer_in_eight_bits_behind_their_relu() -> None:
     assert list(model.sites) == ["conv2d of first.weight", "answer of first.weight", "answer of second.weight"]
     model.calibrate([images], lambda done: None)
     assert int(model.quantizer(model.sites["answer of first.weight"]).zero_point) == 0
+
+
+class Graph(torch.nn.Module):
+    """A few products by hand, as ``transformers`` models name their parts."""
+
+    base_model_prefix = ""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1)
+        self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self._how = how
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._how(self, x)
+
+
+def answered(how: Any, x: torch.Tensor) -> tuple[Any, QuantizedModel]:
+    torch.manual_seed(3)
+    model = QuantizedModel(Graph(how), SCHEMES["w8a8"], {"x": x})
+    model.calibrate([{"x": x}], lambda done: None)
+    with torch.no_grad():
+        return model(x=x), model
+
+
+def test_a_tensor_that_was_changed_in_place_is_rounded_anew() -> None:
+    def how(module: Any, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        first = module.first(x)
+        x.mul_(100.0)
+        return first.sum() * 0 + module.second(x)
+
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    answer, model = answered(how, x)
+    wanted = model.module.second(100 * x).detach()
+    assert len(model.sites) == 2
+    assert float((answer - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_every_reader_of_a_convolution_gets_the_rounded_answer() -> None:
+    seen: list[torch.Tensor] = []
+
+    def how(module: Any, x: torch.Tensor) -> torch.Tensor:
+        made = module.conv(x)
+        once, again = made * 1.0, made * 1.0
+        both = torch.cat([made, made], dim=1)
+        seen[:] = [once, again, both[:, :4]]
+        return both
+
+    _, model = answered(how, torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1)))
+    assert list(model.sites) == ["conv2d of conv.weight", "answer of conv.weight"]
+    scale = float(model.quantizer(1).scale.detach())
+    for each in seen:
+        assert torch.equal(each, seen[0])
+        assert torch.allclose(each / scale, (each / scale).round(), atol=1e-3)
+
+
+def test_weights_that_are_kept_between_passes_follow_their_changes(folder: Path) -> None:
+    model = calibrated(bert(folder), SCHEMES["w8a8"])
+    with torch.inference_mode():
+        before = model(**SAMPLE).last_hidden_state
+        assert torch.equal(model(**SAMPLE).last_hidden_state, before)
+    with torch.no_grad():
+        for _, weight in model.module.named_parameters():
+            weight.add_(0.05)
+    with torch.inference_mode():
+        kept = model(**SAMPLE).last_hidden_state
+    model._kept.clear()
+    with torch.inference_mode():
+        assert torch.equal(model(**SAMPLE).last_hidden_state, kept)
+    assert not torch.equal(kept, before)
+    model(**SAMPLE)  # a pass that may be learned from keeps nothing
+    assert not model._kept

@@ -11,7 +11,13 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from optimizer.quantizing.rounding import weight_levels
-from optimizer.training.quantizers import ActivationQuantizer, round_blocks, round_weight, weight_scale
+from optimizer.training.quantizers import (
+    ActivationQuantizer,
+    clip_weight,
+    round_blocks,
+    round_weight,
+    weight_scale,
+)
 
 
 def settled(x: torch.Tensor, *, symmetric: bool) -> ActivationQuantizer:
@@ -76,6 +82,32 @@ def test_a_first_range_leaves_a_lone_outlier_outside() -> None:
     assert error(float(with_outlier.scale.detach())) < min(error(30 / 127), error(float(without.scale.detach())))
 
 
+def test_a_range_is_that_of_most_rows_where_one_row_is_far_larger() -> None:
+    """Normalization looks at a row by its own size: the small ones must not be lost between two levels."""
+    x = torch.randn(64, 384, generator=torch.Generator().manual_seed(5))
+    x[0, 99] = 220.0
+    scale = float(settled(x, symmetric=True).scale.detach())
+
+    def lost(step: float) -> float:
+        """Of each row's squares, the share that rounding changes, in the mean."""
+        off = (x / step).round().clamp(-128, 127) * step - x
+        return float((off.square().sum(1) / x.square().sum(1)).mean())
+
+    assert scale < 220 / 127 / 3
+    assert lost(scale) < 0.5 * lost(220 / 127)
+
+
+def test_a_sample_looks_at_every_channel_and_batch() -> None:
+    """A row has 384 numbers, which many steps through them share a factor with."""
+    quantizer = ActivationQuantizer(-128, 127, symmetric=True)
+    for batch in range(40):
+        quantizer.observe(torch.arange(384.0).repeat(16, 128, 1) + 1000 * batch)
+    seen = torch.cat([values[0] for values in quantizer._seen])
+    assert len(set((seen % 1000).tolist())) == 384
+    assert {int(value) // 1000 for value in seen.tolist()} == set(range(40))
+    assert len(seen) <= 1 << 18
+
+
 def test_what_is_never_negative_has_all_levels_above_zero() -> None:
     quantizer = settled(torch.rand(1000, generator=torch.Generator().manual_seed(3)), symmetric=False)
     assert int(quantizer.zero_point) == 0
@@ -118,3 +150,20 @@ def test_blocks_are_those_of_onnx_runtime() -> None:
     session = onnxruntime.InferenceSession(quantizer.model.model.SerializeToString(), options)
     found = session.run(None, {"x": np.eye(80, dtype=np.float32)})[0]
     assert np.allclose(found.T, rounded.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_weight_is_cut_off_where_the_others_gain_by_it(axis: int | None) -> None:
+    weight = torch.randn(4, 65536, generator=torch.Generator().manual_seed(6)) * 0.05
+    plain = weight.clone()
+    weight[3, 7] = 8.0
+    cut = clip_weight(weight, axis)
+
+    def error(of: torch.Tensor) -> float:
+        return float((round_weight(of, axis) - weight).square().sum())
+
+    assert 0 < float(cut[3, 7]) < 8
+    assert error(cut) < 0.9 * error(weight)
+    if axis == 0:  # the other channels are as they were cut without it
+        others = [0, 1, 2]
+        assert torch.equal(cut[others], clip_weight(plain, 0)[others])
