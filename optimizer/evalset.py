@@ -144,22 +144,25 @@ def _histogram(lengths: Sequence[int]) -> dict[str, JSON]:
     return {"low": low, "width": width, "counts": counts}
 
 
-def refuse_overlap(calib: Path, rows: EvalSet, preprocessor: Preprocessor, of_calib: Preprocessor) -> None:
-    """Refuse calibration data that holds rows which candidates are judged on.
+def refuse_overlap(
+    other: Path, rows: EvalSet, preprocessor: Preprocessor, of_other: Preprocessor, what: str = "calibration"
+) -> None:
+    """Refuse calibration or training data that holds rows which candidates are judged on.
 
-    Ranges that were fitted to a row suit that row: accuracy on it is too good.
+    Ranges or weights that were fitted to a row suit that row: accuracy on it is too good.
 
     Args:
-        calib: the calibration data.
+        other: that data.
         rows: those that are judged on.
         preprocessor: what reads those.
-        of_calib: what reads the calibration data, whose columns may have other names.
+        of_other: what reads the other data, whose columns may have other names.
+        what: it is.
 
     Raises:
         BadInput: naming the first such row and how many there are.
     """
     judged = {preprocessor.content(each) for each in rows.inputs}
-    _refuse_shared([row for row in read_rows(calib) if of_calib.content(row) in judged], "calibration", "evaluation")
+    _refuse_shared([row for row in read_rows(other) if of_other.content(row) in judged], what, "evaluation")
 
 
 def refuse_leak(train: EvalSet, judged: EvalSet, preprocessor: Preprocessor) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +125,16 @@ class WorkerProcess:
         finally:
             self._signal(signal.SIGSTOP)
 
-    def ask(self, request: Mapping[str, JSON], timeout: float) -> dict[str, Any]:
+    def ask(
+        self, request: Mapping[str, JSON], timeout: float, heard: Callable[..., None] | None = None
+    ) -> dict[str, Any]:
         """Send one request and wait for its answer.
 
         Args:
             request: see :mod:`optimizer.benching.worker`.
-            timeout: seconds after which the process counts as hung, and is killed.
+            timeout: seconds of silence after which the process counts as hung, and is killed.
+            heard: called with what a line before the answer says, ``{"progress": […]}``; whatever it raises ends the
+                wait.
 
         Raises:
             CandidateFailed: it answered with an error, died, or did not answer in time.
@@ -143,6 +147,9 @@ class WorkerProcess:
             raise CandidateFailed(self._epitaph()) from None
         try:
             reply = json.loads(self._line(time.monotonic() + timeout))
+            while heard is not None and "progress" in reply:
+                heard(*reply["progress"])
+                reply = json.loads(self._line(time.monotonic() + timeout))
         except TimeoutError:
             self.kill()
             raise CandidateFailed(

@@ -51,7 +51,8 @@ def rows_of(
         progress: told that data is read.
 
     Raises:
-        BadInput: the data cannot be read or answered on, or calibration rows are among those that are judged on.
+        BadInput: the data cannot be read or answered on, or calibration or training rows are among those that are
+            judged on.
     """
     progress("reading the data")
     metric = None
@@ -72,6 +73,11 @@ def rows_of(
             of_calib = Preprocessor.open(artifact.path, info, columns=named_columns(columns))
             refuse_overlap(calib, rows, preprocessor, of_calib)
         data["calib"] = {"file": options.calib.name, "sha256": digest_data(calib)}
+    if (train := options.allow_training) is not None:
+        if not options.allow_overlap:
+            of_train = Preprocessor.open(artifact.path, info, columns=named_columns(columns_of(train, options)))
+            refuse_overlap(train, rows, preprocessor, of_train, "training")
+        data["train"] = {"file": train.name, "sha256": digest_data(train)}
     return rows, metric, data
 
 
@@ -152,5 +158,6 @@ def data_notes(
     if options.eval is None:
         notes.append("Judged on the calibration data, for want of --eval: static candidates have seen these rows.")
     elif options.calib is not None and options.allow_overlap:
-        notes.append("Calibration and evaluation data may share rows (--allow-overlap): accuracy may look too good.")
+        what = "Calibration" if options.allow_training is None else "Calibration, training"
+        notes.append(f"{what} and evaluation data may share rows (--allow-overlap): accuracy may look too good.")
     return notes

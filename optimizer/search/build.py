@@ -7,6 +7,8 @@ what it held is given back; an export that does is the end of it, with a clear r
     {"do": "build", "stage": "cast", "ref": "m@1:fp32", "options": {…}, "store": "models"}  → {"ok": true, "ref": "…"}
     {"do": "export", "model": "path", "name": null, "offline": null, "store": "models"}     → {"ok": true, "ref": "…"}
 
+Lines before the answer say how far it is: {"progress": ["training", 3, 90]}.
+
 An error comes back as {"ok": false, "error": "…", "hint": "…"}; of an export as {"ok": true, "failed": {…}}, which
 keeps its exit code.
 """
@@ -23,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from optimizer.artifact import Artifact
+from optimizer.artifact import Artifact, SourceModel
 from optimizer.benching.process import CandidateFailed, WorkerProcess
 from optimizer.benching.worker import die_with_parent
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
@@ -33,9 +35,10 @@ from optimizer.pipeline import apply, find_start, stage_key
 from optimizer.quantizing.sensitivity import NodeNoise, read_ranking
 from optimizer.ref import Ref
 from optimizer.search.candidates import StepOf
-from optimizer.stage import get_stage
+from optimizer.source import resolve_source
+from optimizer.stage import Progress, get_stage, silent
 from optimizer.store import Store
-from optimizer.types import JSON
+from optimizer.types import JSON, Kind
 from optimizer.upkeep import clear_scratch
 
 __all__ = ["build", "export", "main", "ranked"]
@@ -47,28 +50,37 @@ _CLASSES = {each.exit_code: each for each in (GateFailed, BadInput, MissingPiece
 
 
 def build(
-    artifact: Artifact, steps: tuple[StepOf, ...], store: Store, log: Path, threads: int, timeout: float
+    artifact: Artifact,
+    steps: tuple[StepOf, ...],
+    store: Store,
+    log: Path,
+    threads: int,
+    timeout: float,
+    progress: Progress = silent,
 ) -> Artifact:
     """Run stages one after another, each in a new process unless the store has its result.
 
     Args:
-        artifact: where the chain begins.
+        artifact: where the chain begins; a stage that takes a source model starts from the one this was made from.
         steps: the stages.
         store: where artifacts live.
         log: what the processes say goes here.
         threads: of their libraries.
-        timeout: seconds for each.
+        timeout: seconds of silence after which one counts as hung.
+        progress: told what a stage does; whatever it raises ends that.
 
     Raises:
-        CandidateFailed: a stage failed, died or did not end in time.
+        CandidateFailed: a stage failed, died or hung.
         MlOptError: options that the stage does not take, or data that cannot be read.
     """
     for step in steps:
-        artifact = _cached(artifact, step, store) or _made(artifact, step, store, log, threads, timeout)
+        artifact = _cached(artifact, step, store) or _made(artifact, step, store, log, threads, timeout, progress)
     return artifact
 
 
-def export(model: str, name: str | None, store: Store, threads: int, timeout: float) -> Artifact:
+def export(
+    model: str, name: str | None, store: Store, threads: int, timeout: float, progress: Progress = silent
+) -> Artifact:
     """Export a model with the default options, in a new process unless the store has it.
 
     Args:
@@ -76,11 +88,12 @@ def export(model: str, name: str | None, store: Store, threads: int, timeout: fl
         name: the model's name in the store; None for the source's own.
         store: left as it is when there is no export.
         threads: of the exporter's libraries.
-        timeout: seconds after which it counts as hung.
+        timeout: seconds of silence after which it counts as hung.
+        progress: told what it does.
 
     Raises:
         MlOptError: the export's own error.
-        BadInput: it died, or did not end in time.
+        BadInput: it died or hung.
     """
     stage = get_stage("export-onnx")
     try:
@@ -95,7 +108,7 @@ def export(model: str, name: str | None, store: Store, threads: int, timeout: fl
     }
     with tempfile.TemporaryDirectory(prefix="ml-opt-export-") as folder:
         try:
-            reply = _asked(request, store, Path(folder) / "export.log", threads, timeout)
+            reply = _asked(request, store, Path(folder) / "export.log", threads, timeout, progress)
         except CandidateFailed as failed:
             raise BadInput(f"{model} cannot be exported: {failed.message}", failed.hint) from None
     if failure := reply.get("failed"):
@@ -133,11 +146,13 @@ def ranked(
     return ranking.ref, read_ranking(ranking.path)
 
 
-def _asked(request: dict[str, JSON], store: Store, log: Path, threads: int, timeout: float) -> dict[str, Any]:
+def _asked(
+    request: dict[str, JSON], store: Store, log: Path, threads: int, timeout: float, progress: Progress
+) -> dict[str, Any]:
     """The answer of a process that is started for one request; whatever it leaves unfinished is cleared away."""
     process = WorkerProcess(log, threads, _COMMAND)
     try:
-        return process.ask({**request, "store": str(store.root)}, timeout)
+        return process.ask({**request, "store": str(store.root)}, timeout, progress)
     finally:
         process.kill()
         clear_scratch(store)
@@ -146,6 +161,8 @@ def _asked(request: dict[str, JSON], store: Store, log: Path, threads: int, time
 def _cached(artifact: Artifact, step: StepOf, store: Store) -> Artifact | None:
     stage = get_stage(step.stage)
     options = stage.options.from_mapping(step.options, step.stage)
+    if Kind.SOURCE in stage.accepts:
+        return None  # the process finds it: to know its key may take what another stage makes first
     start = find_start(stage, artifact, options, store)
     ref = Ref.parse(artifact.ref)
     found = store.find_key(ref.name, int(ref.at), stage_key(start.stage, start.source, start.options, store))
@@ -154,19 +171,21 @@ def _cached(artifact: Artifact, step: StepOf, store: Store) -> Artifact | None:
     return found
 
 
-def _made(artifact: Artifact, step: StepOf, store: Store, log: Path, threads: int, timeout: float) -> Artifact:
+def _made(
+    artifact: Artifact, step: StepOf, store: Store, log: Path, threads: int, timeout: float, progress: Progress
+) -> Artifact:
     request: dict[str, JSON] = {
         "do": "build",
         "stage": step.stage,
         "ref": artifact.ref,
         "options": dict(step.options),
     }
-    return store.get(_asked(request, store, log, threads, timeout)["ref"])
+    return store.get(_asked(request, store, log, threads, timeout, progress)["ref"])
 
 
-def _answer(request: dict[str, Any]) -> dict[str, JSON]:
+def _answer(request: dict[str, Any], progress: Progress) -> dict[str, JSON]:
     try:
-        return {"ok": True, **_DOES[request["do"]](request, Store(request["store"]))}
+        return {"ok": True, **_DOES[request["do"]](request, Store(request["store"]), progress)}
     except MlOptError as error:
         failure: dict[str, JSON] = {"error": error.message, "hint": error.hint}
         if request["do"] == "export":
@@ -177,18 +196,38 @@ def _answer(request: dict[str, Any]) -> dict[str, JSON]:
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "hint": ""}
 
 
-def _build(request: dict[str, Any], store: Store) -> dict[str, JSON]:
+def _build(request: dict[str, Any], store: Store, progress: Progress) -> dict[str, JSON]:
     stage = get_stage(request["stage"])
     options = stage.options.from_mapping(request["options"], stage.name)
-    return {"ref": apply(stage, request["ref"], options, store).artifact.ref}
+    artifact = store.get(request["ref"])
+    if Kind.SOURCE not in stage.accepts:
+        return {"ref": apply(stage, artifact, options, store, progress=progress).artifact.ref}
+    name, source = Ref.parse(artifact.ref).name, _original(artifact, options, store)
+    return {"ref": apply(stage, source, options, store, name=name, progress=progress).artifact.ref}
 
 
-def _export(request: dict[str, Any], store: Store) -> dict[str, JSON]:
+def _original(artifact: Artifact, options: Options, store: Store) -> SourceModel:
+    """The model that an artifact was made from.
+
+    Raises:
+        BadInput: it is not there any more, or something else is.
+    """
+    known = artifact.model_info["source"]
+    opened = {name: getattr(options, name) for name in ("revision", "allow_pickle") if hasattr(options, name)}
+    spec = str(known["spec"] if known["type"] == "hub" else known["path"])
+    source = resolve_source(spec, digest=store.digests, recall=store.digests.recall, **opened)
+    if source.digest != known["digest"]:
+        raise BadInput(f"{spec} is not the model any more that {artifact.ref} was made from", "export it again")
+    return source
+
+
+def _export(request: dict[str, Any], store: Store, progress: Progress) -> dict[str, JSON]:
     os.environ.pop(_OFFLINE, None)
     if request["offline"] is not None:
         os.environ[_OFFLINE] = request["offline"]
     stage = get_stage("export-onnx")
-    return {"ref": apply(stage, request["model"], stage.options(), store, name=request["name"]).artifact.ref}
+    made = apply(stage, request["model"], stage.options(), store, name=request["name"], progress=progress)
+    return {"ref": made.artifact.ref}
 
 
 _DOES = {"build": _build, "export": _export}
@@ -200,7 +239,15 @@ def main() -> None:
     reuse_freed()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
-        channel.write(json.dumps(_answer(json.loads(sys.stdin.readline()))) + "\n")
+
+        def say(message: dict[str, JSON]) -> None:
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
+
+        def progress(doing: str, done: float | None = None, total: float | None = None) -> None:
+            say({"progress": [doing, done, total]})
+
+        say(_answer(json.loads(sys.stdin.readline()), progress))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from optimizer.runtime import TENSORRT_NATIVE, Provider
 from optimizer.search.machine import GPU_PROVIDERS, Machine
 from optimizer.types import JSON, Device, Precision
 
-__all__ = ["STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "split_names"]
+__all__ = ["QAT", "STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "split_names"]
 
 #: What ``--target`` may name, and the providers behind each.
 TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -26,6 +26,8 @@ _SAID: Mapping[Precision, str] = {Precision.INT8: "int8", Precision.INT4: "int4"
 
 #: The stage that needs calibration, and whose candidates have milder kin (:mod:`optimizer.search.kin`).
 STATIC = "quantize-static"
+#: The stage that may take its place (:mod:`optimizer.search.trained`).
+QAT = "quantize-qat"
 _ENGINE = "build-trt-engine"
 
 
@@ -45,7 +47,8 @@ class Idea:
         name: what it is called in tables, unique among all ideas.
         precision: what it computes in.
         provider: where it runs.
-        steps: stages after the export; none when the export itself is run.
+        steps: stages after the export; none when the export itself is run. A stage that takes a source model starts
+            from the one that was exported.
         why: what speaks for it.
     """
 
@@ -57,12 +60,12 @@ class Idea:
 
     @property
     def family(self) -> str:
-        """Candidates of one family differ only in how static int8 was calibrated; empty for one that stands alone.
+        """Candidates of one family differ only in how int8 was calibrated or trained; empty for one that stands alone.
 
         OpenVINO's int8 with fp32 between its products stands alone: what calibrating loses, it loses as its sister with
         bf16 does, whose milder kin are tried.
         """
-        static = any(step.stage == STATIC for step in self.steps) and self.provider.precision != "fp32"
+        static = any(step.stage in (STATIC, QAT) for step in self.steps) and self.provider.precision != "fp32"
         builder = f"+{self.builder}" if self.builder else ""
         return f"{STATIC}+{self.provider}{builder}" if static else ""
 

@@ -40,7 +40,8 @@ class Contest:
         rivals: candidates that the confidence of the verdict was shared among.
         seconds: where the time went: ``make``, ``answer`` and ``time``.
         winner_s: how much of it making, judging and timing the winner alone took; None without a winner.
-        held_back: by family: why its milder kin were not tried though none of its members keeps the budgets.
+        held_back: by family: why what was left of ``escalate`` and ``resort`` was not tried though none of its members
+            keeps the budgets.
     """
 
     contenders: tuple[Contender, ...]
@@ -64,6 +65,7 @@ def hold(
     progress: Progress,
     escalate: Mapping[str, Escalate] | None = None,
     yardstick: Entrant | None = None,
+    resort: Mapping[str, Escalate] | None = None,
 ) -> Contest:
     """Judge candidates against the original until it is known which is best.
 
@@ -78,6 +80,7 @@ def hold(
         progress: told of every step.
         escalate: by family: what may be tried next while none of its members keeps the budgets.
         yardstick: timed beside those that pass, to say what was not asked for; it cannot win.
+        resort: as ``escalate``, when that has nothing left for any family.
 
     Raises:
         BadInput: the original itself cannot answer, or the time budget is too small for one candidate.
@@ -87,7 +90,7 @@ def hold(
         raise too_small(rules, least)
     with tempfile.TemporaryDirectory(prefix="ml-opt-optimize-") as name:
         judge = Judge(original, rows, model, rules, Path(name), progress)
-        race = Race(judge, rules, progress, escalate or {})
+        race = Race(judge, rules, progress, escalate or {}, resort or {})
         race.run(contenders)
     found, rivals = race.tried, race.rivals
     began = time.monotonic()

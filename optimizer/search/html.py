@@ -130,8 +130,9 @@ def _data(report: Mapping[str, JSON]) -> str:
     text = f"<p>{rows['rows']:,} rows of {escape(rows['file'])}, sha256 {escape(rows['sha256'][:16])}…"
     if rows["labels"]:
         text += "; labels: " + escape(", ".join(f"{name} {count}" for name, count in rows["labels"].items()))
-    if calib := report["data"]["calib"]:
-        text += f"; calibrated on {escape(calib['file'])}, sha256 {escape(calib['sha256'][:16])}…"
+    for kind, done in (("calib", "calibrated"), ("train", "may be trained")):
+        if other := report["data"].get(kind):
+            text += f"; {done} on {escape(other['file'])}, sha256 {escape(other['sha256'][:16])}…"
     return text + "</p>" + (histogram(rows["histogram"]) if rows["histogram"] else "")
 
 

@@ -47,13 +47,16 @@ class Kin:
         self._contend, self._ranked = contend, ranked
         self._tried: Sequence[Contender] = ()
         self._following = self._each()
+        self._over = False
         self.made: dict[str, Idea] = {}
         self.ranking: tuple[NodeNoise, ...] = ()
         self.trouble = ""
 
     @property
     def untried(self) -> str:
-        """What has not been tried, as one name."""
+        """What has not been tried, as one name; empty when everything was."""
+        if self._over:
+            return ""
         plain = next(iter(self._ideas))
         return f"{plain}-mixed-N" if f"{plain}-entropy" in self.made else f"{plain}-entropy and -mixed-N"
 
@@ -62,6 +65,7 @@ class Kin:
         self._tried = tried
         idea = next(self._following, None)
         if idea is None:
+            self._over = True
             return None
         self.made[idea.name] = idea
         return self._contend(idea)

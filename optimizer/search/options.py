@@ -34,6 +34,12 @@ class Optimize(Options):
         metavar="FILE|REF",
         kind=Kind.CALIBRATION,
     )
+    allow_training: Path | None = opt(
+        None,
+        "Rows to train int8 on, where all that is done after training misses a budget. They calibrate without --calib.",
+        data=True,
+        metavar="FILE",
+    )
     column: tuple[str, ...] = column_opt()
     max_drop: float | None = opt(
         None, "Most accuracy, or whatever --metric names, that may be lost: 0.01 is one point.", ge=0, le=1
@@ -58,7 +64,7 @@ class Optimize(Options):
     target: tuple[str, ...] = opt((), "Only these: ort, openvino, tensorrt; with commas, or repeated.")
     device: Device = opt(Device.AUTO, "Where it may run.")
     time_budget: float | None = opt(None, "Stop trying candidates after this long: 90s, 10m, 1h.", ge=0.001, time=True)
-    allow_overlap: bool = opt(False, "Take calibration rows that are in the evaluation data too.")
+    allow_overlap: bool = opt(False, "Take calibration and training rows that are in the evaluation data too.")
     dry_run: bool = opt(False, "Say what would be tried, and stop.")
     name: str | None = opt(None, "The model's name in the store [the source's own name].")
     report: tuple[Path, ...] = opt((), "Where to write the report: FILE.html or FILE.json; repeatable.", key=False)
@@ -71,7 +77,7 @@ class Optimize(Options):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Budgets": ("max_drop", "min_agreement", "min_cosine", "metric", "confidence", "objective"),
-        "What is tried": ("precision", "target", "device", "time_budget", "dry_run"),
+        "What is tried": ("precision", "target", "device", "allow_training", "time_budget", "dry_run"),
         "How it is timed": ("shape", "shapes_from", "threads", "duration", "rounds", "roofline", "seed", "timeout"),
     }
 
@@ -84,6 +90,8 @@ class Optimize(Options):
             )
         if self.labelled and self.eval is None:
             raise BadInput(f"--metric {self.metric} needs labelled rows", "add --eval FILE --max-drop 0.01")
+        if self.allow_training is not None and self.eval is None:
+            raise BadInput("--allow-training needs rows to judge on that nothing learned from", "add --eval FILE")
         named_columns(self.column)
         targets = split_names(self.target, "value of --target", TARGETS)
         for device, target, where in ((Device.CUDA, "openvino", "processors"), (Device.CPU, "tensorrt", "GPUs")):

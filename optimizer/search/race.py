@@ -6,7 +6,7 @@ docs/verdict.md says why none of it costs confidence that is not accounted for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optimizer.benching.process import CandidateFailed
 from optimizer.benching.report import BenchReport
@@ -17,7 +17,7 @@ from optimizer.search.gates import Outcome, misses, outcome_of
 from optimizer.search.judge import Judge
 from optimizer.stage import Progress
 
-__all__ = ["Escalate", "Race", "too_small"]
+__all__ = ["Escalate", "Race", "is_promising", "too_small"]
 
 #: ``escalate(tried members)``: the next, milder member of a family of which none keeps the budgets so far, or None.
 Escalate = Callable[[Sequence[Contender]], Contender | None]
@@ -31,24 +31,33 @@ class Race:
         rules: what decides.
         progress: told of every step.
         escalate: by family: what may be tried next while none of its members keeps the budgets.
+        resort: the same, for what takes so long that it is tried when ``escalate`` has nothing left for any family.
 
     Attributes:
         tried: every candidate, in the order in which they came.
         rivals: those that their first look left standing, the best by the objective first. One that is cut later stays
             among them: it had its chance to pass.
-        held_back: by family: why its milder kin were not tried.
+        held_back: by family: why its milder kin, or what there is to resort to, were not tried.
         quick: the timing that sorted them; None where there was nothing to sort.
         timing_s: seconds that it took.
     """
 
-    def __init__(self, judge: Judge, rules: Rules, progress: Progress, escalate: Mapping[str, Escalate]) -> None:
-        self._judge, self._rules, self._progress, self._escalations = judge, rules, progress, escalate
+    def __init__(
+        self,
+        judge: Judge,
+        rules: Rules,
+        progress: Progress,
+        escalate: Mapping[str, Escalate],
+        resort: Mapping[str, Escalate],
+    ) -> None:
+        self._judge, self._rules, self._progress = judge, rules, progress
+        #: What is left of both, in the order in which it is tried.
+        self._escalations = (dict(escalate), dict(resort))
         self.tried: list[Contender] = []
         self.rivals: list[Contender] = []
         self.held_back: dict[str, str] = {}
         self.quick: BenchReport | None = None
         self.timing_s = 0.0
-        self._spent: set[str] = set()
 
     def run(self, contenders: Sequence[Contender]) -> None:
         """Look at all, escalate where it may pay, sort, and judge on all rows.
@@ -97,24 +106,23 @@ class Race:
 
     def _promising(self) -> Contender | None:
         """The best by the objective of those that stand and whose estimates keep every budget so far."""
-        promising = [c for c in self.rivals if _is_promising(c)]
+        promising = [c for c in self.rivals if is_promising(c)]
         return min(promising, key=self._cost, default=None)
 
     def _cost(self, contender: Contender) -> float:
         return timing.quick_cost(contender, self._rules.objective) or 0.0
 
-    def _in_trouble(self) -> dict[str, list[Contender]]:
-        """By family that has milder kin left, its members; only families of which no member is promising."""
-        left = [name for name in self._escalations if name not in self._spent]
+    def _in_trouble(self, left: Iterable[str]) -> dict[str, list[Contender]]:
+        """The members of each of some families; only families of which no member is promising."""
         families = {name: [c for c in self.tried if c.family == name] for name in left}
-        return {name: members for name, members in families.items() if not any(map(_is_promising, members))}
+        return {name: members for name, members in families.items() if not any(map(is_promising, members))}
 
     def _probes(self) -> list[Contender]:
         """One member of each family in trouble that is timed although it is out, to know whether its kin would pay."""
         found: list[Contender] = []
         if self._promising() is None:
             return found
-        for members in self._in_trouble().values():
+        for members in self._in_trouble(name for left in self._escalations for name in left).values():
             ran = [c for c in members if c.scores is not None and not c.error]
             if ran and not any(c.standing for c in ran):
                 found.append(ran[0])
@@ -124,16 +132,17 @@ class Race:
         """Try milder kin of the families in trouble, one after the other until one is promising; whether any was."""
         before = len(self.tried)
         self.held_back = {}
-        for family, members in self._in_trouble().items():
-            if reason := self._no_use(members):
-                self.held_back[family] = reason
-                continue
-            while family in self._in_trouble():
-                more = self._escalations[family]([c for c in self.tried if c.family == family])
-                if more is not None:
-                    self._try(more)
-                if more is None or more.skipped:
-                    self._spent.add(family)
+        for left in self._escalations:
+            for family, members in self._in_trouble(left).items():
+                if reason := self._no_use(members):
+                    self.held_back[family] = reason
+                    continue
+                while family in self._in_trouble(left):
+                    more = left[family]([c for c in self.tried if c.family == family])
+                    if more is not None:
+                        self._try(more)
+                    if more is None or more.skipped:
+                        del left[family]
         return len(self.tried) > before
 
     def _no_use(self, members: Sequence[Contender]) -> str:
@@ -197,7 +206,7 @@ class Race:
                     leader = contender
 
 
-def _is_promising(contender: Contender) -> bool:
+def is_promising(contender: Contender) -> bool:
     """It stands, and so far its estimates keep every budget."""
     return contender.standing and not any(misses(gate) for gate in contender.gates)
 

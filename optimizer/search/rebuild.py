@@ -20,13 +20,16 @@ __all__ = ["commands_of", "lineage", "recipe_of"]
 def lineage(artifact: Artifact, store: Store) -> list[Artifact]:
     """An artifact and all that it was made from, each after what it was made from itself: the export first.
 
-    A calibration set or ranking that is not in the store any more is left out: the artifact stands without it.
+    A calibration set or ranking that is not in the store any more is left out: the artifact stands without it. So is
+    what one command makes on its way (:attr:`Stage.first`): that command starts from the source model itself.
 
     Raises:
         UnknownName: a model that it was made from is gone.
     """
     chain: list[Artifact] = []
-    if artifact.manifest.source.get("type") == "artifact":
+    stage = discover().get(str(artifact.manifest.stage["name"]))
+    whole = stage is not None and stage.first is not None
+    if artifact.manifest.source.get("type") == "artifact" and not whole:
         chain += lineage(store.get(str(artifact.manifest.source["ref"])), store)
     for ref in _named(artifact).values():
         with contextlib.suppress(UnknownName):
@@ -56,7 +59,7 @@ def recipe_of(artifact: Artifact, store: Store, head: str) -> str:
         head: comment lines for the top, without their ``#``.
     """
     chain = lineage(artifact, store)
-    source = chain[0].manifest.source
+    source = artifact.model_info["source"]
     spec = source["spec"] if source.get("type") == "hub" else str(Path(str(source["path"])).resolve())
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     lines += ["", "[recipe]", f"model = {_toml(spec)}", f"name = {_toml(Ref.parse(artifact.ref).name)}"]

@@ -143,7 +143,7 @@ class OptimizeReport:
         left_out: what was not worth trying here, and why.
         rows_needed: of an inconclusive verdict.
         notes: what to know before trusting a number, in sentences.
-        data: what was judged and calibrated on.
+        data: what was judged and calibrated on, and what training was allowed on.
         environment: the machine and the versions.
         seconds: where the time went: ``export``, ``make``, ``answer``, ``time`` and ``total``.
         bench: the report of the timing, every sample in it.

@@ -6,13 +6,14 @@ import functools
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse, usually_batched
+from optimizer.benching.process import CandidateFailed
 from optimizer.benching.shape import Shape
 from optimizer.benching.workload import Workload
 from optimizer.data.readers import format_of
@@ -24,13 +25,14 @@ from optimizer.ref import is_name
 from optimizer.search.asked import columns_of, data_notes, load_of, rows_of, timing_of
 from optimizer.search.build import build, export, ranked
 from optimizer.search.candidates import TARGETS, Idea, LeftOut, Plan, plan, split_names
-from optimizer.search.contest import Contender, Rules, hold
+from optimizer.search.contest import Contender, Contest, Rules, hold
 from optimizer.search.keep import check_writable, keep
 from optimizer.search.kin import Kin
 from optimizer.search.machine import Machine
 from optimizer.search.options import Optimize
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
+from optimizer.search.trained import Trained, training_of, untrainable
 from optimizer.source import resolve_source
 from optimizer.stage import Progress
 from optimizer.store import Store
@@ -55,9 +57,11 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         MlOptError: there is no verdict: bad data, a model that cannot be exported, options that contradict each other.
     """
     started = time.monotonic()
+    if options.calib is None:  # whoever lets a candidate be trained on rows lets others be calibrated on them
+        options = replace(options, calib=options.allow_training)
     options, paths = located(options, store)
     machine = Machine.here()
-    for path in filter(None, (options.eval, paths.calib, options.shapes_from)):
+    for path in filter(None, (options.eval, paths.calib, options.allow_training, options.shapes_from)):
         format_of(path)  # say now, and not after the export, that it is not there
     columns = columns_of(paths.calib, options)
     planned = _planned(options, machine, columns)
@@ -100,15 +104,18 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:
 
         def contend(idea: Idea) -> Contender:
-            make = functools.partial(_make, idea, artifact, store, rules, Path(logs))
+            make = functools.partial(_make, idea, artifact, store, rules, Path(logs), progress)
             return Contender(idea.name, make, idea.family, idea.asked, idea.plain)
 
         kin = _kin(planned.ideas, contend, artifact, options, columns, store, rules, Path(logs))
+        trained, no_training = _trained(planned.ideas, contend, artifact, options)
         beside = _yardstick(artifact, options, machine, store)
-        contest = hold(original, [contend(idea) for idea in planned.ideas], rows, info, rules, progress, kin, beside)
-    made = [idea for each in kin.values() for idea in each.made.values()]
-    held_back = (LeftOut(kin[family].untried, reason) for family, reason in contest.held_back.items())
-    planned = replace(planned, left_out=(*planned.left_out, *held_back))
+        contenders = [contend(idea) for idea in planned.ideas]
+        contest = hold(original, contenders, rows, info, rules, progress, kin, beside, trained)
+    last: list[Kin | Trained] = [*kin.values(), *trained.values()]
+    made = [idea for each in last for idea in each.made.values()]
+    untried = (*_untried(kin, trained, contest), *no_training)
+    planned = replace(planned, left_out=(*planned.left_out, *untried))
     report = summarized(contest, original, planned, made, rules, store)
     ranking = next((each.ranking for each in kin.values() if each.ranking), ())
     report = replace(
@@ -164,6 +171,31 @@ def _kin(
     return {family: Kin([idea for idea in ideas if idea.family == family], contend, ranking) for family in families}
 
 
+def _trained(
+    ideas: Sequence[Idea], contend: Callable[[Idea], Contender], artifact: Artifact, options: Optimize
+) -> tuple[dict[str, Trained], tuple[LeftOut, ...]]:
+    """By family: the candidate that may be trained when all else loses too much; or why none may be."""
+    if options.allow_training is None:
+        return {}, ()
+    families = {idea.family: idea for idea in reversed(ideas) if idea.family}
+    reason = untrainable(artifact) or ("" if families else "it would take the place of static int8, which is left out")
+    if reason:
+        return {}, (LeftOut("int8-qat", reason),)
+    training = training_of(options.allow_training, columns_of(options.allow_training, options), artifact)
+    return {family: Trained(plain, training, contend) for family, plain in families.items()}, ()
+
+
+def _untried(kin: Mapping[str, Kin], trained: Mapping[str, Trained], contest: Contest) -> Iterator[LeftOut]:
+    """What could have been tried when something lost too much, and was not."""
+    for family, reason in contest.held_back.items():
+        for each in (kin.get(family), trained.get(family)):
+            if each is not None and each.untried:
+                yield LeftOut(each.untried, reason)
+    for family, last in trained.items():
+        if last.untried and family not in contest.held_back:
+            yield LeftOut(last.untried, last.unneeded(contest.contenders))
+
+
 def _yardstick(artifact: Artifact, options: Optimize, machine: Machine, store: Store) -> Entrant | None:
     """bf16 where only int8 was asked for: whoever insists on int8 shall know when bf16 would have been faster."""
     if set(split_names(options.precision, "value of --precision", Precision)) != {Precision.INT8}:
@@ -194,7 +226,7 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
     """The float export that every candidate is made from."""
     if not _is_reference(model, store):
         progress("exporting")
-        return export(model, options.name, store, options.threads or cpu_threads(), options.timeout)
+        return export(model, options.name, store, options.threads or cpu_threads(), options.timeout, progress)
     if options.name is not None:
         raise BadInput(f"{model} is in the store under its own name; --name is for models that are not")
     artifact = store.get(model)
@@ -211,8 +243,18 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
     return artifact
 
 
-def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path) -> Entrant:
+def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path, progress: Progress) -> Entrant:
     """Build one candidate, or find it in the store."""
-    made = build(artifact, idea.steps, store, logs / f"{idea.name}.log", rules.plan.threads, _patience(rules))
+
+    def told(doing: str, done: float | None = None, total: float | None = None) -> None:
+        if rules.left() <= 0:
+            raise CandidateFailed(
+                "the time budget was spent while it was made",
+                "a training that was stopped goes on where it was when the same is asked again",
+            )
+        progress(f"{idea.name}: {doing}", done, total)
+
+    log = logs / f"{idea.name}.log"
+    made = build(artifact, idea.steps, store, log, rules.plan.threads, _patience(rules), told)
     provider = "" if str(idea.provider) == "cpu" else f"+{idea.provider}"
     return parse(made.ref + provider, store)

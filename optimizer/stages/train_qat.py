@@ -182,7 +182,7 @@ def _opened(
     from optimizer.hf import infer_task, load_model, read_config
     from optimizer.training.batchnorm import fold_batch_norms
     from optimizer.training.distill import has_classes
-    from optimizer.training.rows import TASKS
+    from optimizer.training.tasks import TASKS
 
     if source.type == "file":
         raise BadInput(

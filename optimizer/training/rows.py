@@ -16,21 +16,14 @@ from optimizer.evalset import EvalSet
 from optimizer.hf import flat_outputs
 from optimizer.task import FIDELITY, Metric, get_task
 from optimizer.training.distill import IGNORED
+from optimizer.training.tasks import TASKS
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TASKS", "Judge", "TrainingRows", "answers", "batch_of", "open_rows"]
-
-#: Task → the role of the column that says what is right.
-TASKS = {
-    "text-classification": "label",
-    "token-classification": "tags",
-    "image-classification": "label",
-    "feature-extraction": "score",
-}
+__all__ = ["Judge", "TrainingRows", "answers", "batch_of", "open_rows"]
 
 
 def open_rows(
