@@ -185,6 +185,7 @@ def optimize(
     *refs: str,
     eval: Path | str | None = ...,
     calib: Path | str | None = ...,
+    allow_training: Path | str | None = ...,
     column: tuple[str, ...] | list[str] = ...,
     max_drop: float | None = ...,
     min_agreement: float | None = ...,

@@ -35,8 +35,10 @@ CAST = (StepOf("cast", {"to": "fp16"}),)
 
 def test_a_chain_is_made_once(small_store: Store, tmp_path: Path) -> None:
     source = small_store.get("small:fp32")
-    made = build(source, CAST, small_store, tmp_path / "log", 1, 120.0)
+    said: list[str] = []
+    made = build(source, CAST, small_store, tmp_path / "log", 1, 120.0, lambda doing, *how_far: said.append(doing))
     assert made.ref == "small@1:fp16"
+    assert said[-1] == "reading the result back", "what a stage says in its process is heard here"
     assert [a.ref for a in lineage(made, small_store)] == ["small@1:fp32", "small@1:fp16"]
     assert commands_of(made, small_store)[1] == "ml-opt cast small@1:fp32 --to fp16"
     # A second time no process has the time to start: the store has it.
