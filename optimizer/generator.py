@@ -5,18 +5,33 @@ It is said in tokens. What turns text into tokens and tokens into text (``optimi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from optimizer.discovery import members
+from optimizer.environment import need_modules
+from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Finish", "Generation", "Generator", "Piece", "Sampling"]
+__all__ = [
+    "Finish",
+    "Generation",
+    "Generator",
+    "GeneratorOptions",
+    "GeneratorRuntime",
+    "Piece",
+    "Sampling",
+    "discover",
+    "open_generator",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Sampling:
         stop_tokens: tokens that end the text, beside the model's own.
         json_schema: the text is JSON that fits this schema; empty for none.
         regex: the text matches this expression; empty for none.
+        logprobs: say how likely each token was to the model.
     """
 
     max_tokens: int = 128
@@ -42,6 +58,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     json_schema: str = ""
     regex: str = ""
+    logprobs: bool = False
 
 
 class Finish(StrEnum):
@@ -59,7 +76,7 @@ class Piece:
     Attributes:
         tokens: new tokens; none in a piece that only says why the text ended. End tokens are left out.
         finish: why it ended, in the last piece.
-        logprobs: of the tokens, in nats, where the runtime has them.
+        logprobs: of the tokens, in nats, where they were asked for and the runtime has them; else none.
     """
 
     tokens: tuple[int, ...]
@@ -105,3 +122,68 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """End every text, and give back memory and threads."""
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """How to open a generator.
+
+    Attributes:
+        runtime: ``onnxruntime``, ``genai``, …; ``auto`` for the first that takes the provider.
+        provider: ``cpu``, ``cuda``, …
+        threads: intra-op threads; 0 means one a physical core that this process may use.
+        slots: most texts that are written at once; 0 for what the runtime takes by itself.
+    """
+
+    runtime: str = "auto"
+    provider: str = "cpu"
+    threads: int = 0
+    slots: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratorRuntime:
+    """One library that writes text.
+
+    Attributes:
+        name: ``onnxruntime``, ``genai``.
+        help: one sentence.
+        providers: what it can compute with, the one it takes by itself first.
+        modules: imports without which it cannot run.
+        open: ``open(folder, options)`` → :class:`Generator`. ``folder`` has ``genai_config.json``.
+        rank: of those that take a provider, the one with the lowest opens it.
+    """
+
+    name: str
+    help: str
+    providers: tuple[str, ...]
+    modules: tuple[str, ...]
+    open: Callable[[Path, GeneratorOptions], Generator]
+    rank: int
+
+
+@functools.cache
+def discover() -> dict[str, GeneratorRuntime]:
+    """Every ``GENERATOR`` of :mod:`optimizer.runtimes`, by name, the lowest rank first."""
+    found: dict[str, GeneratorRuntime] = members("optimizer.runtimes", "GENERATOR")
+    return dict(sorted(found.items(), key=lambda item: item[1].rank))
+
+
+def open_generator(folder: Path, options: GeneratorOptions = GeneratorOptions()) -> Generator:
+    """Open a generator's folder.
+
+    Raises:
+        BadInput: the folder is no generator, or the runtime does not take the provider.
+        UnknownName: there is no such runtime.
+        MissingPiece: the runtime, or its provider, is not installed.
+    """
+    runtimes = discover()
+    if options.runtime != "auto" and options.runtime not in runtimes:
+        raise UnknownName("runtime of generators", options.runtime, (*runtimes, "auto"))
+    named = list(runtimes.values()) if options.runtime == "auto" else [runtimes[options.runtime]]
+    able = [runtime for runtime in named if options.provider in runtime.providers]
+    if not able:
+        known = ", ".join(dict.fromkeys(name for runtime in named for name in runtime.providers))
+        raise BadInput(f"no text is generated with the provider {options.provider} here", f"there is: {known}")
+    need_modules(able[0].modules, f"generating text with {able[0].name}")
+    return able[0].open(folder, options)
