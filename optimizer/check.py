@@ -50,6 +50,7 @@ class Check:
         modules: imports without which it cannot run.
         lines: ``lines(report, options)``: what the command line prints beside the report as it is, for whoever reads
             its log by machine.
+        speaks: its report is a text, which the command line prints while it is written (:mod:`optimizer.cli.speak`).
         command: the words typed after ``ml-opt`` (``("bench", "show")``) where they are not its name.
     """
 
@@ -63,6 +64,7 @@ class Check:
     url: bool = False
     modules: tuple[str, ...] = ()
     lines: Callable[[Any, Any], Iterable[str]] | None = None
+    speaks: bool = False
     command: tuple[str, ...] = ()
     details: str = ""
 

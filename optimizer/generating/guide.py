@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Guide", "Guides", "check_schema"]
+__all__ = ["Guide", "Guides", "check_schema", "spaced"]
 
 
 #: Blanks as `json.dumps` writes them: where any number is allowed, a model that is unsure writes nothing else.
@@ -64,7 +64,7 @@ class Guides:
 
         if sampling.json_schema:
             check_schema(sampling.json_schema, "the JSON schema")
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=_SPACING)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(spaced(sampling.json_schema))
         else:
             grammar = llguidance.LLMatcher.grammar_from_regex(sampling.regex)
         if self._tokens is None:
@@ -93,3 +93,8 @@ def check_schema(text: str, name: str) -> None:
         raise BadInput(f"{name} is not JSON: {error}") from error
     if not isinstance(schema, dict):
         raise BadInput(f"{name} is not a JSON schema: it is a {type(schema).__name__}, and an object is wanted")
+
+
+def spaced(schema: str) -> str:
+    """A schema that says which blanks its text has, in the words of llguidance."""
+    return json.dumps({"x-guidance": _SPACING, **json.loads(schema)})

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, GateFailed, MissingPiece, MlOptError
 from optimizer.generating.asked import check_asked
 from optimizer.generating.config import read_config
-from optimizer.generating.guide import check_schema
+from optimizer.generating.guide import check_schema, spaced
 from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.runtimes._ort_decoder import Decoder, open_session
@@ -61,33 +62,28 @@ class GenaiGenerator:
             raise BadInput(f"no such file: {config.file}", "the folder's genai_config.json names it as its decoder")
         started = time.perf_counter()
         self._threads = options.threads or cpu_threads()
-        og.set_log_options(enabled=False)
-        try:
-            asked = og.Config(str(folder))
-            asked.clear_providers()
-            if options.provider != "cpu":
-                asked.append_provider(options.provider)
-            # Its own default costs half the speed. The artifact's file stays as it is.
-            session = {"intra_op_num_threads": self._threads}
-            asked.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-            self._model = og.Model(asked)
-            self._engine = og.Engine(self._model)
-        except Exception as error:
-            raise _translated(error, folder, options.provider) from error
-        self._config = config
-        self._events = self._engine.create_event_buffer(_EVENTS)
-        slots = int(self._engine.get_capabilities().configured_max_batch_size) or _STATIC
-        paged = bool(self._engine.get_capabilities().max_scheduled_tokens)
-        if not paged:
-            slots = min(slots, _STATIC)
-        if options.slots > slots:
+        self._folder, self._provider, self._config = folder, options.provider, config
+        self.context, self.vocabulary, self.end_tokens = config.context, config.vocabulary, config.end_tokens
+        self.facts: dict[str, JSON] = {}
+        self._waiting: deque[_Text] = deque()
+        self._texts: list[_Text] = []
+        self._awake = threading.Condition()
+        self._scoring = threading.Lock()
+        self._scorer: Decoder | None = None
+        self._closing = False
+        # An engine takes orders from the thread that made it alone, so that thread opens it.
+        opened: Future[tuple[int, bool]] = Future()
+        self._thread = threading.Thread(target=self._work, args=(opened,), name="ml-opt-genai", daemon=True)
+        self._thread.start()
+        most, paged = opened.result()
+        self._slots = options.slots or most
+        if self._slots > most:
+            self.close()
             raise BadInput(
-                f"onnxruntime-genai writes at most {slots} texts of this model at once, not {options.slots}",
+                f"onnxruntime-genai writes at most {most} texts of this model at once, not {options.slots}",
                 "leave the runtime out: ONNX Runtime's own loop takes any number",
             )
-        self._slots = options.slots or slots
-        self.context, self.vocabulary, self.end_tokens = config.context, config.vocabulary, config.end_tokens
-        self.facts: dict[str, JSON] = {
+        self.facts = {
             "runtime": GENERATOR.name,
             "provider": options.provider,
             "threads": self._threads,
@@ -96,14 +92,29 @@ class GenaiGenerator:
             "load_seconds": time.perf_counter() - started,
             "onnxruntime_genai": og.__version__,
         }
-        self._waiting: deque[_Text] = deque()
-        self._texts: list[_Text] = []
-        self._awake = threading.Condition()
-        self._scoring = threading.Lock()
-        self._scorer: Decoder | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="ml-opt-genai", daemon=True)
-        self._thread.start()
+
+    def _open(self) -> tuple[int, bool]:
+        """Open the engine; how many texts it writes at once, and whether it batches continuously."""
+        import onnxruntime_genai as og
+
+        og.set_log_options(enabled=False)
+        try:
+            asked = og.Config(str(self._folder))
+            asked.clear_providers()
+            if self._provider != "cpu":
+                asked.append_provider(self._provider)
+            # Its own default costs half the speed. The artifact's file stays as it is.
+            session = {"intra_op_num_threads": self._threads}
+            asked.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+            self._model = og.Model(asked)
+            self._engine = og.Engine(self._model)
+        except Exception as error:
+            raise _translated(error, self._folder, self._provider) from error
+        self._events = self._engine.create_event_buffer(_EVENTS)
+        got = self._engine.get_capabilities()
+        paged = bool(got.max_scheduled_tokens)
+        most = int(got.configured_max_batch_size) or _STATIC
+        return (most if paged else min(most, _STATIC)), paged
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> Stream:
         """Begin a text; raises :class:`BadInput`."""
@@ -112,6 +123,10 @@ class GenaiGenerator:
         check_asked(prompt, sampling, self.context, self.vocabulary)
         if sampling.logprobs:
             raise BadInput("onnxruntime-genai does not tell how likely its tokens were", "leave the runtime out")
+        if sampling.seed is not None and sampling.temperature > 0 and self.facts["batching"] == "static":
+            raise BadInput(
+                "onnxruntime-genai takes no seed for one text on a processor", "leave the runtime out, or the seed"
+            )
         if sampling.json_schema:
             check_schema(sampling.json_schema, "the JSON schema")
         left = min(sampling.max_tokens, self.context - len(prompt))
@@ -137,13 +152,18 @@ class GenaiGenerator:
             self._closing = True
             self._awake.notify()
         self._thread.join()
-        self._engine = self._model = self._events = self._scorer = None
+        self._scorer = None
 
     def _wake(self) -> None:
         with self._awake:
             self._awake.notify()
 
-    def _work(self) -> None:
+    def _work(self, opened: Future[tuple[int, bool]]) -> None:
+        try:
+            opened.set_result(self._open())
+        except BaseException as error:
+            opened.set_exception(error)
+            return
         while True:
             with self._awake:
                 while not (self._waiting or self._texts or self._closing):
@@ -157,12 +177,14 @@ class GenaiGenerator:
                     self._run()
             except Exception as error:
                 for text in self._texts:
-                    text.stream.fail(_translated(error, self._config.folder, str(self.facts["provider"])))
+                    text.stream.fail(_translated(error, self._folder, self._provider))
                     self._close_request(text)
                 self._texts = []
         for text in (*self._texts, *self._waiting):
             text.stream.end(Finish.CANCELLED)
             self._close_request(text)
+        self._texts = []
+        del self._events, self._engine, self._model
 
     def _cancel(self) -> None:
         for text in self._texts:
@@ -243,7 +265,7 @@ def _turn(request: Any, sampling: Sampling, left: int) -> Any:
         if sampling.seed is not None:
             turn.set_seed(sampling.seed)
     if sampling.json_schema:
-        turn.set_guidance("json_schema", sampling.json_schema)
+        turn.set_guidance("json_schema", spaced(sampling.json_schema))
     elif sampling.regex:
         turn.set_guidance("regex", sampling.regex)
     return turn

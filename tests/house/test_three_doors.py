@@ -114,7 +114,9 @@ def words_of(options: type[Options], values: dict[str, Any]) -> list[str]:
             continue
         value = values[field.name]
         flag = "--" + field.name.replace("_", "-")
-        if isinstance(value, bool):
+        if field.opt.positional:
+            words.append(value)
+        elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             for one in value if isinstance(value, tuple) else (value,):
