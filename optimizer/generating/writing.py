@@ -87,11 +87,13 @@ class Writing:
         tokens: list[int] = []
         logprobs: list[float] = []
         first: float | None = None
+        last: float | None = None
         finish = Finish.CANCELLED
         try:
             for piece in self._generation:
                 if piece.tokens and first is None:
-                    first = time.perf_counter() - self._begun
+                    first = piece.at - self._begun
+                last = piece.at
                 tokens += piece.tokens
                 logprobs += piece.logprobs
                 text = self._stops.add(self._text.add(piece.tokens)) if piece.tokens else ""
@@ -108,5 +110,5 @@ class Writing:
                     break
         finally:
             self._generation.cancel()  # whoever reads no further needs no more of it
-            seconds = time.perf_counter() - self._begun
+            seconds = (last or time.perf_counter()) - self._begun
             self.answer = Answer("".join(said), tuple(tokens), finish, self._prompt, first, seconds, tuple(logprobs))
