@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.check import Check
 from optimizer.errors import BadInput
@@ -13,11 +13,11 @@ from optimizer.types import JSON, Kind
 
 if TYPE_CHECKING:
     from optimizer.generating.talk import Talk
-    from optimizer.generating.writing import Answer
+    from optimizer.generating.writing import Answer, Writing
     from optimizer.stage import Progress
     from optimizer.store import Store
 
-__all__ = ["CHECK", "Generate", "GenerateReport", "open_talk"]
+__all__ = ["CHECK", "Generate", "GenerateReport", "begin", "open_talk", "report"]
 
 
 class Generate(Options):
@@ -138,7 +138,7 @@ def _run(refs: tuple[str, ...], options: Generate, store: Store, progress: Progr
         talk.close()
 
 
-def begin(talk: Talk, options: Generate, prompt: str) -> Any:
+def begin(talk: Talk, options: Generate, prompt: str) -> Writing:
     """Begin one text, as a turn of a conversation where that is asked.
 
     Raises:
@@ -154,8 +154,9 @@ def begin(talk: Talk, options: Generate, prompt: str) -> Any:
     return talk.ask(prompt)
 
 
-def report(ref: str, options: Generate, prompt: str, writing: Any, talk: Talk) -> GenerateReport:
+def report(ref: str, options: Generate, prompt: str, writing: Writing, talk: Talk) -> GenerateReport:
     """What a text that is over came to."""
+    assert writing.answer is not None
     asked = options.to_json()
     del asked["prompt"]
     return GenerateReport(ref, prompt, writing.answer, asked, talk.generator.facts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimizer.check import Check
 from optimizer.cli.generate import Common
@@ -14,6 +15,8 @@ from optimizer.errors import MlOptError
 
 if TYPE_CHECKING:
     from optimizer.checks.generate import Generate
+    from optimizer.generating.talk import Talk
+    from optimizer.generating.writing import Writing
 
 __all__ = ["hold"]
 
@@ -34,38 +37,74 @@ def hold(check: Check, ref: str, options: Generate, outside: Common) -> int:
     if not talk.has_template:
         output.talk("This model has no chat template: it goes on from all that was written.")
     try:
-        while True:
-            try:
-                line = input("> ")
-            except EOFError:
-                sys.stdout.write("\n")
-                return 0
-            except KeyboardInterrupt:
-                sys.stdout.write("\n")
-                continue
-            if line.strip() == "/new":
-                talk.forget()
-            elif line.strip():
-                _turn(talk, line, outside)
+        with _Interrupts() as interrupts:
+            return _turns(talk, interrupts, outside)
     finally:
         talk.close()
 
 
-def _turn(talk: Any, line: str, outside: Common) -> None:
+class _Interrupts:
+    """Ctrl-C as a conversation means it: while a line is typed it drops the line, and else it ends the answer.
+
+    An answer is cancelled and not broken off by an exception, which could come between any two steps.
+    """
+
+    def __init__(self) -> None:
+        self.typing = False
+        self.writing: Writing | None = None
+        self.asked = False
+
+    def __enter__(self) -> _Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.typing:
+            raise KeyboardInterrupt
+        self.asked = True
+        if self.writing is not None:
+            self.writing.cancel()
+
+
+def _turns(talk: Talk, interrupts: _Interrupts, outside: Common) -> int:
+    while True:
+        try:
+            interrupts.typing = True
+            line = input("> ")
+            interrupts.typing = False
+        except EOFError:
+            interrupts.typing = False
+            sys.stdout.write("\n")
+            return 0
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            continue
+        interrupts.asked = False
+        if line.strip() == "/new":
+            talk.forget()
+        elif line.strip():
+            _turn(talk, line, interrupts, outside)
+
+
+def _turn(talk: Talk, line: str, interrupts: _Interrupts, outside: Common) -> None:
     """One question and its answer; one that cannot be asked is said, and the conversation goes on."""
     try:
-        writing = talk.ask(line)
-    except MlOptError as error:
-        outside.output.error(error)
-        return
-    try:
+        writing = interrupts.writing = talk.ask(line)
+        if interrupts.asked:  # before there was anything to cancel
+            writing.cancel()
         for text in writing:
             sys.stdout.write(text)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        writing.cancel()
+    except MlOptError as error:
+        outside.output.error(error)
+        return
+    finally:
+        interrupts.writing = None
     sys.stdout.write("\n")
     sys.stdout.flush()
-    if writing.answer is not None:
-        talk.answered(line, writing.answer.text)
-        summary(outside.output, writing.answer)
+    assert writing.answer is not None
+    talk.answered(line, writing.answer.text)
+    summary(outside.output, writing.answer)

@@ -50,9 +50,7 @@ def test_the_function_takes_one_reference_and_one_prompt(llama_generator: Path) 
 
 @pytest.mark.usefixtures("at_a_terminal")
 @pytest.mark.parametrize("how", [[], ["--no-stream"], ["--runtime", "genai"], ["--quiet"]])
-def test_the_text_alone_is_on_stdout(
-    llama_generator: Path, capfd: pytest.CaptureFixture[str], how: list[str]
-) -> None:
+def test_the_text_alone_is_on_stdout(llama_generator: Path, capfd: pytest.CaptureFixture[str], how: list[str]) -> None:
     assert run(["generate", str(llama_generator), PROMPT, "--max-tokens", "25", *how]) == 0
     assert capfd.readouterr().out == wanted(25) + "\n"
 
@@ -85,9 +83,7 @@ def test_json_is_one_object(llama_generator: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("at_a_terminal")
-def test_a_stop_string_that_tokens_cut_ends_the_text(
-    llama_generator: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stop_string_that_tokens_cut_ends_the_text(llama_generator: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every piece of the text, cut anywhere: the text ends before it, and the model does not go on."""
     text = wanted(60)
     for begin in range(10, 40, 7):

@@ -115,7 +115,11 @@ def test_ctrl_c_ends_the_answer_only(chatting: Path, terminal: Callable[..., Ter
         shell.until(r"class A:\r\n")
         shell.type("\x03")
         shell.until(r"> ")
-    shell.type("half a line\x03")  # at the prompt it drops the line
+    # At the prompt it drops the line. Python sees it once its readline waits for a key, a moment after the prompt.
+    shell.type("half a line")
+    shell.until("half a line")
+    time.sleep(0.3)
+    shell.type("\x03")
     shell.until(r"> ")
     shell.type("\x04")
     assert shell.process.wait(WAIT) == 0
