@@ -174,6 +174,25 @@ def export_onnx(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def generate(
+    *refs: str,
+    prompt: str | None = ...,
+    max_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    top_k: int = ...,
+    seed: int | None = ...,
+    stop: tuple[str, ...] | list[str] = ...,
+    json_schema: Path | str | None = ...,
+    regex: str | None = ...,
+    chat: bool = ...,
+    stream: bool = ...,
+    runtime: str = ...,
+    provider: str = ...,
+    threads: int = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def inspect(
     *refs: str,
     layers: bool = ...,
