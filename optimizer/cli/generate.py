@@ -108,7 +108,7 @@ def stage_command(stage: Stage) -> Callable[..., int]:
             result = run_stage(
                 stage,
                 source,
-                given(stage.options, values),
+                typed_values(stage.options, values),
                 store=outside.store,
                 name=name,
                 variant=variant,
@@ -146,7 +146,7 @@ def check_command(check: Check) -> Callable[..., int]:
 
         outside = Common(values)
         refs = values.pop("refs")
-        options = check.options.from_mapping(given(check.options, values), check.name)
+        options = check.options.from_mapping(typed_values(check.options, values), check.name)
         with outside.output.work() as progress:
             report = check.apply(tuple(refs) if check.many else (refs,), options, outside.store, progress)
         if outside.output.json:
@@ -181,7 +181,7 @@ def _taken(check: Check) -> str:
     return f"Model folder, .onnx file, hub id (org/name), or {help[0].lower()}{help[1:]}" if check.model else help
 
 
-def given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
+def typed_values(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
     """What was really typed: typer fills what was not with None, or an empty list."""
     given = {}
     for field in options.fields():

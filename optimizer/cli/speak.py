@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from optimizer.check import Check
-from optimizer.cli.generate import Common, check_parameters, given, with_parameters
+from optimizer.cli.generate import Common, check_parameters, typed_values, with_parameters
 from optimizer.errors import BadInput
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def spoken_command(check: Check) -> Callable[..., int]:
         outside = Common(values)
         ref = values.pop("refs")
         typed = values["prompt"]
-        options: Generate = check.options.from_mapping(given(check.options, values), check.name)  # type: ignore[assignment]
+        options: Generate = check.options.from_mapping(typed_values(check.options, values), check.name)  # type: ignore[assignment]
         if typed == "-" or (typed is None and not sys.stdin.isatty()):
             options = _with_prompt(options, _piped())
         if options.prompt is None and outside.output.json:
