@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.check import Check
+from optimizer.check import Check, Voice
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 from optimizer.types import JSON, Kind
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimizer.stage import Progress
     from optimizer.store import Store
 
-__all__ = ["CHECK", "Generate", "GenerateReport", "begin", "open_talk", "report"]
+__all__ = ["CHECK", "Generate", "GenerateReport", "open_talk"]
 
 
 class Generate(Options):
@@ -129,16 +129,22 @@ def _run(refs: tuple[str, ...], options: Generate, store: Store, progress: Progr
         raise BadInput("there is no prompt", 'write it behind the reference: ml-opt generate REF "Once upon a time"')
     talk = open_talk(refs, options, store, progress)
     try:
-        writing = begin(talk, options, options.prompt)
-        progress("writing")
-        for _ in writing:
-            pass
-        return report(refs[0], options, options.prompt, writing, talk)
+        writing = _begun(talk, options, options.prompt)
+        say = progress.say if options.stream and isinstance(progress, Voice) else _keep_quiet
+        try:
+            for text in writing:
+                say(text)
+        finally:
+            say("\n")
+        return _report(refs[0], options, options.prompt, writing, talk)
     finally:
         talk.close()
 
 
-def begin(talk: Talk, options: Generate, prompt: str) -> Writing:
+def _keep_quiet(text: str) -> None: ...
+
+
+def _begun(talk: Talk, options: Generate, prompt: str) -> Writing:
     """Begin one text, as a turn of a conversation where that is asked.
 
     Raises:
@@ -154,7 +160,7 @@ def begin(talk: Talk, options: Generate, prompt: str) -> Writing:
     return talk.ask(prompt)
 
 
-def report(ref: str, options: Generate, prompt: str, writing: Writing, talk: Talk) -> GenerateReport:
+def _report(ref: str, options: Generate, prompt: str, writing: Writing, talk: Talk) -> GenerateReport:
     """What a text that is over came to."""
     assert writing.answer is not None
     asked = options.to_json()

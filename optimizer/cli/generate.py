@@ -23,9 +23,9 @@ __all__ = [
     "check_parameters",
     "common",
     "complete_ref",
-    "given",
     "plain",
     "stage_command",
+    "typed_values",
     "with_parameters",
 ]
 
@@ -201,7 +201,7 @@ def _option(field: OptionField, options: type[Options]) -> inspect.Parameter:
     if kind not in (bool, int, float, Path) or field.opt.time:
         kind = str
     if field.opt.positional:
-        behind = typer.Argument(metavar=f"[{field.name.upper()}]", help=plain(field.opt.help), show_default=False)
+        behind = typer.Argument(metavar=field.name.upper(), help=plain(field.opt.help), show_default=False)
         return _parameter(field.name, Annotated[str | None, behind], None)
     names = [field.flag] + ([field.opt.short] if field.opt.short else [])
     metavar = field.opt.metavar or ("TIME" if field.opt.time else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from optimizer.checks.generate import Generate
     from optimizer.cli.output import Output
 
-__all__ = ["spoken_command"]
+__all__ = ["spoken_command", "summary"]
 
 
 def spoken_command(check: Check) -> Callable[..., int]:
@@ -26,30 +27,26 @@ def spoken_command(check: Check) -> Callable[..., int]:
         typed = values["prompt"]
         options: Generate = check.options.from_mapping(typed_values(check.options, values), check.name)  # type: ignore[assignment]
         if typed == "-" or (typed is None and not sys.stdin.isatty()):
-            options = _with_prompt(options, _piped())
+            options = dataclasses.replace(options, prompt=_piped())
         if options.prompt is None and outside.output.json:
             raise BadInput("--json wants a prompt", "write it behind the reference, or pipe it in")
         if options.prompt is None:
             from optimizer.cli.chat import hold
 
             return hold(check, ref, options, outside)
-        if outside.output.json or not options.stream:
-            with outside.output.work() as progress:
-                report: Any = check.apply((ref,), options, outside.store, progress)
-            if outside.output.json:
-                outside.output.result(report.to_json())
-            else:
-                _write(report.text + "\n")
-            return int(report.exit_code)
-        return _streamed(check, ref, options, outside)
+        if outside.output.json:
+            options = dataclasses.replace(options, stream=False)
+        with outside.output.work() as progress:
+            report: Any = check.apply((ref,), options, outside.store, progress)
+        if outside.output.json:
+            outside.output.result(report.to_json())
+        elif options.stream:
+            summary(outside.output, report.answer)
+        else:
+            sys.stdout.write(report.text + "\n")
+        return int(report.exit_code)
 
     return with_parameters(command, check_parameters(check))
-
-
-def _with_prompt(options: Generate, prompt: str) -> Generate:
-    import dataclasses
-
-    return dataclasses.replace(options, prompt=prompt)
 
 
 def _piped() -> str:
@@ -58,38 +55,6 @@ def _piped() -> str:
     except UnicodeDecodeError as error:
         raise BadInput(f"what was piped in is not UTF-8: {error}") from error
     return text.removesuffix("\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _streamed(check: Check, ref: str, options: Generate, outside: Common) -> int:
-    """Print a text while it is written; Ctrl-C ends it, and what is there stays."""
-    from optimizer.checks.generate import begin, open_talk
-    from optimizer.environment import need_modules
-
-    need_modules(check.modules, check.name)
-    assert options.prompt is not None
-    with outside.output.work() as progress:
-        talk = open_talk((ref,), options, outside.store, progress)
-        try:
-            writing = begin(talk, options, options.prompt)
-        except BaseException:
-            talk.close()
-            raise
-    try:
-        for text in writing:
-            _write(text)
-        _write("\n")
-    except KeyboardInterrupt:
-        _write("\n")
-        raise
-    finally:
-        talk.close()
-    summary(outside.output, writing.answer)
-    return 0
 
 
 def summary(output: Output, answer: Any) -> None:

@@ -304,3 +304,37 @@ def test_a_piece_knows_when_it_was_made(own: Generator) -> None:
     before = time.perf_counter()
     pieces: list[Piece] = list(own.submit([5], Sampling(max_tokens=4)))
     assert before < pieces[0].at < pieces[-1].at < time.perf_counter()
+
+
+@pytest.mark.parametrize(("extra", "why"), [((), "in place"), (("token_type_ids",), "has the input token_type_ids")])
+def test_a_graph_that_no_decoder_here_runs_is_refused(tmp_path: Path, extra: tuple[str, ...], why: str) -> None:
+    """One whose cache grows by Concat, as attention that is not GroupQueryAttention has it."""
+    from onnx import TensorProto, checker, helper, save
+
+    def value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    names = ("past_key_values.0.key", "past_key_values.0.value")
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "ends"], ["new"]),
+        helper.make_node("Unsqueeze", ["floats", "last"], ["logits"]),
+        *(helper.make_node("Concat", [n, "new"], [n.replace("past_key_values", "present")], axis=2) for n in names),
+    ]
+    inputs = [value("input_ids", ["b", "s"], TensorProto.INT64), value("attention_mask", ["b", "t"], TensorProto.INT64)]
+    inputs += [value(name, ["b", 1, "p", 1]) for name in names]
+    inputs += [value(name, ["b", "s"], TensorProto.INT64) for name in extra]
+    outputs = [value("logits", ["b", "s", 1]), *(value(n.replace("past_key_values", "present"), None) for n in names)]
+    weights = [
+        helper.make_tensor("ends", TensorProto.INT64, [2], [1, 3]),
+        helper.make_tensor("last", TensorProto.INT64, [1], [2]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    checker.check_model(model)
+    save(model, tmp_path / "model.onnx")
+    decoder = {"filename": "model.onnx", "num_hidden_layers": 1, "num_key_value_heads": 1, "head_size": 1}
+    described = {"type": "x", "context_length": 9, "vocab_size": 1, "decoder": {**decoder, "inputs": {}, "outputs": {}}}
+    (tmp_path / "genai_config.json").write_text(json.dumps({"model": described}))
+    with pytest.raises(BadInput, match=why):
+        open_generator(tmp_path)
