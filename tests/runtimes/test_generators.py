@@ -324,7 +324,10 @@ def test_a_graph_that_no_decoder_here_runs_is_refused(tmp_path: Path, extra: tup
     inputs = [value("input_ids", ["b", "s"], TensorProto.INT64), value("attention_mask", ["b", "t"], TensorProto.INT64)]
     inputs += [value(name, ["b", 1, "p", 1]) for name in names]
     inputs += [value(name, ["b", "s"], TensorProto.INT64) for name in extra]
-    outputs = [value("logits", ["b", "s", 1]), *(value(n.replace("past_key_values", "present"), None) for n in names)]
+    outputs = [
+        value("logits", ["b", "s", 1]),
+        *(value(n.replace("past_key_values", "present"), ["b", 1, "q", 1]) for n in names),
+    ]
     weights = [
         helper.make_tensor("ends", TensorProto.INT64, [2], [1, 3]),
         helper.make_tensor("last", TensorProto.INT64, [1], [2]),
