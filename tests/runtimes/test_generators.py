@@ -219,16 +219,30 @@ def test_logprobs_are_the_scores_of_the_tokens(own: Generator) -> None:
     assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_a_cancelled_text_frees_its_row_within_a_step(own: Generator) -> None:
-    """All rows are taken by long texts; one that waits begins when one of them is cancelled, and they go on."""
+def test_a_cancelled_text_frees_its_row_within_a_step(llama_generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows are taken by long texts, and one waits: it begins after the step in which one of them is cancelled."""
+    from optimizer.runtimes._ort_decoder import Decoder
+
+    steps = threading.Semaphore(0)
+    step = Decoder.step
+
+    def on_leave(decoder: Decoder, *given: Any) -> Any:
+        steps.acquire()
+        return step(decoder, *given)
+
+    monkeypatch.setattr(Decoder, "step", on_leave)
+    opened = open_generator(llama_generator, GeneratorOptions(threads=1, slots=3))
     prompt = prompts(1)[0]
-    streams = [own.submit(prompt, Sampling(max_tokens=100)) for _ in range(3)]
-    waiting = own.submit(prompt, Sampling(max_tokens=2))
-    streams[1].cancel()
-    ended = list(waiting)[-1].at
-    others = [list(streams[0]), list(streams[2])]
-    assert all(pieces[-1].finish is Finish.LENGTH for pieces in others)
-    assert all(pieces[-1].at > ended for pieces in others)
+    begun = [opened.submit(prompt, Sampling(max_tokens=100)) for _ in range(3)]
+    for generation in begun[:1]:
+        next(iter(generation))
+    waiting = opened.submit(prompt, Sampling(max_tokens=2))
+    begun[1].cancel()
+    steps.release(2)  # the one under way, and the one that the waiting text is in
+    assert tokens(waiting) == greedy(prompt, 2)
+    steps.release(200)
+    assert [list(generation)[-1].finish for generation in begun] == [Finish.LENGTH, Finish.CANCELLED, Finish.LENGTH]
+    opened.close()
 
 
 def test_rows_outgrow_their_buffers(llama_generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
