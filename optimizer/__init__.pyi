@@ -158,6 +158,25 @@ def cast(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def export_genai(
+    source: str,
+    *,
+    precision: Precision | str = ...,
+    block_size: int = ...,
+    algorithm: str = ...,
+    float_head: bool = ...,
+    share_embeddings: bool = ...,
+    accuracy_level: int | None = ...,
+    provider: str = ...,
+    max_length: int | None = ...,
+    revision: str | None = ...,
+    trust_remote_code: bool = ...,
+    allow_pickle: bool = ...,
+    name: str | None = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
 def export_onnx(
     source: str,
     *,

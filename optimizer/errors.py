@@ -116,7 +116,6 @@ _EXTRA_OF = {
     "onnx_ir": "cpu",
     "onnxscript": "build",
     "onnxruntime": "cpu",
-    "onnxruntime_genai": "genai",
     "onnxruntime_ep_openvino": "openvino",
     "openvino": "openvino-native",
     "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
