@@ -124,8 +124,8 @@ def _of_generator(facts: Mapping[str, JSON]) -> list[str]:
         lines.append(f"products: {kinds}, blocks of {words}; {blocks['tables']} tables in blocks{left}")
     if parity := facts.get("parity"):
         lines.append(
-            f"beside PyTorch: logits differ by {parity['max_abs']:g} at most, the same token in {parity['top1']:.1%} of "
-            f"places, divergence {parity['kl']:g} nats"
+            f"beside PyTorch: logits differ by {parity['max_abs']:g} at most, the same token in "
+            f"{parity['top1']:.1%} of places, divergence {parity['kl']:g} nats"
         )
     return lines
 

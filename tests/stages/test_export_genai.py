@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ pytest.importorskip("onnxruntime_genai")
 
 FAMILIES = ("llama", "gpt2")
 TEXT = [1, 5, 9, 44, 77, 100, 200, 3, 17, 18, 60, 61]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small are the models that a second thread is only waited for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -139,34 +151,31 @@ def test_its_manifest_says_what_it_is(family: str, shared: Store) -> None:
         assert (artifact.path / name).read_bytes() == (source / name).read_bytes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    ("options", "by_bits", "left"),
+    ("family", "options", "by_bits"),
     [
-        ({"precision": "int4"}, {"4": 1.0}, 0),
-        ({"precision": "int8"}, {"8": 1.0}, 0),
-        ({"precision": "int4", "algorithm": "rtn_last", "block_size": 64}, {"4": None, "8": 1}, 0),
-        ({"precision": "int4", "algorithm": "k_quant_mixed"}, {"4": None, "8": None}, 0),
-        ({"precision": "int4", "float_head": True}, {"4": 1.0}, 1),
+        ("llama", {"precision": "int4"}, {"4": 11}),
+        ("llama", {"precision": "int8"}, {"8": 11}),
+        ("llama", {"precision": "int4", "algorithm": "rtn_last", "block_size": 64}, {"4": 10, "8": 1}),
+        ("llama", {"precision": "int4", "algorithm": "k_quant_mixed"}, {"4": 8, "8": 3}),
+        ("llama", {"precision": "int4", "float_head": True}, {"4": 10}),
+        ("gpt2", {"precision": "int4"}, {"4": 9}),
+        ("gpt2", {"precision": "int8"}, {"8": 9}),
+        ("gpt2", {"precision": "int4", "algorithm": "k_quant_mixed"}, {"4": 4, "8": 5}),
     ],
-    ids=["int4", "int8", "rtn_last", "k_quant_mixed", "float_head"],
 )
 def test_weights_are_stored_as_asked(
-    family: str, options: dict[str, Any], by_bits: dict[str, Any], left: int, shared: Store
+    family: str, options: dict[str, Any], by_bits: dict[str, int], shared: Store
 ) -> None:
     artifact = exported(family, shared, **options)
     facts = artifact.manifest.facts
-    blocks = facts["blocks"]
-    products = 11 if family == "llama" else 9
     assert artifact.precision == options["precision"]
-    assert blocks["products"] == sum(blocks["by_bits"].values()) == products - left
-    assert set(blocks["by_bits"]) == set(by_bits)
-    assert blocks["by_bits"].get("8", 1) == by_bits.get("8", 1) or options["algorithm"] == "k_quant_mixed" or not left
-    assert blocks["block_size"] == [options.get("block_size", 32)]
-    assert facts["float_products"] == ["/lm_head/MatMul"] * left
+    assert facts["blocks"]["by_bits"] == by_bits
+    assert facts["blocks"]["products"] == sum(by_bits.values())
+    assert facts["blocks"]["block_size"] == [options.get("block_size", 32)]
+    assert facts["float_products"] == ["/lm_head/MatMul"] * options.get("float_head", False)
     assert facts["attention"] == 2
-    fp32 = exported(family, shared)
-    assert artifact.manifest.bytes < 0.75 * fp32.manifest.bytes
+    assert artifact.manifest.bytes < 0.75 * exported(family, shared).manifest.bytes
     assert facts["parity"]["kl"] < (0.001 if options["precision"] == "int8" else 0.03)
 
 
@@ -202,8 +211,10 @@ def test_the_same_again_is_found_and_other_options_are_not(shared: Store) -> Non
     assert shorter.artifact.model_info["max_length"] == shorter.artifact.manifest.facts["decoder"]["context"] == 64
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision", "dtype"),
+    [("llama", "fp16", "float16"), ("llama", "bf16", "bfloat16"), ("gpt2", "bf16", "bfloat16")],
+)
 def test_half_precision_is_for_a_gpu(family: str, precision: str, dtype: str, shared: Store) -> None:
     artifact = exported(family, shared, precision=precision, provider="cuda")
     assert artifact.precision == precision
@@ -338,7 +349,7 @@ def test_int4_that_is_none_is_refused(shared: Store) -> None:
     four = exported("llama", shared, precision="int4").manifest.facts
     asked = ExportGenai(precision=Precision.INT4)
     STAGE.verify(asked, four, source)
-    with pytest.raises(GateFailed, match="11 nodes are rounded|12 nodes are rounded"):
+    with pytest.raises(GateFailed, match="12 nodes are rounded"):
         STAGE.verify(ExportGenai(), four, source)
     with pytest.raises(GateFailed, match="blocks of 64 were asked for"):
         STAGE.verify(ExportGenai(precision=Precision.INT4, block_size=64), four, source)
@@ -371,5 +382,5 @@ def test_a_damaged_golden_file_says_so(tmp_path: Path) -> None:
     assert load_continuations(tmp_path) == ()
     for text in ("{", "{}", '{"schema": 99, "continuations": []}'):
         (tmp_path / "golden_generation.json").write_text(text)
-        with pytest.raises(Damaged, match="golden_generation.json cannot be read"):
+        with pytest.raises(Damaged, match=r"golden_generation\.json cannot be read"):
             load_continuations(tmp_path)
