@@ -34,6 +34,8 @@ _NAME = "ml_opt_cached"
 _OPSET = 20
 #: Rows, new tokens and tokens before them that are traced: none is 1, which would become a constant.
 _ROWS, _NEW, _PAST = 2, 3, 5
+#: Sorts of rotation, in the words of transformers, whose angles depend on the length of the text.
+_CHANGING = ("dynamic", "longrope")
 #: genai's type of a decoder that it knows nothing special about.
 _TYPE = "decoder"
 
@@ -99,6 +101,7 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     from torch.export import Dim
 
     shape = shape_of(loaded)
+    _refuse_changing_rotation(loaded)
     dtype = next(loaded.module.parameters()).dtype
     past = [
         tuple(torch.zeros(_ROWS, shape.kv_heads, _PAST, shape.head_size, dtype=dtype) for _ in range(2))
@@ -153,6 +156,15 @@ def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
         "export it with a tool that knows the architecture; "
         "ml-opt export-onnx --task feature-extraction exports its hidden states",
     )
+
+
+def _refuse_changing_rotation(loaded: LoadedModel) -> None:
+    """Refuse rotations that depend on how long the text is: a trace would keep those of the text it was made with."""
+    text = loaded.config.get_text_config(decoder=True)
+    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    sort = str(found.get("rope_type", found.get("type", ""))) if isinstance(found, dict) else ""
+    if sort in _CHANGING:
+        raise _not_ours(loaded, f"its rotation ({sort}) changes with the length of the text")
 
 
 def _plain_linears(module: Any) -> None:

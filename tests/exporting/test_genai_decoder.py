@@ -42,3 +42,10 @@ def test_states_are_no_keys_and_values(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="MambaForCausalLM cannot be exported with its cache: it has no cache of keys"):
         shape_of(load_model(folder, "text-generation"))
+
+
+def test_a_rotation_that_changes_with_length_is_not_traced(tmp_path: Path) -> None:
+    loaded = load_model(random_model("GPTNeoXForCausalLM", tmp_path), "text-generation")
+    loaded.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(BadInput, match=r"its rotation \(dynamic\) changes with the length of the text"):
+        trace(loaded)
