@@ -5,18 +5,22 @@ It is said in tokens. What turns text into tokens and tokens into text (``optimi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from optimizer.discovery import members
+from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Finish", "Generation", "Generator", "Piece", "Sampling"]
+__all__ = ["Finish", "Generation", "Generator", "GeneratorRuntime", "Piece", "Sampling", "discover", "open_generator"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Sampling:
         stop_tokens: tokens that end the text, beside the model's own.
         json_schema: the text is JSON that fits this schema; empty for none.
         regex: the text matches this expression; empty for none.
+        min_tokens: no end token is chosen before so many new tokens; with as many as ``max_tokens`` every text is of
+            the same length, as in a benchmark.
     """
 
     max_tokens: int = 128
@@ -42,6 +48,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     json_schema: str = ""
     regex: str = ""
+    min_tokens: int = 0
 
 
 class Finish(StrEnum):
@@ -105,3 +112,56 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """End every text, and give back memory and threads."""
+
+
+@dataclass(frozen=True)
+class GeneratorRuntime:
+    """One library that opens decoders; a module of ``optimizer/runtimes/`` has it as ``GENERATOR``.
+
+    Attributes:
+        name: ``torch``, ``genai``.
+        help: one sentence.
+        providers: names of the back ends that it has, with the precisions each one takes.
+        opens: whether a folder is of the sort that it opens.
+        open: ``open(folder, provider, precision, threads)`` → :class:`Generator`; 0 threads are one a physical core.
+    """
+
+    name: str
+    help: str
+    providers: Mapping[str, tuple[str, ...]]
+    opens: Callable[[Path], bool]
+    open: Callable[[Path, str, str, int], Generator]
+
+
+@functools.cache
+def discover() -> dict[str, GeneratorRuntime]:
+    """Every runtime of decoders in :mod:`optimizer.runtimes`, by name."""
+    return members("optimizer.runtimes", "GENERATOR")
+
+
+def open_generator(folder: Path, provider: str = "cpu", threads: int = 0) -> Generator:
+    """Open a decoder with the library that knows its folder and has the provider.
+
+    Args:
+        folder: an artifact of the kind ``generator``, or a Hugging Face model folder.
+        provider: back end, with a precision behind a colon where it has a choice: ``cpu``, ``torch``, ``torch:bf16``.
+        threads: 0 are one a physical core.
+
+    Raises:
+        BadInput: no library opens such a folder, or none of those that do has the provider.
+        UnknownName: the provider does not take this precision.
+    """
+    fitting = [each for each in discover().values() if each.opens(folder)]
+    if not fitting:
+        raise BadInput(
+            f"{folder} holds no decoder",
+            "name an artifact of the kind generator, or a Hugging Face folder of a causal language model",
+        )
+    name, _, precision = provider.partition(":")
+    for each in fitting:
+        if name in each.providers:
+            if precision and precision not in each.providers[name]:
+                raise UnknownName(f"precision of {name}", precision, each.providers[name] or ("none: leave it out",))
+            return each.open(folder, name, precision, threads)
+    known = sorted({known for each in fitting for known in each.providers})
+    raise BadInput(f"the provider {name} does not open {folder}", f"use one of: {', '.join(known)}")
