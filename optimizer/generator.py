@@ -6,13 +6,14 @@ It is said in tokens. What turns text into tokens and tokens into text (``optimi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from optimizer.discovery import members
+from optimizer.environment import need_modules
 from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON
 
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Finish", "Generation", "Generator", "GeneratorRuntime", "Piece", "Sampling", "discover", "open_generator"]
+__all__ = [
+    "Finish",
+    "Generation",
+    "Generator",
+    "GeneratorOptions",
+    "GeneratorRuntime",
+    "Piece",
+    "Sampling",
+    "discover",
+    "open_generator",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Sampling:
         stop_tokens: tokens that end the text, beside the model's own.
         json_schema: the text is JSON that fits this schema; empty for none.
         regex: the text matches this expression; empty for none.
+        logprobs: say how likely each token was to the model.
         min_tokens: no end token is chosen before so many new tokens; with as many as ``max_tokens`` every text is of
             the same length, as in a benchmark.
     """
@@ -48,6 +60,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     json_schema: str = ""
     regex: str = ""
+    logprobs: bool = False
     min_tokens: int = 0
 
 
@@ -66,7 +79,7 @@ class Piece:
     Attributes:
         tokens: new tokens; none in a piece that only says why the text ended. End tokens are left out.
         finish: why it ended, in the last piece.
-        logprobs: of the tokens, in nats, where the runtime has them.
+        logprobs: of the tokens, in nats, where they were asked for and the runtime has them; else none.
     """
 
     tokens: tuple[int, ...]
@@ -115,53 +128,65 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True)
-class GeneratorRuntime:
-    """One library that opens decoders; a module of ``optimizer/runtimes/`` has it as ``GENERATOR``.
+class GeneratorOptions:
+    """How to open a generator.
 
     Attributes:
-        name: ``torch``, ``genai``.
+        runtime: ``onnxruntime``, ``genai``, …; ``auto`` for the first that takes the provider.
+        provider: ``cpu``, ``cuda``, …
+        threads: intra-op threads; 0 means one a physical core that this process may use.
+        slots: most texts that are written at once; 0 for what the runtime takes by itself.
+    """
+
+    runtime: str = "auto"
+    provider: str = "cpu"
+    threads: int = 0
+    slots: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratorRuntime:
+    """One library that writes text.
+
+    Attributes:
+        name: ``onnxruntime``, ``genai``.
         help: one sentence.
-        providers: names of the back ends that it has, with the precisions each one takes.
-        opens: whether a folder is of the sort that it opens.
-        open: ``open(folder, provider, precision, threads)`` → :class:`Generator`; 0 threads are one a physical core.
+        providers: what it can compute with, the one it takes by itself first.
+        modules: imports without which it cannot run.
+        open: ``open(folder, options)`` → :class:`Generator`. ``folder`` has ``genai_config.json``.
+        rank: of those that take a provider, the one with the lowest opens it.
     """
 
     name: str
     help: str
-    providers: Mapping[str, tuple[str, ...]]
-    opens: Callable[[Path], bool]
-    open: Callable[[Path, str, str, int], Generator]
+    providers: tuple[str, ...]
+    modules: tuple[str, ...]
+    open: Callable[[Path, GeneratorOptions], Generator]
+    rank: int
 
 
 @functools.cache
 def discover() -> dict[str, GeneratorRuntime]:
-    """Every runtime of decoders in :mod:`optimizer.runtimes`, by name."""
-    return members("optimizer.runtimes", "GENERATOR")
+    """Every ``GENERATOR`` of :mod:`optimizer.runtimes`, by name, the lowest rank first."""
+    found: dict[str, GeneratorRuntime] = members("optimizer.runtimes", "GENERATOR")
+    return dict(sorted(found.items(), key=lambda item: item[1].rank))
 
 
-def open_generator(folder: Path, provider: str = "cpu", threads: int = 0) -> Generator:
-    """Open a decoder with the library that knows its folder and has the provider.
-
-    Args:
-        folder: an artifact of the kind ``generator``, or a Hugging Face model folder.
-        provider: back end, with a precision behind a colon where it has a choice: ``cpu``, ``torch``, ``torch:bf16``.
-        threads: 0 are one a physical core.
+def open_generator(folder: Path, options: GeneratorOptions = GeneratorOptions()) -> Generator:
+    """Open a generator's folder.
 
     Raises:
-        BadInput: no library opens such a folder, or none of those that do has the provider.
-        UnknownName: the provider does not take this precision.
+        BadInput: the folder is no generator, or the runtime does not take the provider.
+        UnknownName: there is no such runtime.
+        MissingPiece: the runtime, or its provider, is not installed.
     """
-    fitting = [each for each in discover().values() if each.opens(folder)]
-    if not fitting:
-        raise BadInput(
-            f"{folder} holds no decoder",
-            "name an artifact of the kind generator, or a Hugging Face folder of a causal language model",
-        )
-    name, _, precision = provider.partition(":")
-    for each in fitting:
-        if name in each.providers:
-            if precision and precision not in each.providers[name]:
-                raise UnknownName(f"precision of {name}", precision, each.providers[name] or ("none: leave it out",))
-            return each.open(folder, name, precision, threads)
-    known = sorted({known for each in fitting for known in each.providers})
-    raise BadInput(f"the provider {name} does not open {folder}", f"use one of: {', '.join(known)}")
+    runtimes = discover()
+    if options.runtime != "auto" and options.runtime not in runtimes:
+        raise UnknownName("runtime of generators", options.runtime, (*runtimes, "auto"))
+    named = list(runtimes.values()) if options.runtime == "auto" else [runtimes[options.runtime]]
+    able = [runtime for runtime in named if options.provider in runtime.providers]
+    if not able:
+        known = ", ".join(dict.fromkeys(name for runtime in named for name in runtime.providers))
+        raise BadInput(f"no text is generated with the provider {options.provider} here", f"there is: {known}")
+    need_modules(able[0].modules, f"generating text with {able[0].name}")
+    return able[0].open(folder, options)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.environment import cpu_threads, version_of
 from optimizer.errors import BadInput, missing_package
-from optimizer.generator import Finish, GeneratorRuntime, Piece, Sampling
+from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.hf import quiet_libraries, read_config
 from optimizer.hf_errors import config_error, weights_error
 from optimizer.types import JSON
@@ -245,28 +245,22 @@ def _check_rows(tokens: NDArray[np.int64], context: int, vocabulary: int) -> Non
         raise BadInput(f"a token is none of the {vocabulary} of the vocabulary")
 
 
-def _opens(folder: Path) -> bool:
-    """A folder with a configuration of transformers, and no artifact of ours."""
-    return (folder / "config.json").is_file() and not (folder / "genai_config.json").is_file()
-
-
-def _open(folder: Path, provider: str, precision: str, threads: int) -> TorchGenerator:
+def _open(folder: Path, options: GeneratorOptions) -> TorchGenerator:
     """Load a folder's causal language model.
 
     Raises:
         BadInput: the architecture is unknown or writes no text, or the weights are damaged.
         MissingPiece: torch or transformers is not installed.
     """
-    del provider
     raw = read_config(folder)
     try:
         import torch
         import transformers
     except ImportError as error:
         raise missing_package(error.name or "torch", "running PyTorch models") from None
-    threads = threads or cpu_threads()
+    threads = options.threads or cpu_threads()
     torch.set_num_threads(threads)
-    precision = precision or "fp32"
+    precision = options.provider.partition(":")[2] or "fp32"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     started = time.perf_counter()
     with quiet_libraries():
@@ -300,7 +294,8 @@ def _open(folder: Path, provider: str, precision: str, threads: int) -> TorchGen
 GENERATOR = GeneratorRuntime(
     name="torch",
     help="PyTorch on a Hugging Face model folder, by transformers.generate.",
-    providers={"torch": ("fp32", "bf16", "fp16")},
-    opens=_opens,
+    providers=("torch", "torch:fp32", "torch:bf16", "torch:fp16"),
+    modules=("torch", "transformers"),
     open=_open,
+    rank=100,
 )

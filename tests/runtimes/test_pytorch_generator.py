@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.decoders import decoder
-from optimizer.errors import BadInput, UnknownName
-from optimizer.generator import Finish, Generator, Sampling, open_generator
+from optimizer.errors import BadInput
+from optimizer.generator import Finish, Generator, GeneratorOptions, Sampling, open_generator
 
 PROMPTS = [[0, 40, 41, 42], [0, 99, 17], [0, 7, 8, 9, 10, 11, 12, 13]]
 
@@ -22,7 +22,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(folder: Path) -> Any:
-    found = open_generator(folder, "torch", 1)
+    found = open_generator(folder, GeneratorOptions(provider="torch", threads=1))
     yield found
     found.close()
 
@@ -138,17 +138,16 @@ def test_the_context_ends_a_text(opened: Any) -> None:
     assert (len(written), finish) == (8, Finish.LENGTH)
 
 
-def test_folders_and_providers_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no decoder"):
-        open_generator(tmp_path)
-    with pytest.raises(BadInput, match="does not open"):
-        open_generator(folder, "elsewhere")
-    with pytest.raises(UnknownName, match="int8"):
-        open_generator(folder, "torch:int8")
+def test_a_number_format_is_asked_for_with_the_provider(folder: Path) -> None:
+    found = open_generator(folder, GeneratorOptions(provider="torch:bf16", threads=1))
+    assert found.facts["precision"] == "bf16"
+    assert len(list(found.submit([1], Sampling(max_tokens=3, min_tokens=3)))) == 4
+    with pytest.raises(BadInput, match="torch:int8"):
+        open_generator(folder, GeneratorOptions(provider="torch:int8"))
 
 
 def test_a_closed_one_writes_no_more(folder: Path) -> None:
-    found = open_generator(folder, "torch", 1)
+    found = open_generator(folder, GeneratorOptions(provider="torch", threads=1))
     found.close()
     with pytest.raises(BadInput, match="closed"):
         found.submit([1], Sampling())
