@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimizer.stage import Progress
+
 __all__ = [
     "Bounds",
     "Compared",
@@ -234,6 +236,7 @@ def compare(
     prompt: int = 32,
     new_tokens: int = 64,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Compared:
     """Hold a candidate beside the original.
 
@@ -246,6 +249,7 @@ def compare(
         prompt: tokens of a document that they are given, at most half of it.
         new_tokens: how many they write.
         seed: of the bootstrap.
+        progress: told of every document.
 
     Raises:
         BadInput: nothing to compare on, or windows that do not fit.
@@ -258,7 +262,11 @@ def compare(
             f"the original has {original.vocabulary} tokens, and this has {candidate.vocabulary}: they cannot be compared"
         )
     sliding = sliding or Sliding.within(min(original.context, candidate.context))
-    found = tuple(_compared(original, candidate, document, sliding) for document in documents)
+    found = []
+    for place, document in enumerate(documents):
+        if progress is not None:
+            progress("comparing on held-out text", place, len(documents))
+        found.append(_compared(original, candidate, document, sliding))
     room = min(original.context, candidate.context)
     beginnings = [
         (document.name, document.tokens[: max(1, min(prompt, len(document.tokens) // 2, room - new_tokens))])
@@ -267,7 +275,7 @@ def compare(
     sampling = Sampling(max_tokens=new_tokens)
     return Compared(
         sliding,
-        found,
+        tuple(found),
         paired_ratio(found, seed=seed),
         tuple(_continued(original, candidate, name, tokens, sampling) for name, tokens in beginnings),
     )
