@@ -82,9 +82,7 @@ class Verify(Options):
             raise BadInput("--no-sweep without --data leaves nothing to compare on", "add --data FILE")
 
 
-def _run(
-    refs: tuple[str, ...], options: Verify, store: Store, progress: Progress
-) -> VerifyReport | GenerationReport:
+def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport | GenerationReport:
     from optimizer.benching.candidates import check_source, parse, provider_of
     from optimizer.data.golden import Golden
     from optimizer.environment import describe

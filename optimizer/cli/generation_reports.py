@@ -6,12 +6,53 @@ import math
 from typing import TYPE_CHECKING
 
 from optimizer.cli.output import Output
-from optimizer.cli.tables import escape
+from optimizer.cli.tables import escape, table
 
 if TYPE_CHECKING:
+    from optimizer.benching.generation_report import GenerationBench
     from optimizer.evaluate.generation_report import GenerationReport
 
-__all__ = ["render_verify_generation"]
+__all__ = ["render_bench_generation", "render_verify_generation"]
+
+#: Columns of the terminal, and the one with the ratio that stands beside a number there.
+_SHOWN = ("first token ms", "token ms", "tokens/s", "prefill/s", "decode/s", "of bandwidth", "memory MiB")
+_RATIOS = {"tokens/s": "×", "prefill/s": "× prefill", "decode/s": "× decode"}
+
+
+def _with_ratio(name: str, cells: dict[str, str]) -> str:
+    """A cell, with how many times faster that is than the baseline."""
+    ratio = cells.get(_RATIOS.get(name, ""), "–")
+    return cells[name] if ratio == "–" else f"{cells[name]}  {ratio}×"
+
+
+def render_bench_generation(report: GenerationBench, output: Output) -> None:
+    """A row a candidate and size, and what the numbers mean."""
+    from optimizer.benching.generation_cells import HEAD, by_size, notes
+
+    console = output.console()
+    cpu = report.environment["cpu"]
+    console.print(
+        f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, "
+        f"{report.settings['rounds']} interleaved rounds, one process a candidate"
+    )
+    for (texts, prompt), rows in by_size(report).items():
+        console.print(f"{texts} {'text' if texts == '1' else 'texts at once'}, prompts of {prompt} tokens")
+        made = table("candidate", *_SHOWN, right=_SHOWN)
+        for row in rows:
+            # Intervals are in the report; a terminal has no room for them.
+            cells = dict(zip(HEAD[1:], (cell.partition(" (")[0] for cell in row[1:]), strict=True))
+            made.add_row(escape(row[0]), *(_with_ratio(name, cells) for name in _SHOWN))
+        console.print(made)
+    for note in notes(report):
+        console.print(note, style="dim", soft_wrap=True)
+    for row in report.failed:
+        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
+    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
+        named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
+        where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
+        output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
+    if report.path:
+        console.print(f"report: {escape(report.path)}", soft_wrap=True)
 
 
 def render_verify_generation(report: GenerationReport, output: Output) -> None:

@@ -74,8 +74,7 @@ def read_documents(
         texts.append(value)
     tokenizer = _tokenizer(folder)
     found = [
-        Document(str(row), _tokens(encoding))
-        for row, encoding in zip(rows, tokenizer.encode_batch(texts), strict=True)
+        Document(str(row), _tokens(encoding)) for row, encoding in zip(rows, tokenizer.encode_batch(texts), strict=True)
     ]
     found = [each for each in found if len(each.tokens) > 1]
     if not found:

@@ -14,7 +14,9 @@ from optimizer.evaluate.documents import read_documents, windows
 
 @pytest.mark.parametrize("length", [2, 3, 7, 8, 9, 16, 50])
 @pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 7), (8, 1), (2, 1), (64, 32)])
-def test_every_token_but_the_first_is_scored_once_and_has_what_was_promised(length: int, window: int, stride: int) -> None:
+def test_every_token_but_the_first_is_scored_once_and_has_what_was_promised(
+    length: int, window: int, stride: int
+) -> None:
     scored: list[int] = []
     for each in windows(length, window, stride):
         assert 0 < each.end - each.begin <= window

@@ -66,7 +66,11 @@ def test_a_graph_of_the_builder_agrees_with_the_folder_that_it_was_made_from(tmp
     documents = read_documents(folder / "heldout.jsonl", folder, limit=3)
     documents = [Document(each.name, each.tokens[:300]) for each in documents]
     found = compare(
-        open_generator(folder, GeneratorOptions(provider="torch", threads=1)), Graph(tmp_path / "out"), documents, continuations=3, new_tokens=16
+        open_generator(folder, GeneratorOptions(provider="torch", threads=1)),
+        Graph(tmp_path / "out"),
+        documents,
+        continuations=3,
+        new_tokens=16,
     )
     assert found.ratio.value == pytest.approx(1, abs=1e-3)
     assert found.candidate == pytest.approx(found.original, rel=1e-3)
@@ -147,7 +151,10 @@ def test_bounds_hold_the_true_ratio_as_often_as_they_say() -> None:
         hard = random.normal(3, 1, 25)
         more = true + 0.05 * (random.exponential(1, 25) - 1)
         found = paired_ratio(
-            [Score(str(i), int(t), h * t, (h + m) * t) for i, (t, h, m) in enumerate(zip(tokens, hard, more, strict=True))],
+            [
+                Score(str(i), int(t), h * t, (h + m) * t)
+                for i, (t, h, m) in enumerate(zip(tokens, hard, more, strict=True))
+            ],
             seed=run,
         )
         below += found.high < math.exp(true)

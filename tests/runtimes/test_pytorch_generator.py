@@ -86,9 +86,7 @@ def test_an_end_token_ends_a_text_and_is_left_out(opened: Any) -> None:
 
 
 def test_a_seed_repeats_and_another_one_does_not(opened: Any) -> None:
-    first, again, other = (
-        text(opened, PROMPTS[0], max_tokens=32, temperature=1.5, seed=seed)[0] for seed in (3, 3, 4)
-    )
+    first, again, other = (text(opened, PROMPTS[0], max_tokens=32, temperature=1.5, seed=seed)[0] for seed in (3, 3, 4))
     assert first == again != other
 
 
