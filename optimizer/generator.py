@@ -6,6 +6,7 @@ It is said in tokens. What turns text into tokens and tokens into text (``optimi
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -80,11 +81,13 @@ class Piece:
         tokens: new tokens; none in a piece that only says why the text ended. End tokens are left out.
         finish: why it ended, in the last piece.
         logprobs: of the tokens, in nats, where they were asked for and the runtime has them; else none.
+        at: when it was made, by ``time.perf_counter()``: the reader may come to it later.
     """
 
     tokens: tuple[int, ...]
     finish: Finish | None = None
     logprobs: tuple[float, ...] = field(default=())
+    at: float = field(default_factory=time.perf_counter, compare=False)
 
 
 class Generation(Protocol):

@@ -2,8 +2,8 @@
 
 A step computes one token of each text. Its products are of a matrix by as many vectors as there are texts, so that
 every weight is read once and hardly computed with: bandwidth bounds it, as Pope et al. say (*Efficiently scaling
-transformer inference*, MLSys 2023, §2). A step reads every weight but a table of embeddings, of which it takes one row a
-text, unless that table is the last product's matrix too; and the keys and values of all tokens before, of each text.
+transformer inference*, MLSys 2023, §2). A step reads every weight but a table of embeddings, of which it takes one row
+a text, unless that table is the last product's matrix too; and the keys and values of all tokens before, of each text.
 What mixtures of experts leave out is not known here: their steps may read less.
 """
 
@@ -115,7 +115,7 @@ def _of_graph(folder: Path) -> Traffic:
         if value.const_value is not None and _read_whole(value)
     )
     pasts = [each for each in model.graph.inputs if each.name and "past" in each.name and each.dtype is not None]
-    return Traffic(weights, _cached(configuration(folder), pasts[0].dtype.itemsize if pasts else 4))  # type: ignore[union-attr, arg-type]
+    return Traffic(weights, _cached(configuration(folder), pasts[0].dtype.itemsize if pasts else 4))
 
 
 def _read_whole(value: onnx_ir.Value) -> bool:

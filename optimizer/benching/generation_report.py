@@ -31,7 +31,7 @@ class GenerationCell:
         first_s: seconds of the first call.
         rounds_ns: nanoseconds of every call from its beginning until all texts are over, one list a round.
         parts: what the worker says of each of them (:mod:`optimizer.benching.generation_worker`).
-        faster: than the baseline, of the ``whole`` call, of ``prefill`` and of ``decode`` alone; empty for the baseline.
+        faster: than the baseline: ``whole`` calls, ``prefill`` and ``decode`` alone; empty for the baseline itself.
         step_bytes: that the step of decoding in the middle reads; None where it is not known.
         bandwidth: of a copy in memory of that many bytes, GB/s; None where it was not measured.
     """

@@ -51,9 +51,8 @@ def bench_texts(
     for each in taking_part:
         if not _writes(each) and each.candidate.provider.name != "torch":
             raise BadInput(f"{each.label} writes no text", "name generators, or the folder of one: torch:FOLDER")
-    usual = type(options)()
     for name in _OF_SESSIONS:
-        if getattr(options, name) != getattr(usual, name):
+        if name in options.changed():
             flag = "--" + name.replace("_", "-")
             raise BadInput(f"{flag} is not for text generators", "leave it out")
     for path in options.report:

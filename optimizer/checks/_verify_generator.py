@@ -107,4 +107,4 @@ def _limits(precision: Precision, options: Verify) -> GenerationLimits:
         "min_top1": options.min_top1,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    return replace(LIMITS[precision], **given)  # type: ignore[arg-type]
+    return replace(LIMITS[precision], **given)

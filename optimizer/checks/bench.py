@@ -122,9 +122,9 @@ class Bench(Options):
         if named_columns(self.column) and self.data is None and self.shapes_from is None:
             raise BadInput("--column says what the columns of --data are, which is not given", "add --data FILE")
         check_formats(self.report)
-        for text, flag in ((self.prompt_lengths, "--prompt-lengths"), (self.batch, "--batch")):
-            if text is not None:
-                numbers(text, flag)
+        for typed, flag in ((self.prompt_lengths, "--prompt-lengths"), (self.batch, "--batch")):
+            if typed is not None:
+                numbers(typed, flag)
         self._check_scenario()
         self._check_gates()
 

@@ -103,7 +103,7 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
 
         return verify_generator(judged, options, store, progress)
     for name in _GENERATORS:
-        if getattr(options, name) != getattr(Verify(), name):
+        if name in options.changed():
             flag = "--" + name.replace("_", "-")
             raise BadInput(f"{flag} is about text generators, and {ref} is {artifact.kind.phrase}", "leave it out")
     model = artifact.model_info

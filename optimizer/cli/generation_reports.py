@@ -38,10 +38,10 @@ def render_bench_generation(report: GenerationBench, output: Output) -> None:
     for (texts, prompt), rows in by_size(report).items():
         console.print(f"{texts} {'text' if texts == '1' else 'texts at once'}, prompts of {prompt} tokens")
         made = table("candidate", *_SHOWN, right=_SHOWN)
-        for row in rows:
+        for cells_of in rows:
             # Intervals are in the report; a terminal has no room for them.
-            cells = dict(zip(HEAD[1:], (cell.partition(" (")[0] for cell in row[1:]), strict=True))
-            made.add_row(escape(row[0]), *(_with_ratio(name, cells) for name in _SHOWN))
+            cells = dict(zip(HEAD[1:], (cell.partition(" (")[0] for cell in cells_of[1:]), strict=True))
+            made.add_row(escape(cells_of[0]), *(_with_ratio(name, cells) for name in _SHOWN))
         console.print(made)
     for note in notes(report):
         console.print(note, style="dim", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Held-out text as a decoder is asked about it: documents in tokens, and the windows in which each token is scored once.
+"""Held-out text as a decoder is asked about it: documents in tokens, and windows in which each is scored once.
 
 Tokens come from ``tokenizer.json`` alone, as everywhere where serving must not need PyTorch.
 """

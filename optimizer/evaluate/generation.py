@@ -259,7 +259,8 @@ def compare(
         raise BadInput("there is no document to compare on")
     if original.vocabulary != candidate.vocabulary:
         raise GateFailed(
-            f"the original has {original.vocabulary} tokens, and this has {candidate.vocabulary}: they cannot be compared"
+            f"the original has {original.vocabulary} tokens, and this has {candidate.vocabulary}",
+            "compare with the model that it was made from",
         )
     sliding = sliding or Sliding.within(min(original.context, candidate.context))
     found = []

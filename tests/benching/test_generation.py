@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generators import put_generator
+from generator_shop import put_generator
 
 from benchmarks.decoders import decoder
 from optimizer.benching.candidates import Entrant
@@ -29,7 +29,7 @@ from optimizer.store import Store
 
 
 class Paced:
-    """Writes a token every so many seconds behind a first one that takes its own, as many texts at once as it has slots."""
+    """Writes a token every so many seconds behind a first one that takes its own."""
 
     context, vocabulary, end_tokens = 64, 32, (7,)
 
@@ -197,7 +197,8 @@ def test_what_a_step_of_an_artifact_reads(tmp_path: Path, precision: str) -> Non
     builder.create_model(*asked, **builder.parse_extra_options(*asked, []))
     torch = traffic_of(Entrant(Candidate("a", folder, Provider("torch"))))
     found = traffic_of(Entrant(Candidate("b", tmp_path / "out", Provider("cpu"))))
-    assert torch is not None and found is not None
+    assert torch is not None
+    assert found is not None
     assert found.cache == torch.cache
     if precision == "fp32":
         assert found.weights == pytest.approx(torch.weights, rel=0.01)
@@ -238,7 +239,8 @@ def test_a_run_from_end_to_end_with_one_that_fails() -> None:
             assert each.peak_rss > 2**20
     assert fp32.cells[0].faster == {}
     assert {"whole", "prefill"} <= set(bf16.cells[0].faster)
-    assert bf16.traffic is not None and fp32.traffic is not None
+    assert bf16.traffic is not None
+    assert fp32.traffic is not None
     assert bf16.traffic.weights * 2 == fp32.traffic.weights
     document = json.loads(json.dumps(report.to_json()))
     assert document["report"] == "bench-generation"
@@ -257,7 +259,8 @@ def test_the_command_takes_folders_and_writes_reports(tmp_path: Path, capsys: py
     written = [tmp_path / "a.json", tmp_path / "a.md"]
     assert run([*words, *(word for path in written for word in ("--report", str(path)))]) == 0
     shown = capsys.readouterr().out
-    assert "tokens/s" in shown and "no end token before the last token" in shown
+    assert "tokens/s" in shown
+    assert "no end token before the last token" in shown
     assert json.loads(written[0].read_text())["settings"]["command"].startswith("ml-opt bench torch:")
     assert "| candidate | texts | prompt |" in written[1].read_text()
     assert run([*words, "--report", str(tmp_path / "a.csv")]) == 2

@@ -1,4 +1,4 @@
-"""PyTorch behind the protocol of decoders: the same tokens as ``transformers.generate``, the same logits as a forward."""
+"""PyTorch behind the protocol of decoders: the tokens of ``transformers.generate``, the logits of a forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text generators in a store, for tests that are not about how one is made: weights of a tiny decoder, some of them off.
+"""Text generators in a store, for tests that are not about how one is made: a tiny decoder, its weights a little off.
 
 What opens them here is PyTorch, under the name of the provider that artifacts have by themselves.
 """
