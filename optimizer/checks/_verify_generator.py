@@ -47,10 +47,10 @@ def verify_generator(judged: Entrant, options: Verify, store: Store, progress: P
         options.data, folders[0] if folders else artifact.path, named_columns(options.column), options.samples
     )
     progress("opening the candidate")
-    candidate = opened(judged, options.threads)
+    candidate = _opened(judged, options.threads)
     try:
         progress("opening the reference")
-        reference = opened(other, options.threads)
+        reference = _opened(other, options.threads)
         try:
             context = min(candidate.context, reference.context)
             sliding = Sliding.within(context, options.window, options.stride)
@@ -78,7 +78,7 @@ def verify_generator(judged: Entrant, options: Verify, store: Store, progress: P
     )
 
 
-def opened(entrant: Entrant, threads: int) -> Generator:
+def _opened(entrant: Entrant, threads: int) -> Generator:
     """A generator's artifact, or the folder that one was made from."""
     from optimizer.generator import GeneratorOptions, open_generator
 

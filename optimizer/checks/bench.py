@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
 from optimizer.benching.gates import Limits, share_of
-from optimizer.benching.generation import numbers
 from optimizer.benching.github import annotations_of, github_opt
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import Shape, default_shapes
@@ -124,6 +123,8 @@ class Bench(Options):
         check_formats(self.report)
         for typed, flag in ((self.prompt_lengths, "--prompt-lengths"), (self.batch, "--batch")):
             if typed is not None:
+                from optimizer.benching.generation import numbers
+
                 numbers(typed, flag)
         self._check_scenario()
         self._check_gates()
