@@ -233,7 +233,10 @@ def comparison_to_markdown(report: Comparison) -> str:
 def generation_to_markdown(report: GenerationBench) -> str:
     """How fast each text generator is at every size, and what to be careful about."""
     failed = [f"- `{row.label}`: {row.why}" for row in report.failed]
-    careful = [f"- **{each.about or 'all'}**: {each.doubt.advice} ({each.detail})" for each in report.cautions]
+    careful = [
+        f"- **{each.about or 'all'}**: {each.doubt.advice}" + (f" ({each.detail})" if each.detail else "")
+        for each in report.cautions
+    ]
     lines = ["# Benchmark of text generation", "", *md_table(list(HEAD), table_of(report)), ""]
     lines += [f"{note}.  " for note in notes(report)] + [""]
     sections = [
