@@ -55,7 +55,9 @@ def pages() -> Iterator[tuple[Path, str]]:
         index.append(f"| [`{words}`]({stage.name}.md) | {stage.help} |")
     for check in checks.discover().values():
         words = " ".join(check.words)
-        body = [f"# ml-opt {words}", "", check.help, "", check.details, "", *_usage(words, check.takes)]
+        behind = [f"[{field.name.upper()}]" for field in check.options.fields() if field.opt.positional]
+        usage = _usage(words, " ".join([check.takes, *behind]))
+        body = [f"# ml-opt {words}", "", check.help, "", check.details, "", *usage]
         body += [*_options(check.options), _COMMON]
         body += [_DOORS, "", *_doors(check.name, check.function, "of", check.options, check.takes)]
         yield ROOT / "docs" / "cli" / f"{check.name}.md", "\n".join(body)
@@ -100,6 +102,8 @@ def _options(options: type[Options]) -> list[str]:
 
 
 def _flag(field: OptionField) -> str:
+    if field.opt.positional:
+        return f"`{field.name.upper()}`"
     if field.element is bool:
         return f"`{field.flag}` / `--no-{field.flag[2:]}`"
     return f"`{field.flag}`" + (" (repeatable)" if field.many else "")

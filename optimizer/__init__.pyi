@@ -161,6 +161,25 @@ def cast(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def export_genai(
+    source: str,
+    *,
+    precision: Precision | str = ...,
+    block_size: int = ...,
+    algorithm: str = ...,
+    float_head: bool = ...,
+    share_embeddings: bool = ...,
+    accuracy_level: int | None = ...,
+    provider: str = ...,
+    max_length: int | None = ...,
+    revision: str | None = ...,
+    trust_remote_code: bool = ...,
+    allow_pickle: bool = ...,
+    name: str | None = ...,
+    variant: str | None = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Result: ...
 def export_onnx(
     source: str,
     *,
@@ -177,6 +196,25 @@ def export_onnx(
     store: Store | Path | str | None = ...,
     progress: Progress = ...,
 ) -> Result: ...
+def generate(
+    *refs: str,
+    prompt: str | None = ...,
+    max_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    top_k: int = ...,
+    seed: int | None = ...,
+    stop: tuple[str, ...] | list[str] = ...,
+    json_schema: Path | str | None = ...,
+    regex: str | None = ...,
+    chat: bool = ...,
+    stream: bool = ...,
+    runtime: str = ...,
+    provider: str = ...,
+    threads: int = ...,
+    store: Store | Path | str | None = ...,
+    progress: Progress = ...,
+) -> Report: ...
 def inspect(
     *refs: str,
     layers: bool = ...,

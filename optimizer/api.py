@@ -80,10 +80,21 @@ def _stage_function(stage: Stage) -> Callable[..., Result]:
 
 
 def _check_function(check: Check) -> Callable[..., Report]:
+    positional = [f.name for f in check.options.fields() if f.opt.positional]
+
     def function(*refs: str, **keywords: Any) -> Report:
         outside = {k: keywords.pop(k) for k in ("store", "progress") if k in keywords}
         if not refs:
             raise TypeError(f"{check.function}() needs at least one reference")
+        refs, behind = refs[: len(refs) if check.many else 1], refs[1:] if not check.many else ()
+        if len(behind) > len(positional):
+            raise TypeError(
+                f"{check.function}() takes one reference{' and ' if positional else ''}{', '.join(positional)}"
+            )
+        for name, value in zip(positional, behind, strict=False):
+            if name in keywords:
+                raise TypeError(f"{check.function}() got {name} twice")
+            keywords[name] = value
         return run_check(check, refs, keywords, **outside)
 
     refs = inspect.Parameter("refs", inspect.Parameter.VAR_POSITIONAL, annotation=str)

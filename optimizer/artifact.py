@@ -99,10 +99,10 @@ class Artifact:
     def expect(self, kind: Kind) -> None:
         """Raise :class:`BadInput`, naming both kinds, when this artifact is of another one."""
         if self.kind is not kind:
-            raise BadInput(
-                f"{self.ref or self.path} is {self.kind.phrase}, and {kind.phrase} is wanted",
-                "`ml-opt ls` lists what there is, and of which kind",
-            )
+            hint = "`ml-opt ls` lists what there is, and of which kind"
+            if self.kind is Kind.GENERATOR:
+                hint = "other precisions of it are exported anew: ml-opt export-genai MODEL --precision int4"
+            raise BadInput(f"{self.ref or self.path} is {self.kind.phrase}, and {kind.phrase} is wanted", hint)
 
     @property
     def model_info(self) -> dict[str, JSON]:

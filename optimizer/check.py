@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from optimizer.discovery import members
 from optimizer.environment import need_modules
@@ -17,7 +17,7 @@ from optimizer.ref import Ref
 from optimizer.store import Store
 from optimizer.types import JSON
 
-__all__ = ["Check", "Report", "Writable", "discover", "get_check", "keep"]
+__all__ = ["Check", "Report", "Voice", "Writable", "discover", "get_check", "keep"]
 
 
 class Report(Protocol):
@@ -32,6 +32,14 @@ class Report(Protocol):
 
     def to_json(self) -> dict[str, JSON]:
         """The whole report, raw samples included; ``report`` names its sort and ``schema`` its number."""
+
+
+@runtime_checkable
+class Voice(Protocol):
+    """What a check that speaks may be given as its ``progress``."""
+
+    def say(self, text: str) -> None:
+        """Hand on a piece of the report's text as it comes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Check:
         modules: imports without which it cannot run.
         lines: ``lines(report, options)``: what the command line prints beside the report as it is, for whoever reads
             its log by machine.
+        speaks: its report is a text, which it hands on while it is written to a ``progress`` that is a :class:`Voice`.
         command: the words typed after ``ml-opt`` (``("bench", "show")``) where they are not its name.
     """
 
@@ -63,6 +72,7 @@ class Check:
     url: bool = False
     modules: tuple[str, ...] = ()
     lines: Callable[[Any, Any], Iterable[str]] | None = None
+    speaks: bool = False
     command: tuple[str, ...] = ()
     details: str = ""
 

@@ -25,6 +25,7 @@ __all__ = [
     "AUTO_CLASSES",
     "LoadedModel",
     "flat_outputs",
+    "generator_class",
     "infer_task",
     "load_model",
     "quiet_libraries",
@@ -61,6 +62,8 @@ AUTO_CLASSES = {
     "audio-classification": "AutoModelForAudioClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }
+#: … and of what writes text, which is exported with its cache of keys and values, by a stage of its own.
+_LOADED = {**AUTO_CLASSES, "text-generation": "AutoModelForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,13 @@ def infer_task(config: Mapping[str, JSON]) -> str:
     if not name:
         return "feature-extraction"
     if name.endswith(_GENERATORS):
-        part = "its encoder" if config.get("is_encoder_decoder") else "its hidden states"
-        raise BadInput(
-            f"{name} generates text; export-onnx is for encoders and classifiers",
-            f"--task feature-extraction exports {part} alone",
-        )
+        hint = "--task feature-extraction exports its encoder alone"
+        if not config.get("is_encoder_decoder"):
+            hint = (
+                "ml-opt export-genai exports it with its cache of keys and values; "
+                "--task feature-extraction exports its hidden states alone"
+            )
+        raise BadInput(f"{name} generates text; export-onnx is for encoders and classifiers", hint)
     for suffix, task in _SUFFIXES:
         if name.endswith(suffix):
             return "audio-classification" if task == "text-classification" and _is_audio(config) else task
@@ -136,6 +141,33 @@ def infer_task(config: Mapping[str, JSON]) -> str:
         f"{name} does none of the tasks that export-onnx knows ({', '.join(AUTO_CLASSES)})",
         "--task feature-extraction exports what lies under its head",
     )
+
+
+def generator_class(config: Mapping[str, JSON]) -> str:
+    """The class of a checkpoint that writes text, one token after another.
+
+    Raises:
+        BadInput: it does something else, or reads its prompt with an encoder (T5, BART, Whisper).
+    """
+    name = _own_class(config)
+    if config.get("is_encoder_decoder"):
+        raise BadInput(
+            f"{name or config.get('model_type')} reads with an encoder and writes with a decoder; "
+            "export-genai takes decoders alone",
+            "--task feature-extraction of ml-opt export-onnx exports its encoder",
+        )
+    if not name:
+        raise BadInput(
+            f"config.json names no class ({config.get('model_type')}): nobody can say that it writes text",
+            'save the model with save_pretrained, which writes "architectures"',
+        )
+    if not name.endswith(_GENERATORS) or name.endswith("ForConditionalGeneration"):
+        try:
+            hint = f"ml-opt export-onnx exports it for {infer_task(config)}"
+        except BadInput as error:
+            hint = error.hint
+        raise BadInput(f"{name} does not write text, or not from text alone; export-genai takes causal decoders", hint)
+    return name
 
 
 def _own_class(config: Mapping[str, JSON]) -> str:
@@ -164,7 +196,7 @@ def load_model(
 
     Args:
         folder: holds ``config.json`` and weights.
-        task: one of :data:`AUTO_CLASSES`.
+        task: one of :data:`AUTO_CLASSES`, or ``text-generation``.
         class_name: what an earlier load chose (:attr:`LoadedModel.class_name`); empty to choose now.
         dtype: ``fp32``, ``fp16`` or ``bf16``: what the weights are converted to.
         attention: ``eager`` or ``sdpa``; None leaves it to the library.
@@ -175,7 +207,7 @@ def load_model(
             configuration, or lack some that the task needs: those would be random.
         MissingPiece: torch, transformers or a package that the model wants is not installed.
     """
-    if task not in AUTO_CLASSES:
+    if task not in _LOADED:
         raise UnknownName("task", task, AUTO_CLASSES)
     raw = read_config(folder)
     try:
@@ -190,7 +222,7 @@ def load_model(
         )
     wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     chosen = class_name.removesuffix(".encoder") or _choose_class(raw, task, transformers, trust_remote_code)
-    cls = getattr(transformers, chosen, None) or getattr(transformers, AUTO_CLASSES[task])
+    cls = getattr(transformers, chosen, None) or getattr(transformers, _LOADED[task])
     arguments: dict[str, Any] = {
         "dtype": wanted,
         "attn_implementation": attention,
@@ -251,7 +283,7 @@ def _judge_weights(
 
 def _choose_class(raw: Mapping[str, JSON], task: str, transformers: Any, trust_remote_code: bool) -> str:
     """The checkpoint's own class when it does the task (some have several for one), the Auto class otherwise."""
-    auto = AUTO_CLASSES[task]
+    auto = _LOADED[task]
     own = _own_class(raw)
     if trust_remote_code and auto in (raw.get("auto_map") or {}):
         return auto  # a class of the folder's own code, which may be called like one of the library's

@@ -52,6 +52,8 @@ class Opt:
     time: bool = False
     #: the value is a file, or else the reference of an artifact of this kind (see optimizer.located)
     kind: Kind | None = None
+    #: on the command line it stands behind the reference, without a flag
+    positional: bool = False
 
 
 def opt(
@@ -68,6 +70,7 @@ def opt(
     ref: bool = False,
     kind: Kind | None = None,
     time: bool = False,
+    positional: bool = False,
 ) -> Any:
     """Declare one parameter of an :class:`Options` class.
 
@@ -85,8 +88,9 @@ def opt(
         kind: the value is a file, or else the reference of an artifact of this kind; in a recipe it may be the id of
             an earlier step.
         time: the value is a number of seconds, which may be written with a unit (``500ms``, ``90s``, ``10m``, ``1h``).
+        positional: on the command line the value stands behind the reference, without a flag; in Python too.
     """
-    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, time, kind)}
+    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, time, kind, positional)}
     if default is _REQUIRED:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -236,7 +240,7 @@ class Options:
                 words.append(field.flag if value else "--no-" + field.flag[2:])
             elif value is not None:
                 for one in value if field.many else (value,):
-                    words += [field.flag, str(_plain(one))]
+                    words += [str(_plain(one))] if field.opt.positional else [field.flag, str(_plain(one))]
         return words
 
 

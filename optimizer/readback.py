@@ -10,6 +10,7 @@ from pathlib import Path
 from optimizer.artifact import ENGINE_NAME, RANGES_NAME, RANKING_NAME
 from optimizer.data.readers import read_kept
 from optimizer.errors import Damaged
+from optimizer.graph.decoder import decoder_facts
 from optimizer.graph.facts import model_facts
 from optimizer.graph.io import MODEL_NAME
 from optimizer.types import JSON, Kind
@@ -34,8 +35,10 @@ def read_back(kind: Kind, folder: Path) -> dict[str, JSON]:
         folder: an artifact's folder, or the scratch folder that is to become one.
     """
     match kind:
-        case Kind.ONNX | Kind.GENERATOR:
+        case Kind.ONNX:
             return model_facts(folder / MODEL_NAME)
+        case Kind.GENERATOR:
+            return decoder_facts(folder)
         case Kind.ENGINE:
             return _engine_facts(folder / ENGINE_NAME)
         case Kind.CALIBRATION:

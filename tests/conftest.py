@@ -114,6 +114,15 @@ def minilm_store(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> 
     return store
 
 
+@pytest.fixture(scope="session")
+def llama_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as a generator's folder; nobody writes into it."""
+    pytest.importorskip("onnxruntime_genai")
+    from generators import build_llama
+
+    return build_llama(tmp_path_factory.mktemp("llama"))
+
+
 @pytest.fixture
 def toys() -> Iterator[dict[str, Stage]]:
     """The toy stages and the toy check among the real ones (see toys.py), for one test."""

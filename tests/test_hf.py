@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.architectures import build
 from optimizer.errors import BadInput, MissingPiece, UnknownName
-from optimizer.hf import flat_outputs, infer_task, load_model, read_config
+from optimizer.hf import flat_outputs, generator_class, infer_task, load_model, read_config
 
 __all__ = ["arch"]
 
@@ -61,6 +61,18 @@ def test_no_class_means_features(architectures):
 def test_generators_are_told_what_this_is_for(name):
     with pytest.raises(BadInput, match=f"{name} generates text; export-onnx is for encoders and classifiers"):
         infer_task({"architectures": [name]})
+
+
+def test_generators_are_told_where_they_belong():
+    with pytest.raises(BadInput, match="ml-opt export-genai exports it with its cache") as caught:
+        infer_task({"architectures": ["LlamaForCausalLM"]})
+    assert "--task feature-extraction exports its hidden states" in caught.value.hint
+    assert generator_class({"architectures": ["LlamaForCausalLM"]}) == "LlamaForCausalLM"
+    with pytest.raises(BadInput, match="reads with an encoder"):
+        generator_class({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True})
+    with pytest.raises(BadInput, match="BertModel does not write text") as caught:
+        generator_class({"architectures": ["BertModel"]})
+    assert "export-onnx exports it for feature-extraction" in caught.value.hint
 
 
 def test_encoder_decoders_are_told_about_their_encoder():

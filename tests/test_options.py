@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimizer.cli.app import build_app
-from optimizer.cli.generate import _given
+from optimizer.cli.generate import typed_values
 from optimizer.digest import canonical_json, digest_json
 from optimizer.errors import BadInput, UnknownName
 from optimizer.options import Options, opt
@@ -172,7 +172,7 @@ def test_flags_say_the_same_options_again(toys: dict[str, Any], values: dict[str
     group: Any = typer.main.get_command(build_app())
     command = group.commands["toy"].commands["make"]
     context = command.make_context("make", ["model", *options.to_flags()])
-    again = type(options).from_mapping(_given(type(options), dict(context.params)))
+    again = type(options).from_mapping(typed_values(type(options), dict(context.params)))
     assert again == options
     assert canonical_json(again.to_json()) == canonical_json(options.to_json())
 

@@ -148,9 +148,9 @@ def _ask(artifact: Artifact, progress: Progress) -> tuple[JSON, str]:
 
 def _graph(artifact: Artifact, options: Inspect) -> InspectReport:
     from optimizer.engines.layers import summary
-    from optimizer.graph.io import graphs, load
+    from optimizer.graph.io import MODEL_NAME, graphs, load
 
-    model = load(artifact.model_file)
+    model = load(artifact.path / MODEL_NAME if artifact.kind is Kind.GENERATOR else artifact.model_file)
     layers = tuple(_layer(node) for graph in graphs(model) for node in graph)
     facts = artifact.manifest.facts
     numbers = summary(layers)

@@ -14,6 +14,7 @@ from optimizer.cli.generate import check_command, plain, stage_command
 from optimizer.cli.groups import CommandWithSubcommands
 from optimizer.cli.machine_commands import doctor
 from optimizer.cli.recipe_command import run_recipe_file
+from optimizer.cli.speak import spoken_command
 
 __all__ = ["build_app"]
 
@@ -76,7 +77,8 @@ def _add_check(app: typer.Typer, check: checks.Check, subcommands: list[checks.C
     """The command of a check; with others under its name both ``ml-opt bench REF`` and ``ml-opt bench show FILE``."""
     help, panel = _help(check.help, check.details), "Judge artifacts"
     if not subcommands:
-        app.command(check.name, help=help, rich_help_panel=panel)(check_command(check))
+        made = spoken_command(check) if check.speaks else check_command(check)
+        app.command(check.name, help=help, rich_help_panel=panel)(made)
         return
     group = typer.Typer()
     for each in subcommands:

@@ -16,7 +16,18 @@ from optimizer.stage import Stage
 from optimizer.store import Store
 from optimizer.types import Kind
 
-__all__ = ["COMMON", "Common", "check_command", "common", "complete_ref", "plain", "stage_command"]
+__all__ = [
+    "COMMON",
+    "Common",
+    "check_command",
+    "check_parameters",
+    "common",
+    "complete_ref",
+    "plain",
+    "stage_command",
+    "typed_values",
+    "with_parameters",
+]
 
 _PANEL = "Everywhere"
 
@@ -78,7 +89,7 @@ def common(command: Callable[..., int | None]) -> Callable[..., int | None]:
         return command(outside, **values)
 
     wrapper.__doc__ = command.__doc__
-    return _with_parameters(wrapper, [*own, *_common_parameters()])
+    return with_parameters(wrapper, [*own, *_common_parameters()])
 
 
 def stage_command(stage: Stage) -> Callable[..., int]:
@@ -97,7 +108,7 @@ def stage_command(stage: Stage) -> Callable[..., int]:
             result = run_stage(
                 stage,
                 source,
-                _given(stage.options, values),
+                typed_values(stage.options, values),
                 store=outside.store,
                 name=name,
                 variant=variant,
@@ -124,7 +135,7 @@ def stage_command(stage: Stage) -> Callable[..., int]:
         parameters.append(_parameter("name", Annotated[str | None, named], None))
     varied = typer.Option("--variant", help="The variant's name in the store.", show_default="says what was done")
     parameters.append(_parameter("variant", Annotated[str | None, varied], None))
-    return _with_parameters(command, [*parameters, *_common_parameters()])
+    return with_parameters(command, [*parameters, *_common_parameters()])
 
 
 def check_command(check: Check) -> Callable[..., int]:
@@ -135,7 +146,7 @@ def check_command(check: Check) -> Callable[..., int]:
 
         outside = Common(values)
         refs = values.pop("refs")
-        options = check.options.from_mapping(_given(check.options, values), check.name)
+        options = check.options.from_mapping(typed_values(check.options, values), check.name)
         with outside.output.work() as progress:
             report = check.apply(tuple(refs) if check.many else (refs,), options, outside.store, progress)
         if outside.output.json:
@@ -146,13 +157,18 @@ def check_command(check: Check) -> Callable[..., int]:
             outside.output.line(line)
         return report.exit_code
 
+    return with_parameters(command, check_parameters(check))
+
+
+def check_parameters(check: Check) -> list[inspect.Parameter]:
+    """What a check's command takes."""
     argument = typer.Argument(
         metavar=check.takes, help=plain(_taken(check)), autocompletion=None if check.files else complete_ref
     )
     annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
     parameters = [_parameter("refs", annotation, inspect.Parameter.empty)]
     parameters += [_option(field, check.options) for field in check.options.fields()]
-    return _with_parameters(command, [*parameters, *_common_parameters()])
+    return [*parameters, *_common_parameters()]
 
 
 def _taken(check: Check) -> str:
@@ -165,7 +181,7 @@ def _taken(check: Check) -> str:
     return f"Model folder, .onnx file, hub id (org/name), or {help[0].lower()}{help[1:]}" if check.model else help
 
 
-def _given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
+def typed_values(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
     """What was really typed: typer fills what was not with None, or an empty list."""
     given = {}
     for field in options.fields():
@@ -177,10 +193,16 @@ def _given(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(field: OptionField, options: type[Options]) -> inspect.Parameter:
-    """One flag. Choices and ranges are checked by the options class alone, so that every door says the same."""
+    """One flag, or what stands behind the reference without one.
+
+    Choices and ranges are checked by the options class alone, so that every door says the same.
+    """
     kind: Any = bool if field.element is bool else Path if field.element is Path else field.element
     if kind not in (bool, int, float, Path) or field.opt.time:
         kind = str
+    if field.opt.positional:
+        behind = typer.Argument(metavar=field.name.upper(), help=plain(field.opt.help), show_default=False)
+        return _parameter(field.name, Annotated[str | None, behind], None)
     names = [field.flag] + ([field.opt.short] if field.opt.short else [])
     metavar = field.opt.metavar or ("TIME" if field.opt.time else None)
     if field.opt.choices:
@@ -213,7 +235,7 @@ def _common_parameters() -> list[inspect.Parameter]:
     return [_parameter(name, annotation, default) for name, (annotation, default) in COMMON.items()]
 
 
-def _with_parameters(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
+def with_parameters(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
     """Give a function the signature that typer reads its flags from."""
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]

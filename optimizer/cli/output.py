@@ -84,16 +84,17 @@ class Output:
         runtimes print from both. With ``--verbose`` nothing is turned away.
         """
         if self.verbose:
-            yield Talker(sys.stderr, self.quiet)
+            yield Talker(sys.stderr, self.quiet, sys.stdout)
             return
         sys.stdout.flush()
         sys.stderr.flush()
         with tempfile.TemporaryFile("w+b") as log:
             kept = os.dup(1), os.dup(2)
             ours = os.fdopen(os.dup(kept[1]), "w", encoding="utf-8", buffering=1)
+            out = os.fdopen(os.dup(kept[0]), "w", encoding="utf-8")
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            talker = Talker(ours, self.quiet)
+            talker = Talker(ours, self.quiet, out)
             failed: BaseException | None = None
             try:
                 yield talker
@@ -109,6 +110,8 @@ class Output:
                 for fd in kept:
                     os.close(fd)
                 ours.close()
+                with contextlib.suppress(BrokenPipeError):
+                    out.close()
                 if failed is not None and not isinstance(failed, (MlOptError, KeyboardInterrupt, SystemExit)):
                     log.seek(0)
                     sys.stderr.write(log.read().decode(errors="replace")[-4000:])
@@ -117,8 +120,9 @@ class Output:
 class Talker:
     """Draws progress: a rich bar in a terminal, one line a phase elsewhere."""
 
-    def __init__(self, stream: TextIO, quiet: bool) -> None:
+    def __init__(self, stream: TextIO, quiet: bool, out: TextIO | None = None) -> None:
         self._stream = stream
+        self._out = out or sys.stdout
         self._quiet = quiet
         self._bars: Bars | None = None
         self._task: TaskID | None = None
@@ -143,6 +147,12 @@ class Talker:
             self._task = self._bars.add_task(doing, total=total)
             self._doing = doing
         self._bars.update(self._task, completed=done or 0, total=total)
+
+    def say(self, text: str) -> None:
+        """A piece of a result that is a text, on stdout as soon as it is there; takes the bar away."""
+        self.stop()
+        self._out.write(text)
+        self._out.flush()
 
     def _draw(self) -> Bars:
         from rich.console import Console

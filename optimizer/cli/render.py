@@ -53,6 +53,8 @@ def _highlights(kind: Kind, facts: Mapping[str, JSON]) -> list[str]:
         return []
     if kind is Kind.ENGINE:
         return _of_engine(facts)
+    if kind is Kind.GENERATOR:
+        return _of_generator(facts)
     lines = []
     if fused := {k: v for k, v in facts.get("fused", {}).items() if v}:
         lines.append("fused: " + ", ".join(f"{v} {k}" for k, v in fused.items()))
@@ -104,6 +106,27 @@ def _of_engine(facts: Mapping[str, JSON]) -> list[str]:
         f"{layers['layers']} layers; products {products or 'none'}; {layers['attention']} fused attentions",
     ]
     lines += [f"profile {profile}" for profile in map(Profile.from_json, engine["profiles"])]
+    return lines
+
+
+def _of_generator(facts: Mapping[str, JSON]) -> list[str]:
+    """The size of a decoder and its cache, what its weights are stored in, and how near it is to PyTorch."""
+    decoder, blocks = facts["decoder"], facts["blocks"]
+    lines = [
+        f"{decoder['layers']} layers, {decoder['heads']} heads of {decoder['head_size']} over {decoder['kv_heads']} of "
+        f"keys and values; {facts['attention']} fused attentions",
+        f"context of {decoder['context']} tokens, {size(decoder['cache_bytes_per_token'])} of cache for each",
+    ]
+    if blocks["products"]:
+        kinds = ", ".join(f"{count} in {bits} bits" for bits, count in blocks["by_bits"].items())
+        words = " and ".join(map(str, blocks["block_size"]))
+        left = f"; in float: {', '.join(facts['float_products'])}" if facts["float_products"] else ""
+        lines.append(f"products: {kinds}, blocks of {words}; {blocks['tables']} tables in blocks{left}")
+    if parity := facts.get("parity"):
+        lines.append(
+            f"beside PyTorch: logits differ by {parity['max_abs']:g} at most, the same token in "
+            f"{parity['top1']:.1%} of places, divergence {parity['kl']:g} nats"
+        )
     return lines
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["blocks_in", "check_blocks", "quantize_blocks", "without_odd_tables"]
+__all__ = ["blocks_in", "check_blocks", "quantize_blocks", "root_logger_kept", "without_odd_tables"]
 
 PRODUCT, TABLE = "MatMulNBits", "GatherBlockQuantized"
 
@@ -48,7 +48,7 @@ def quantize_blocks(
     Raises:
         BadInput: one weight is used in two ways that would take the same name.
     """
-    with _root_logger_kept():
+    with root_logger_kept():
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.onnx_model import ONNXModel
 
@@ -113,7 +113,7 @@ def _refuse_two_uses(model: onnx.ModelProto, choice: Choice) -> None:
 
 
 @contextlib.contextmanager
-def _root_logger_kept() -> Iterator[None]:
+def root_logger_kept() -> Iterator[None]:
     """Importing the quantizer calls ``logging.basicConfig``, and all logs would go to stderr from then on."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

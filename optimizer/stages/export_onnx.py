@@ -82,6 +82,10 @@ def _export_folder(source: SourceModel, out: Path, options: ExportOnnx, progress
 
     raw = read_config(source.path)
     task = options.task or infer_task(raw)
+    if task == "text-generation":
+        raise BadInput(
+            "--task text-generation: export-onnx is for encoders and classifiers", "ml-opt export-genai MODEL"
+        )
     progress("loading the model")
     loaded = load_model(source.path, task, attention="eager", trust_remote_code=options.trust_remote_code)
     sample = make_sample(loaded, source.path, task, options.max_length)

@@ -26,7 +26,7 @@ def test_the_help_of_a_command_says_all_that_was_declared(
     for sentence in (does.help, does.details):
         assert re.sub(r"\s+", " ", sentence) in shown
     for field in does.options.fields():
-        assert field.flag in shown
+        assert (field.name.upper() if field.opt.positional else field.flag) in shown
         assert re.sub(r"\s+", " ", field.opt.help) in shown
         if field.required:
             assert f"{field.opt.help} (required)" in shown

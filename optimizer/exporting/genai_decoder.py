@@ -1,0 +1,373 @@
+"""Decoders that onnxruntime-genai's builder does not know, traced by PyTorch into graphs that its runtime runs.
+
+Every layer hands its queries, keys and values to one GroupQueryAttention node, which holds the cache and the causal
+mask; that is done through the attention that ``transformers`` lets one register, so it needs no word about any one
+architecture. Rotations and positions stay as the model has them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.errors import BadInput
+from optimizer.graph.decoder import GENAI_CONFIG_NAME
+from optimizer.hf import LoadedModel, quiet_libraries
+from optimizer.hf_errors import first_lines
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = ["Shape", "shape_of", "trace", "write_genai_config"]
+
+#: Where the tracer keeps the modules that a node came from, outermost first, as Python writes a list of strings.
+_SCOPES, _SCOPE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^']*)'")
+#: The name that the attention is registered by.
+_NAME = "ml_opt_cached"
+#: Under 23, where attention is not one operator that quantizers break.
+_OPSET = 20
+#: Rows, new tokens and tokens before them that are traced: none is 1, which would become a constant.
+_ROWS, _NEW, _PAST = 2, 3, 5
+#: Sorts of rotation, in the words of transformers, whose angles depend on the length of the text.
+_CHANGING = ("dynamic", "longrope")
+#: genai's type of a decoder that it knows nothing special about.
+_TYPE = "decoder"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder's cache.
+
+    Attributes:
+        layers: how many layers have a cache.
+        heads: of queries.
+        kv_heads: of keys and values.
+        head_size: numbers in a head.
+        hidden: numbers of a token between layers.
+        vocabulary: how many tokens have logits.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    hidden: int
+    vocabulary: int
+
+
+def shape_of(loaded: LoadedModel) -> Shape:
+    """The sizes of a model's cache, from a cache that it filled itself: configurations have many words for them.
+
+    Raises:
+        BadInput: the model keeps something else than keys and values of one size (Mamba's states).
+    """
+    import torch
+
+    try:
+        config = loaded.config.get_text_config(decoder=True)
+        with torch.inference_mode(), quiet_libraries():
+            answer = loaded.module(input_ids=torch.ones(1, 2, dtype=torch.long), use_cache=True)
+        keys = {tuple(layer.keys.shape) for layer in answer.past_key_values.layers}
+        values = {tuple(layer.values.shape) for layer in answer.past_key_values.layers}
+        if len(keys) != 1 or keys != values:
+            raise ValueError(f"its layers keep {sorted(keys | values)}")
+        ((_, kv_heads, _, size),) = keys
+        layers, vocabulary = len(answer.past_key_values.layers), int(answer.logits.shape[-1])
+        return Shape(layers, int(config.num_attention_heads), kv_heads, size, int(config.hidden_size), vocabulary)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise _not_ours(loaded, f"it has no cache of keys and values ({first_lines(error)})") from error
+
+
+def trace(loaded: LoadedModel) -> onnx_ir.Model:
+    """Trace a decoder with its cache as inputs and outputs.
+
+    Inputs are ``input_ids`` and ``position_ids`` ``[batch, sequence]``, ``attention_mask`` ``[batch, total]``, and
+    ``past_key_values.N.key`` and ``.value`` ``[batch, kv_heads, past, head_size]``; outputs ``logits``
+    ``[batch, sequence, vocabulary]`` and ``present.N.key``, ``present.N.value``. The number type is the model's own.
+
+    Args:
+        loaded: a causal decoder; its attention is exchanged, and stays so.
+
+    Raises:
+        BadInput: its attention cannot be exchanged, or does what GroupQueryAttention cannot.
+    """
+    import torch
+    from torch.export import Dim
+
+    shape = shape_of(loaded)
+    _refuse_changing_rotation(loaded)
+    dtype = next(loaded.module.parameters()).dtype
+    past = [
+        tuple(torch.zeros(_ROWS, shape.kv_heads, _PAST, shape.head_size, dtype=dtype) for _ in range(2))
+        for _ in range(shape.layers)
+    ]
+    asked: dict[str, Any] = {
+        "input_ids": torch.ones(_ROWS, _NEW, dtype=torch.long),
+        "attention_mask": torch.ones(_ROWS, _PAST + _NEW, dtype=torch.long),
+        "position_ids": torch.arange(_PAST, _PAST + _NEW).expand(_ROWS, _NEW).contiguous(),
+        "past": past,
+    }
+    rows = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    dynamic: dict[str, Any] = {name: rows for name in asked if name != "past"}
+    dynamic["past"] = [({0: Dim.DYNAMIC, 2: Dim.DYNAMIC},) * 2 for _ in past]
+    caches = [f"{layer}.{part}" for layer in range(shape.layers) for part in ("key", "value")]
+    _plain_linears(loaded.module)
+    with _attention_exchanged(loaded), quiet_libraries(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                _stepper(loaded.module, shape.layers),
+                (),
+                kwargs=asked,
+                dynamic_shapes=dynamic,
+                input_names=[name for name in asked if name != "past"] + [f"past_key_values.{c}" for c in caches],
+                output_names=["logits", *(f"present.{c}" for c in caches)],
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise _not_ours(loaded, _cause(error)) from error
+    model: onnx_ir.Model = program.model
+    found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
+    if found != shape.layers:
+        raise _not_ours(loaded, f"{found} of its {shape.layers} layers use the attention of transformers")
+    _name_dimensions(model)
+    _clean(model)
+    return model
+
+
+def _cause(error: BaseException) -> str:
+    """The first reason of a chain: the exporter wraps it in its own report."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = first_lines(error) if isinstance(error, Exception) else str(error)
+    return text[:300]
+
+
+def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
+    return BadInput(
+        f"{loaded.class_name} cannot be exported with its cache: {why}",
+        "export it with a tool that knows the architecture; "
+        "ml-opt export-onnx --task feature-extraction exports its hidden states",
+    )
+
+
+def _refuse_changing_rotation(loaded: LoadedModel) -> None:
+    """Refuse rotations that depend on how long the text is: a trace would keep those of the text it was made with."""
+    text = loaded.config.get_text_config(decoder=True)
+    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    sort = str(found.get("rope_type", found.get("type", ""))) if isinstance(found, dict) else ""
+    if sort in _CHANGING:
+        raise _not_ours(loaded, f"its rotation ({sort}) changes with the length of the text")
+
+
+def _plain_linears(module: Any) -> None:
+    """Exchange GPT-2's Conv1D for Linear: the same numbers, and a product that quantizers take."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                inner, outer = child.weight.shape
+                linear = torch.nn.Linear(inner, outer, dtype=child.weight.dtype)
+                linear.weight = torch.nn.Parameter(child.weight.detach().T, requires_grad=False)
+                linear.bias = child.bias
+                setattr(parent, name, linear)
+
+
+def _stepper(module: Any, layers: int) -> Any:
+    """The module that is traced: one step of a decoder, its cache going in and coming out."""
+    import torch
+
+    class Stepper(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past: Any) -> Any:
+            step = _Step(past, attention_mask)
+            _running.append(step)
+            try:
+                answer = self.model(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    past_key_values=_passing_cache(step),
+                    use_cache=True,
+                )
+            finally:
+                _running.pop()
+            return answer.logits, [step.present.get(layer, past[layer]) for layer in range(layers)]
+
+    return Stepper().eval()
+
+
+class _Step:
+    """What the attention of every layer reads, and the caches that it leaves."""
+
+    def __init__(self, past: Any, mask: Any) -> None:
+        import torch
+
+        self.past = past
+        self.total = mask.shape[1]
+        # GroupQueryAttention wants the place of each row's last token, and the longest row's number of tokens.
+        self.last = (mask.sum(1) - 1).to(torch.int32)
+        self.longest = torch.scalar_tensor(mask.shape[1], dtype=torch.int32)
+        self.present: dict[int, tuple[Any, Any]] = {}
+
+
+#: The step that is being traced.
+_running: list[_Step] = []
+
+
+def _passing_cache(step: _Step) -> Any:
+    """A cache that hands new keys and values on as they are: the node of the attention joins them to the old ones."""
+    from transformers.cache_utils import Cache
+
+    class Passing(Cache):  # type: ignore[misc]  # transformers has no types here
+        def __init__(self) -> None:
+            self.layers: list[Any] = []
+
+        def update(self, keys: Any, values: Any, *place: Any, **more: Any) -> tuple[Any, Any]:
+            return keys, values
+
+        def get_seq_length(self, *place: Any, **more: Any) -> int:
+            return 0
+
+        def get_mask_sizes(self, *place: Any, **more: Any) -> tuple[Any, int]:
+            return step.total, 0
+
+    return Passing()
+
+
+def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked: Any) -> tuple[Any, None]:
+    """One GroupQueryAttention node (com.microsoft): ``[batch, heads, sequence, size]`` → ``[batch, sequence, …]``."""
+    import torch
+
+    step = _running[-1]
+    odd = [name for name in ("s_aux", "position_bias", "head_mask") if asked.get(name) is not None]
+    if mask is not None or odd or value.shape[-1] != query.shape[-1] or asked.get("is_causal") is False:
+        raise NotImplementedError(f"its attention is of a sort of its own ({', '.join(odd) or 'mask or sizes'})")
+    rows, heads, new, size = query.shape
+    scaling = asked.get("scaling")
+    attributes: dict[str, Any] = {
+        "num_heads": heads,
+        "kv_num_heads": key.shape[1],
+        "scale": float(scaling if scaling is not None else size**-0.5),
+    }
+    if asked.get("sliding_window"):
+        attributes["local_window_size"] = int(asked["sliding_window"])
+    if asked.get("softcap"):
+        attributes["softcap"] = float(asked["softcap"])
+    flat = [each.transpose(1, 2).reshape(rows, new, -1) for each in (query, key, value)]
+    old = step.past[module.layer_idx]
+    grown = (old[0].shape[0], key.shape[1], step.total, size)
+    answer, keys, values = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (*flat, *old, step.last, step.longest),
+        attributes,
+        dtypes=(query.dtype,) * 3,
+        shapes=((rows, new, heads * size), grown, grown),
+        version=1,
+    )
+    step.present[module.layer_idx] = (keys, values)
+    return answer.reshape(rows, new, heads, size), None
+
+
+@contextmanager
+def _attention_exchanged(loaded: LoadedModel) -> Iterator[None]:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *place, **more: None)
+    try:
+        loaded.module.set_attn_implementation(_NAME)
+    except Exception as error:  # each version has its own way to say that a class has attention of its own
+        raise _not_ours(loaded, _cause(error)) from error
+    yield
+
+
+def _name_dimensions(model: onnx_ir.Model) -> None:
+    """Give the tracer's symbols the names that the builder's graphs have."""
+    import onnx_ir
+
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        name = value.name or ""
+        if value.shape is None:
+            continue
+        names: dict[int, str] = {0: "batch_size", 1: "sequence_length"}
+        if name == "attention_mask":
+            names[1] = "total_sequence_length"
+        elif name.startswith(("past", "present")):
+            names = {0: "batch_size", 2: f"{'past' if name.startswith('past') else 'total'}_sequence_length"}
+        dims = [names.get(place, dim) for place, dim in enumerate(value.shape)]
+        value.shape = onnx_ir.Shape(dims)
+
+
+def _clean(model: onnx_ir.Model) -> None:
+    """Name products after the module whose weight they read, and remove what only the tracer wants."""
+    import onnx_ir.passes.common as passes
+
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Gemm"):
+            scopes = [
+                each for each in _SCOPE.findall(node.metadata_props.get(_SCOPES, "")) if each.startswith("model.")
+            ]
+            if scopes:
+                node.name = "/" + scopes[-1].removeprefix("model.").replace(".", "/") + f"/{node.op_type}"
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    passes.NameFixPass()(model)
+
+
+def write_genai_config(out: Path, shape: Shape, special: dict[str, JSON], context: int, provider: str) -> None:
+    """Write ``genai_config.json`` for a traced decoder, in the form of onnxruntime-genai 0.18.
+
+    Args:
+        out: the folder of ``model.onnx``.
+        shape: the sizes of its cache.
+        special: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
+        context: most tokens of a prompt and its answer together.
+        provider: ``cpu`` or ``cuda``.
+    """
+    decoder = {
+        "session_options": {
+            "log_id": "onnxruntime-genai",
+            "provider_options": [] if provider == "cpu" else [{provider: {}}],
+        },
+        "filename": "model.onnx",
+        "head_size": shape.head_size,
+        "hidden_size": shape.hidden,
+        "inputs": {
+            **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+    }
+    config = {
+        "model": {
+            **special,
+            "type": _TYPE,
+            "context_length": context,
+            "vocab_size": shape.vocabulary,
+            "decoder": decoder,
+        },
+        "search": {"max_length": context, "do_sample": False, "past_present_share_buffer": True},
+    }
+    (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""What may be asked of a generator: refused here for every runtime, in the same words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from optimizer.errors import BadInput
+from optimizer.generator import Sampling
+
+__all__ = ["check_asked"]
+
+
+def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: int) -> None:
+    """Refuse what no decoder could do.
+
+    Args:
+        prompt: tokens.
+        sampling: how to go on.
+        context: most tokens of a prompt and its answer together.
+        vocabulary: how many tokens there are.
+
+    Raises:
+        BadInput: the prompt is empty, has a token that is none or fills the context, or a number is out of its range.
+    """
+    if not len(prompt):
+        raise BadInput("the prompt is empty", "give the model at least one token to go on from")
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        raise BadInput(f"the prompt has a token outside 0 … {vocabulary - 1}: another model's tokenizer?")
+    if len(prompt) >= context:
+        raise BadInput(
+            f"the prompt has {len(prompt)} tokens, and prompt and answer together may have {context}",
+            "shorten the prompt, or take a model with a longer context",
+        )
+    if sampling.max_tokens < 1:
+        raise BadInput(f"max tokens must be at least 1, not {sampling.max_tokens}")
+    if sampling.max_tokens > context:
+        raise BadInput(
+            f"max tokens is {sampling.max_tokens}, and the model's context has {context} tokens",
+            f"ask for at most {context - len(prompt)} with this prompt",
+        )
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        raise BadInput(f"the temperature must be a number from 0 up, not {sampling.temperature}")
+    if not 0 < sampling.top_p <= 1:
+        raise BadInput(f"top-p must be above 0 and at most 1, not {sampling.top_p}")
+    if sampling.top_k < 0:
+        raise BadInput(f"top-k must be 0 (all) or more, not {sampling.top_k}")
+    if sampling.seed is not None and not 0 <= sampling.seed < 2**64:
+        raise BadInput(f"the seed must be from 0 to 2^64 - 1, not {sampling.seed}")
+    if sampling.json_schema and sampling.regex:
+        raise BadInput("a text follows a JSON schema or a regular expression, not both")

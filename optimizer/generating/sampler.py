@@ -1,0 +1,79 @@
+"""Choosing the next token from a model's logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.errors import GateFailed
+from optimizer.generator import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Sampler", "logprob"]
+
+
+class Sampler:
+    """Draws tokens for one text; the same seed and logits give the same tokens.
+
+    Temperature first, then the ``top_k`` likeliest, then the smallest set of those whose probability is at least
+    ``top_p`` (nucleus sampling, Holtzman et al. 2020): the order of ``transformers``.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        import numpy as np
+
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def pick(self, logits: NDArray[np.float32]) -> int:
+        """One token.
+
+        Args:
+            logits: ``[vocabulary]``; -inf where a token must not come.
+
+        Raises:
+            GateFailed: the model answered no number.
+        """
+        import numpy as np
+
+        likeliest = int(np.argmax(logits))  # the place of a NaN, where there is one
+        top = logits[likeliest]
+        if not np.isfinite(top):
+            raise GateFailed(
+                f"the model answered {top} in its logits", "its precision may be too low: export it in fp32 and compare"
+            )
+        asked = self._sampling
+        if asked.temperature == 0 or asked.top_k == 1:
+            return likeliest
+        kept = None
+        if 0 < asked.top_k < logits.size:
+            kept = np.argpartition(logits, logits.size - asked.top_k)[logits.size - asked.top_k :]
+            logits = logits[kept]
+        # The largest is taken off first, so that no temperature, however low, overflows.
+        chances = np.exp((logits - top) / np.float32(max(asked.temperature, 1e-30)), dtype=np.float64)
+        if asked.top_p < 1:
+            order = np.argsort(-chances, kind="stable")
+            upto = np.cumsum(chances[order])
+            # Of rounded sums the last one counts as all of it.
+            size = min(int(np.searchsorted(upto, asked.top_p * upto[-1])) + 1, order.size)
+            return self._of(kept, int(order[self._place(upto[:size])]))
+        return self._of(kept, self._place(np.cumsum(chances)))
+
+    def _place(self, upto: NDArray[np.float64]) -> int:
+        """Draw by the inverse of the cumulated chances."""
+        drawn = self._random.random() * upto[-1]
+        return min(int(upto.searchsorted(drawn, side="right")), upto.size - 1)
+
+    @staticmethod
+    def _of(kept: NDArray[np.intp] | None, place: int) -> int:
+        return place if kept is None else int(kept[place])
+
+
+def logprob(logits: NDArray[np.float32], token: int) -> float:
+    """The logarithm of a token's probability, in nats, as the model has it: without temperature and limits."""
+    import numpy as np
+
+    top = float(logits.max())
+    return float(logits[token]) - top - float(np.log(np.exp(logits - np.float32(top), dtype=np.float64).sum()))

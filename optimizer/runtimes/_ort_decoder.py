@@ -1,0 +1,264 @@
+"""A decoder's graph in ONNX Runtime: its caches of keys and values, a prompt read, a step of several texts, scores.
+
+Keys and values of all texts lie in one buffer a layer, ``[rows, heads, capacity, head size]``, which the graph's
+GroupQueryAttention reads and writes in place: the input ``past`` and the output ``present`` are the same memory. The
+attention mask says how long each row is, so that rows of any length make a step together, and a text can come or go
+at any step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.errors import BadInput
+from optimizer.generating.config import DecoderConfig
+from optimizer.runtimes._ort_errors import ort_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Decoder", "open_session"]
+
+#: The first capacity of the caches, in tokens; it doubles when a text outgrows it.
+_CAPACITY = 256
+#: ONNX Runtime's element types: numpy's, and ONNX's number where numpy has none (bits are held instead).
+_ELEMENTS: dict[str, tuple[str, int]] = {
+    "tensor(float)": ("float32", 1),
+    "tensor(float16)": ("float16", 10),
+    "tensor(bfloat16)": ("uint16", 16),
+}
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """Open a graph on the processor.
+
+    Raises:
+        BadInput: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise BadInput(f"no such file: {path}", "the folder's genai_config.json names it as its decoder")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    with ort_errors(path, "cpu"):
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+
+class Decoder:
+    """An open graph, and room for ``slots`` texts.
+
+    Raises:
+        BadInput: its inputs are not those of a decoder, or its cache cannot be written in place.
+    """
+
+    def __init__(self, session: Any, config: DecoderConfig, slots: int) -> None:
+        self._session, self._config, self.slots = session, config, slots
+        names = {one.name: one.type for one in session.get_inputs()}
+        layers, inputs, outputs = range(config.layers), config.inputs, config.outputs
+        self._ids = inputs.get("input_ids", "input_ids")
+        self._mask = inputs.get("attention_mask", "attention_mask")
+        positions = inputs.get("position_ids", "position_ids")
+        self._positions = positions if positions in names else ""
+        sides = ("key", "value")
+        self._past = [_layer(inputs, f"past_{s}_names", f"past_key_values.%d.{s}", n) for n in layers for s in sides]
+        self._present = [_layer(outputs, f"present_{s}_names", f"present.%d.{s}", n) for n in layers for s in sides]
+        self._logits = outputs.get("logits", "logits")
+        wanted = {self._ids, self._mask, *self._past}
+        unknown = set(names) - wanted - {self._positions}
+        if missing := sorted(wanted - set(names)):
+            raise BadInput(f"{config.file} has no input {missing[0]}, which its genai_config.json names")
+        if unknown:
+            raise BadInput(f"{config.file} has the input {sorted(unknown)[0]}, which no decoder here feeds")
+        self._cache_type = self._type_of(names[self._past[0]])
+        logits = {one.name: one.type for one in session.get_outputs()}.get(self._logits)
+        if logits is None:
+            raise BadInput(f"{config.file} has no output {self._logits}")
+        self._logits_type = self._type_of(logits)
+        self._buffers: list[NDArray[Any]] = []
+        self._rows = self._capacity = 0
+        self._binding: Any = None
+        self._bound = 0
+        self._check_in_place()
+
+    def _type_of(self, name: str) -> tuple[str, int]:
+        if name not in _ELEMENTS:
+            raise BadInput(f"{self._config.file} keeps its cache or its logits in {name}, which cannot be used here")
+        return _ELEMENTS[name]
+
+    def _check_in_place(self) -> None:
+        """Try whether the graph leaves a longer cache as long as it is, as GroupQueryAttention does."""
+        import numpy as np
+
+        feeds = self._feeds(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
+        config = self._config
+        empty = np.zeros((1, config.kv_heads, 2, config.head_size), self._cache_type[0])
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in self._past:
+            self._bind(binding.bind_input, name, empty)
+        for name in (self._logits, *self._present):
+            binding.bind_output(name)
+        with ort_errors(config.file, "cpu"):
+            try:
+                self._session.run_with_iobinding(binding)
+                length = binding.get_outputs()[1].shape()[2]
+            except Exception as error:
+                if "shape" not in str(error).lower() and "dimension" not in str(error).lower():
+                    raise
+                length = None  # its mask has to be as long as past and new tokens together
+        if length != 2:
+            raise BadInput(
+                f"{config.file} does not write its cache in place: its attention is no GroupQueryAttention",
+                "export it again with `ml-opt export-genai`",
+            )
+
+    def _feeds(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """What a run of whole rows is fed beside the caches: tokens, mask, and positions where the graph has them."""
+        import numpy as np
+
+        feeds = {self._ids: np.ascontiguousarray(ids, np.int64), self._mask: mask}
+        if self._positions:
+            places = np.arange(mask.shape[1] - ids.shape[1], mask.shape[1], dtype=np.int64)
+            feeds[self._positions] = np.ascontiguousarray(np.broadcast_to(places, ids.shape))
+        return feeds
+
+    def _bind(self, bind: Any, name: str, array: NDArray[Any]) -> None:
+        """Bind an array's own memory."""
+        element: Any = array.dtype if self._cache_type[0] != "uint16" else self._cache_type[1]
+        bind(name, "cpu", 0, element, list(array.shape), array.ctypes.data)
+
+    def _room(self, rows: int, length: int) -> None:
+        """Make the buffers large enough; what is in them stays."""
+        import numpy as np
+
+        if rows <= self._rows and length <= self._capacity:
+            return
+        capacity, high = max(self._capacity, min(_CAPACITY, self._config.context)), max(self._rows, 1)
+        while capacity < length:
+            capacity = min(capacity * 2, self._config.context)
+        while high < rows:
+            high = min(high * 2, self.slots)
+        shape = (high, self._config.kv_heads, capacity, self._config.head_size)
+        made = []
+        for place in range(len(self._past)):
+            new = np.zeros(shape, self._cache_type[0])
+            if self._buffers:
+                new[: self._rows, :, : self._capacity] = self._buffers[place]
+                self._buffers[place] = new[:0]  # its memory goes before that of the next layer is taken
+            made.append(new)
+        self._buffers, self._rows, self._capacity = made, high, capacity
+        self._bound = 0
+
+    def read(self, row: int, prompt: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read a prompt into a row, whatever was there; logits of what follows, ``[vocabulary]``."""
+        import numpy as np
+
+        length = prompt.size
+        self._room(row + 1, length + 1)
+        binding = self._session.io_binding()
+        feeds = self._feeds(prompt.reshape(1, -1), np.ones((1, length), np.int64))
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for past, present, buffer in zip(self._past, self._present, self._buffers, strict=True):
+            self._bind(binding.bind_input, past, buffer[row : row + 1])
+            self._bind(binding.bind_output, present, buffer[row : row + 1])
+        logits = np.empty((1, length, self._config.vocabulary), self._logits_type[0])
+        self._bind_logits(binding, logits)
+        with ort_errors(self._config.file, "cpu"):
+            self._session.run_with_iobinding(binding)
+        return self._floats(logits[0, -1])
+
+    def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
+        """One more token of each of the first rows.
+
+        Args:
+            tokens: of each row.
+            lengths: how many tokens are in its cache already.
+
+        Returns:
+            Logits of what follows, ``[rows, vocabulary]``.
+        """
+        rows = len(tokens)
+        self._room(rows, max(lengths) + 1)
+        if self._bound != rows:
+            self._bind_step(rows)
+        self._step_ids[:, 0] = tokens
+        if self._positions:
+            self._step_positions[:, 0] = lengths
+        for row, length in enumerate(lengths):
+            self._step_mask[row, : length + 1] = 1
+            self._step_mask[row, length + 1 :] = 0
+        with ort_errors(self._config.file, "cpu"):
+            self._session.run_with_iobinding(self._binding)
+        return self._floats(self._step_logits[:, 0])
+
+    def _bind_step(self, rows: int) -> None:
+        """Everything of a step is bound once for each number of rows, and its arrays are only written into."""
+        import numpy as np
+
+        # As wide as the buffers: rows say by their ones how long they are, and the width costs nothing.
+        self._step_mask = np.zeros((rows, self._capacity), np.int64)
+        self._step_ids = np.zeros((rows, 1), np.int64)
+        self._step_positions = np.zeros((rows, 1), np.int64)
+        self._step_logits = np.zeros((rows, 1, self._config.vocabulary), self._logits_type[0])
+        binding = self._session.io_binding()
+        fed = [(self._ids, self._step_ids), (self._mask, self._step_mask)]
+        if self._positions:
+            fed.append((self._positions, self._step_positions))
+        for name, array in fed:
+            binding.bind_input(name, "cpu", 0, np.int64, list(array.shape), array.ctypes.data)
+        for past, present, buffer in zip(self._past, self._present, self._buffers, strict=True):
+            self._bind(binding.bind_input, past, buffer[:rows])
+            self._bind(binding.bind_output, present, buffer[:rows])
+        self._bind_logits(binding, self._step_logits)
+        self._binding, self._bound = binding, rows
+
+    def _bind_logits(self, binding: Any, logits: NDArray[Any]) -> None:
+        element: Any = logits.dtype if self._logits_type[0] != "uint16" else self._logits_type[1]
+        binding.bind_output(self._logits, "cpu", 0, element, list(logits.shape), logits.ctypes.data)
+
+    def _floats(self, logits: NDArray[Any]) -> NDArray[np.float32]:
+        import numpy as np
+
+        if self._logits_type[0] == "uint16":
+            return (logits.astype(np.uint32) << 16).view(np.float32)
+        return logits.astype(np.float32, copy=False)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of a row over another row."""
+        for buffer in self._buffers:
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row."""
+        import numpy as np
+
+        config = self._config
+        if tokens.ndim != 2 or not tokens.size:
+            raise BadInput(f"tokens to score are [rows, tokens], not {list(tokens.shape)}")
+        if tokens.shape[1] > config.context:
+            raise BadInput(f"{tokens.shape[1]} tokens to score, and the context has {config.context}")
+        if tokens.min() < 0 or tokens.max() >= config.vocabulary:
+            raise BadInput(f"a token to score is outside 0 … {config.vocabulary - 1}: another model's tokenizer?")
+        feeds = self._feeds(tokens, np.ones(tokens.shape, np.int64))
+        empty = np.zeros((tokens.shape[0], config.kv_heads, 0, config.head_size), self._cache_type[0])
+        logits = np.empty((*tokens.shape, config.vocabulary), self._logits_type[0])
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in self._past:
+            self._bind(binding.bind_input, name, empty)
+        self._bind_logits(binding, logits)
+        with ort_errors(config.file, "cpu"):
+            self._session.run_with_iobinding(binding)
+        return self._floats(logits)
+
+
+def _layer(names: Any, key: str, default: str, layer: int) -> str:
+    return str(names.get(key, default)) % layer

@@ -1,0 +1,338 @@
+"""export-genai: a model that writes text, with its cache of keys and values, for ONNX Runtime's generate loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.artifact import Source, SourceModel
+from optimizer.errors import BadInput, GateFailed
+from optimizer.exporting.genai_builder import ALGORITHMS
+from optimizer.exporting.options import allow_pickle_opt, revision_opt, trust_remote_code_opt
+from optimizer.options import Options, opt
+from optimizer.stage import Outcome, Progress, Stage
+from optimizer.types import JSON, Kind, Precision
+
+if TYPE_CHECKING:
+    from optimizer.exporting.genai_golden import Golden
+    from optimizer.hf import LoadedModel
+
+__all__ = ["STAGE", "ExportGenai"]
+
+_INTEGERS = (Precision.INT4, Precision.INT8)
+_BITS = {Precision.INT4: 4, Precision.INT8: 8}
+#: A traced or built fp32 graph differs from PyTorch by rounding alone: this much of its largest logit at most.
+_FP32_MAX = 1e-3
+#: From this share of places on where int4 or int8 would write another token, the reader hears of it.
+_WORTH_SAYING = 0.9
+
+
+class ExportGenai(Options):
+    """Options of export-genai."""
+
+    precision: Precision = opt(Precision.FP32, "Number format of the weights.")
+    block_size: int = opt(32, "Weights that share a scale, in int4 and int8: 16, 32, 64, 128 or 256.", ge=16, le=256)
+    algorithm: str = opt(
+        "default",
+        "How weights are rounded to int4 or int8. …_last keeps the head in 8 bits, …_mixed other sensitive products "
+        "too.",
+        choices=ALGORITHMS,
+    )
+    float_head: bool = opt(False, "Leave the head, the last product, in float.")
+    share_embeddings: bool = opt(
+        True, "Where head and embeddings are one matrix, store it once: in int4, tokens are then looked up in 4 bits."
+    )
+    accuracy_level: int | None = opt(
+        None,
+        "What products in blocks may round activations to: 4 int8, 3 bf16, 2 fp16, 1 fp32, 0 as they like "
+        "[4 on a processor, 0 on a GPU].",
+        ge=0,
+        le=4,
+    )
+    provider: str = opt("cpu", "Which kernels the graph is for.", choices=("cpu", "cuda"))
+    max_length: int | None = opt(
+        None, "Most tokens of a prompt and its answer together [what the model has positions for].", ge=8
+    )
+    revision: str | None = revision_opt()
+    trust_remote_code: bool = trust_remote_code_opt()
+    allow_pickle: bool = allow_pickle_opt()
+
+    def check(self) -> None:
+        if self.precision is Precision.FP8:
+            raise BadInput("--precision fp8: no decoder is built in fp8", "write fp32, fp16, bf16, int8 or int4")
+        half = self.precision in (Precision.FP16, Precision.BF16)
+        if half and self.provider == "cpu":
+            raise BadInput(
+                f"--precision {self.precision}: on a processor, ONNX Runtime lacks the kernels of a decoder in "
+                f"{self.precision}",
+                "write --precision fp32, int8 or int4; or --provider cuda",
+            )
+        if self.precision is Precision.FP32 and self.provider == "cuda":
+            raise BadInput(
+                "--provider cuda: fused attention computes in 16 bits there", "write --precision fp16, bf16 or int4"
+            )
+        if self.block_size & (self.block_size - 1):
+            raise BadInput(f"--block-size {self.block_size} is no power of two", "write 16, 32, 64, 128 or 256")
+        if self.precision not in _INTEGERS:
+            for name in ("block_size", "algorithm", "float_head", "accuracy_level"):
+                if name in self.changed():
+                    raise BadInput(
+                        f"--{name.replace('_', '-')} is for int4 and int8, and {self.precision} rounds no weights",
+                        "add --precision int4, or leave it out",
+                    )
+        base = self.algorithm.partition("_last")[0].removesuffix("_mixed")
+        if base != self.algorithm and self.precision is Precision.INT8:
+            raise BadInput(
+                f"--algorithm {self.algorithm} keeps something in 8 bits, and in int8 all is",
+                f"write --algorithm {base}, or --precision int4",
+            )
+        if base != self.algorithm and self.float_head:
+            raise BadInput(
+                f"--float-head leaves the head in float, and --algorithm {self.algorithm} puts it into 8 bits",
+                f"write --algorithm {base} with --float-head, or leave --float-head out",
+            )
+
+
+def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) -> Outcome:
+    from optimizer.data.continuations import save_continuations
+    from optimizer.exporting import genai_builder
+    from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, parity, write_on
+    from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
+    from optimizer.hf import generator_class, load_model, read_config
+
+    assert isinstance(source, SourceModel)
+    if source.type == "file":
+        raise BadInput(
+            f"{source.spec} is an .onnx file, and export-genai starts from a model folder or a hub id",
+            "give the folder that it was exported from (with config.json and safetensors)",
+        )
+    raw = read_config(source.path)
+    name = generator_class(raw)
+    _refuse_quantized(source, raw)
+    tokenizer = load_tokenizer(source.path, options.trust_remote_code)
+    progress("loading the model")
+    loaded = load_model(source.path, "text-generation", trust_remote_code=options.trust_remote_code)
+    context = _context(loaded, options.max_length)
+    progress("asking PyTorch for the golden continuations")
+    golden = write_on(loaded, tokenizer, context)
+    built = genai_builder.knows(name, raw)
+    if built:
+        _fitting_blocks(options, loaded)
+        progress(f"building {name} in {options.precision}")
+        asked = {field: getattr(options, field) for field in genai_builder.Build.__dataclass_fields__}
+        genai_builder.build(source.path, out, genai_builder.Build(**asked), raw)
+    else:
+        _traced(loaded, out, options, context, progress)
+    config = read_genai_config(out)
+    config["model"]["context_length"] = config["search"]["max_length"] = context
+    (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    has_template = copy_text_files(tokenizer, source.path, out)
+    save_continuations(out, golden.continuations)
+    facts: dict[str, JSON] = {"built_by": "onnxruntime-genai" if built else "torch.onnx"}
+    warnings = list(loaded.warnings)
+    if options.provider == "cpu":
+        progress("comparing with PyTorch")
+        facts["parity"] = parity(out, golden)
+        warnings += _judged(facts["parity"], options, golden)
+    return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
+
+
+def _traced(loaded: LoadedModel, out: Path, options: ExportGenai, context: int, progress: Progress) -> None:
+    """A decoder that the builder does not know: PyTorch's own graph, and its weights in blocks where that was asked."""
+    from optimizer.exporting.genai_decoder import shape_of, trace, write_genai_config
+    from optimizer.exporting.genai_golden import end_tokens
+    from optimizer.graph.io import save
+
+    shape = shape_of(loaded)
+    if options.provider != "cpu":
+        import torch
+
+        loaded.module.to(torch.bfloat16 if options.precision is Precision.BF16 else torch.float16)
+    progress(f"tracing {loaded.class_name} with its cache")
+    model = trace(loaded)
+    if options.precision in _INTEGERS:
+        import onnx_ir
+
+        from optimizer.hf import quiet_libraries
+        from optimizer.quantizing.decoder_blocks import fold_transposes, quantize_decoder
+
+        progress(f"rounding weights to {options.precision}")
+        fold_transposes(model)
+        _fitting_blocks(options, loaded)
+        level = options.accuracy_level
+        with quiet_libraries():
+            proto = quantize_decoder(
+                onnx_ir.to_proto(model),
+                bits=_BITS[options.precision],
+                block_size=options.block_size,
+                algorithm=options.algorithm,
+                accuracy_level=(4 if options.provider == "cpu" else 0) if level is None else level,
+                layers=shape.layers,
+                float_head=options.float_head,
+            )
+        model = onnx_ir.from_proto(proto)
+    save(model, out)
+    ends = end_tokens(loaded)
+    special: dict[str, JSON] = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else 0}
+    for key in ("bos_token_id", "pad_token_id"):
+        found = getattr(loaded.config, key, None)
+        special[key] = found if isinstance(found, int) else (ends or (0,))[0]
+    write_genai_config(out, shape, special, context, options.provider)
+
+
+def _context(loaded: LoadedModel, asked: int | None) -> int:
+    """Most tokens that the model has positions for, or fewer where fewer were asked for."""
+    limit = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        if asked is None:
+            raise BadInput(f"{loaded.class_name} does not say how long a text may be", "say it: --max-length 2048")
+        return asked
+    if asked is not None and asked > limit:
+        raise BadInput(
+            f"--max-length {asked} is beyond the model: it has positions for {limit} tokens",
+            f"write --max-length {limit} or less",
+        )
+    return asked or limit
+
+
+def _refuse_quantized(source: SourceModel, raw: Mapping[str, JSON]) -> None:
+    found = raw.get("quantization_config")
+    if found:
+        method = found.get("quant_method", "some method") if isinstance(found, Mapping) else found
+        raise BadInput(
+            f"the weights of {source.spec} are quantized already ({method})",
+            "give the model that they were quantized from, and say --precision int4",
+        )
+
+
+def _fitting_blocks(options: ExportGenai, loaded: LoadedModel) -> None:
+    """Refuse blocks that k_quant cannot pack: its zero points are of 4 bits, two in a byte, row by row."""
+    import torch
+
+    if options.precision is not Precision.INT4 or not options.algorithm.startswith("k_quant"):
+        return
+    widths = {
+        module.weight.shape[1]: name
+        for name, module in loaded.module.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    for width, name in widths.items():
+        if width % (2 * options.block_size):
+            good = [size for size in (16, 32, 64, 128, 256) if all(w % (2 * size) == 0 for w in widths)]
+            raise BadInput(
+                f"--algorithm {options.algorithm} takes an even number of blocks: {name} reads {width} numbers, "
+                f"{width / options.block_size:g} blocks of {options.block_size}",
+                f"write --block-size {good[-1]}" if good else "write --algorithm rtn or default",
+            )
+
+
+def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden) -> list[str]:
+    """Hold an fp32 graph to PyTorch's logits; of others, what a reader should hear.
+
+    Raises:
+        GateFailed: the fp32 graph is another model.
+    """
+    import numpy as np
+
+    if options.precision is Precision.FP32:
+        largest = max(1.0, float(np.abs(golden.logits).max()))
+        if not found["max_abs"] <= _FP32_MAX * largest:
+            raise GateFailed(
+                f"the exported graph is not the model: its logits differ by {found['max_abs']:g} from PyTorch's",
+                "this is a fault of the exporter, not of the model; please report it with the model's config.json",
+            )
+    elif found["top1"] < _WORTH_SAYING:
+        return [
+            f"in {options.precision} it would write another token than PyTorch in {1 - found['top1']:.0%} of places; "
+            "try --algorithm k_quant_mixed, a smaller --block-size, or --precision int8"
+        ]
+    return []
+
+
+def _about(
+    loaded: LoadedModel,
+    source: SourceModel,
+    options: ExportGenai,
+    config: Mapping[str, Any],
+    has_template: bool,
+    context: int,
+) -> dict[str, JSON]:
+    """The manifest's ``model``: what the model is, whatever its precision."""
+    from optimizer.exporting.genai_golden import end_tokens
+
+    return {
+        "task": "text-generation",
+        "modality": "text",
+        "architecture": loaded.class_name,
+        "class": loaded.class_name,
+        "model_type": loaded.config.model_type,
+        "max_length": context,
+        "vocabulary": config["model"]["vocab_size"],
+        "end_tokens": list(end_tokens(loaded)),
+        "chat_template": has_template,
+        "prefers": options.provider,
+        "trust_remote_code": options.trust_remote_code,
+        "source": source.to_json(),
+    }
+
+
+def _variant(options: ExportGenai, source: Source) -> str:
+    words = [options.precision.value, "genai"]
+    if options.algorithm != "default":
+        words.append(options.algorithm)
+    if options.block_size != 32:
+        words.append(f"b{options.block_size}")
+    if options.float_head:
+        words.append("float-head")
+    if not options.share_embeddings:
+        words.append("float-table")
+    if options.accuracy_level is not None:
+        words.append(f"level{options.accuracy_level}")
+    if options.provider != "cpu":
+        words.append(options.provider)
+    if options.max_length is not None:
+        words.append(f"len{options.max_length}")
+    return "-".join(words)
+
+
+def _verify(options: ExportGenai, facts: Mapping[str, JSON], source: Source) -> None:
+    decoder, blocks = facts["decoder"], facts["blocks"]
+    if facts["attention"] != decoder["layers"]:
+        raise GateFailed(f"{facts['attention']} attentions of {decoder['layers']} layers are fused with their cache")
+    if options.precision not in _INTEGERS:
+        if facts["quantized"]["total"]:
+            raise GateFailed(f"{options.precision} was asked for, and {facts['quantized']['total']} nodes are rounded")
+        return
+    bits = _BITS[options.precision]
+    if bits not in blocks["bits"]:
+        raise GateFailed(
+            f"{options.precision} was asked for, and no product of the file has weights of {bits} bits",
+            "export it in fp32 and look at its products: ml-opt export-genai MODEL, then ml-opt inspect REF --layers",
+        )
+    if blocks["block_size"] != [options.block_size]:
+        raise GateFailed(f"blocks of {options.block_size} were asked for, and the file has {blocks['block_size']}")
+    left = facts["float_products"]
+    if len(left) > options.float_head:
+        raise GateFailed(f"{len(left)} products stayed in float: {', '.join(left[:3])}")
+    if options.float_head and not left:
+        raise GateFailed("the head was to stay in float, and every product is rounded")
+
+
+STAGE = Stage(
+    name="export-genai",
+    help="Export a model that writes text, with its cache of keys and values.",
+    details="For decoders: Llama, Qwen, Mistral, Gemma and their kin through the builder of onnxruntime-genai, others "
+    "(GPT-2, GPT-NeoX, OPT, …) through PyTorch's exporter, with the same fused attention. Tokenizer, chat template, "
+    "and what PyTorch writes after a few prompts are kept beside the graph.",
+    options=ExportGenai,
+    accepts=frozenset({Kind.SOURCE}),
+    produces=Kind.GENERATOR,
+    run=_run,
+    variant=_variant,
+    verify=_verify,
+    version=1,
+    needs=("torch", "transformers", "onnxruntime-genai", "onnxruntime", "onnx", "onnx-ir", "onnxscript"),
+    modules=("torch", "transformers", "onnx", "onnx_ir", "onnxruntime"),
+)

@@ -1,0 +1,55 @@
+"""Generators for tests: the tiny trained Llama, made by onnxruntime-genai's own builder, and what it should write."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.decoders import decoder
+
+
+def build_llama(folder: Path) -> Path:
+    """The tiny Llama in fp32, as a generator's folder."""
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    source, out, cache = str(decoder("llama", size="tiny")), folder / "llama", folder / "cache"
+    more = parse_extra_options(source, source, str(out), "fp32", "cpu", str(cache), [])
+    create_model(source, source, str(out), "fp32", "cpu", str(cache), **more)
+    return out
+
+
+def prompts(count: int, longest: int = 24) -> list[list[int]]:
+    """Prompts of different lengths from modules that the model never saw."""
+    tokenizer = reference()[1]
+    rows = (decoder("llama", size="tiny") / "heldout.jsonl").read_text().splitlines()
+    made: list[list[int]] = []
+    for row in rows:
+        text = json.loads(row)["text"]
+        for start in range(0, len(text) - 400, 400):
+            made.append(tokenizer(text[start : start + 120])["input_ids"][: 1 + (5 * len(made) + 3) % longest])
+            if len(made) == count:
+                return made
+    raise AssertionError("the held-out text is too short")
+
+
+@functools.cache
+def reference() -> tuple[Any, Any]:
+    """The same model in transformers, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = decoder("llama", size="tiny")
+    return AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+
+
+def greedy(prompt: list[int], new: int) -> list[int]:
+    """What ``transformers.generate`` writes, without end tokens."""
+    import torch
+
+    model = reference()[0]
+    with torch.inference_mode():
+        written = model.generate(
+            torch.tensor([prompt]), max_new_tokens=new, do_sample=False, attention_mask=torch.ones(1, len(prompt))
+        )
+    return [token for token in written[0].tolist()[len(prompt) :] if token != model.config.eos_token_id]

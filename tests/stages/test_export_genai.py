@@ -1,0 +1,386 @@
+"""A decoder of either family becomes a generator that answers as PyTorch does, in the precision that was asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import optimizer
+from benchmarks.decoders import decoder
+from optimizer.artifact import Artifact
+from optimizer.data.continuations import load_continuations
+from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError, UnknownName
+from optimizer.stages.export_genai import STAGE, ExportGenai
+from optimizer.store import Store
+from optimizer.types import Kind, Precision
+
+pytest.importorskip("onnxruntime_genai")
+
+FAMILIES = ("llama", "gpt2")
+TEXT = [1, 5, 9, 44, 77, 100, 200, 3, 17, 18, 60, 61]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small are the models that a second thread is only waited for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What the tests of this file export, each thing once."""
+    return Store(tmp_path_factory.mktemp("genai") / "models")
+
+
+def exported(family: str, store: Store, **options: Any) -> Artifact:
+    folder = decoder(family, size="tiny")
+    return optimizer.export_genai(str(folder), name=family, store=store, **options).artifact
+
+
+def reference(family: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(decoder(family, size="tiny")).eval()
+
+
+class Loop:
+    """The plainest decode loop on ONNX Runtime, by the names in the graph alone."""
+
+    def __init__(self, folder: Path, rows: int = 1) -> None:
+        import onnxruntime
+
+        decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+        self.names = {each.name for each in self.session.get_inputs()}
+        self.outputs = [each.name for each in self.session.get_outputs()]
+        empty = np.zeros((rows, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+        self.past = {name: empty for name in self.names if name.startswith("past")}
+        self.done = 0
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        rows, new = tokens.shape
+        self.done += new
+        places = np.tile(np.arange(self.done - new, self.done), (rows, 1))
+        feeds = {"input_ids": tokens, "attention_mask": np.ones((rows, self.done), np.int64), "position_ids": places}
+        answers = dict(
+            zip(
+                self.outputs,
+                self.session.run(None, {k: v for k, v in (feeds | self.past).items() if k in self.names}),
+                strict=True,
+            )
+        )
+        self.past = {name: answers[name.replace("past_key_values", "present")] for name in self.past}
+        return answers["logits"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_logits_are_pytorchs_at_once_and_step_by_step(family: str, shared: Store) -> None:
+    import torch
+
+    artifact = exported(family, shared)
+    rows = np.array([TEXT, TEXT[::-1]])
+    with torch.inference_mode():
+        want = reference(family)(torch.tensor(rows)).logits.numpy()
+    assert np.abs(Loop(artifact.path, 2).step(rows) - want).max() <= 1e-3
+    loop, got = Loop(artifact.path, 2), []
+    for first, last in ((0, 7), *((place, place + 1) for place in range(7, len(TEXT)))):
+        got.append(loop.step(rows[:, first:last]))
+    assert np.abs(np.concatenate(got, axis=1) - want).max() <= 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_genai_itself_writes_what_pytorch_wrote(family: str, shared: Store) -> None:
+    """The names, the type and the cache are those that onnxruntime-genai runs, without a word in between."""
+    import onnxruntime_genai as og
+
+    artifact = exported(family, shared)
+    model = og.Model(str(artifact.path))
+    golden = load_continuations(artifact.path)
+    assert len(golden) == 4
+    for each in golden:
+        assert len(each.tokens) == len(each.margins)
+        assert len(each.tokens) == 32 or each.tokens[-1] in artifact.model_info["end_tokens"]
+        parameters = og.GeneratorParams(model)
+        parameters.set_search_options(max_length=len(each.prompt) + len(each.tokens), do_sample=False)
+        generator = og.Generator(model, parameters)
+        generator.append_tokens(list(each.prompt))
+        while not generator.is_done():
+            generator.generate_next_token()
+        assert list(generator.get_sequence(0))[len(each.prompt) :] == list(each.tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_manifest_says_what_it_is(family: str, shared: Store) -> None:
+    artifact = exported(family, shared)
+    info, facts = artifact.model_info, artifact.manifest.facts
+    assert artifact.kind is Kind.GENERATOR
+    assert artifact.precision is Precision.FP32
+    assert artifact.variant == "fp32-genai"
+    assert info["task"] == "text-generation"
+    assert info["model_type"] == family
+    assert (info["max_length"], info["vocabulary"], info["chat_template"]) == (128, 512, False)
+    assert info["end_tokens"] == [reference(family).config.eos_token_id]
+    kv_heads = 2 if family == "llama" else 4
+    assert facts["attention"] == 2
+    assert facts["decoder"] == {
+        "type": "llama" if family == "llama" else "decoder",
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": kv_heads,
+        "head_size": 16,
+        "context": 128,
+        "vocabulary": 512,
+        "cache_bytes_per_token": 2 * 2 * kv_heads * 16 * 4,
+    }
+    assert facts["parity"]["max_abs"] <= 1e-3
+    assert facts["parity"]["top1"] == 1.0
+    assert artifact.manifest.warnings == []
+    source = decoder(family, size="tiny")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+        assert (artifact.path / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "by_bits"),
+    [
+        ("llama", {"precision": "int4"}, {"4": 11}),
+        ("llama", {"precision": "int8"}, {"8": 11}),
+        ("llama", {"precision": "int4", "algorithm": "rtn_last", "block_size": 64}, {"4": 10, "8": 1}),
+        ("llama", {"precision": "int4", "algorithm": "k_quant_mixed"}, {"4": 8, "8": 3}),
+        ("llama", {"precision": "int4", "float_head": True}, {"4": 10}),
+        ("gpt2", {"precision": "int4"}, {"4": 9}),
+        ("gpt2", {"precision": "int8"}, {"8": 9}),
+        ("gpt2", {"precision": "int4", "algorithm": "k_quant_mixed"}, {"4": 6, "8": 3}),
+    ],
+)
+def test_weights_are_stored_as_asked(
+    family: str, options: dict[str, Any], by_bits: dict[str, int], shared: Store
+) -> None:
+    artifact = exported(family, shared, **options)
+    facts = artifact.manifest.facts
+    assert artifact.precision == options["precision"]
+    assert facts["blocks"]["by_bits"] == by_bits
+    assert facts["blocks"]["products"] == sum(by_bits.values())
+    assert facts["blocks"]["block_size"] == [options.get("block_size", 32)]
+    assert facts["float_products"] == ["/lm_head/MatMul"] * options.get("float_head", False)
+    assert facts["attention"] == 2
+    assert artifact.manifest.bytes < 0.75 * exported(family, shared).manifest.bytes
+    assert facts["parity"]["kl"] < (0.001 if options["precision"] == "int8" else 0.03)
+
+
+def test_more_bits_are_nearer(shared: Store) -> None:
+    for family in FAMILIES:
+        plain, mixed, eight = (
+            exported(family, shared, **options).manifest.facts["parity"]["kl"]
+            for options in (
+                {"precision": "int4"},
+                {"precision": "int4", "algorithm": "k_quant_mixed"},
+                {"precision": "int8"},
+            )
+        )
+        assert plain > mixed > eight
+
+
+def test_the_table_may_stay_in_float(shared: Store) -> None:
+    shared_table = exported("llama", shared, precision="int4").manifest.facts
+    own_table = exported("llama", shared, precision="int4", share_embeddings=False).manifest.facts
+    assert (shared_table["blocks"]["tables"], own_table["blocks"]["tables"]) == (1, 0)
+    assert own_table["weights"]["float32"] - shared_table["weights"]["float32"] >= 512 * 64 * 4 * 0.9
+
+
+def test_the_same_again_is_found_and_other_options_are_not(shared: Store) -> None:
+    folder = str(decoder("llama", size="tiny"))
+    exported("llama", shared)
+    assert optimizer.export_genai(folder, name="llama", store=shared).cached
+    shorter = optimizer.export_genai(folder, name="llama", store=shared, max_length=64)
+    assert not shorter.cached
+    assert shorter.artifact.variant == "fp32-genai-len64"
+    config = json.loads((shorter.artifact.path / "genai_config.json").read_text())
+    assert config["model"]["context_length"] == config["search"]["max_length"] == 64
+    assert shorter.artifact.model_info["max_length"] == shorter.artifact.manifest.facts["decoder"]["context"] == 64
+
+
+@pytest.mark.parametrize(
+    ("family", "precision", "dtype"),
+    [("llama", "fp16", "float16"), ("llama", "bf16", "bfloat16"), ("gpt2", "bf16", "bfloat16")],
+)
+def test_half_precision_is_for_a_gpu(family: str, precision: str, dtype: str, shared: Store) -> None:
+    artifact = exported(family, shared, precision=precision, provider="cuda")
+    assert artifact.precision == precision
+    assert artifact.manifest.facts["inputs"][-1]["dtype"] == dtype
+    assert artifact.manifest.facts["decoder"]["cache_bytes_per_token"] == 2 * 2 * (2 if family == "llama" else 4) * 32
+    config = json.loads((artifact.path / "genai_config.json").read_text())
+    assert [*config["model"]["decoder"]["session_options"]["provider_options"][0]] == ["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"precision": "fp8"}, "no decoder is built in fp8", "fp32, fp16"),
+        ({"precision": "fp16"}, "lacks the kernels of a decoder in fp16", "--provider cuda"),
+        ({"precision": "bf16"}, "lacks the kernels of a decoder in bf16", "int8 or int4"),
+        ({"provider": "cuda"}, "16 bits", "--precision fp16"),
+        ({"precision": "int4", "block_size": 48}, "48 is no power of two", "16, 32"),
+        ({"block_size": 64}, "fp32 rounds no weights", "--precision int4"),
+        ({"algorithm": "rtn"}, "fp32 rounds no weights", "--precision int4"),
+        ({"float_head": True}, "--float-head is for int4 and int8", "--precision int4"),
+        ({"precision": "int8", "algorithm": "k_quant_last"}, "in int8 all is", "--algorithm k_quant"),
+        ({"precision": "int4", "algorithm": "rtn_last", "float_head": True}, "puts it into 8 bits", "--algorithm rtn"),
+    ],
+)
+def test_what_cannot_be_asked_for_together(options: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        ExportGenai(**options)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("size", [8, 512])
+def test_blocks_have_a_size_that_kernels_have(size: int) -> None:
+    with pytest.raises(BadInput, match="--block-size is out of range"):
+        ExportGenai(precision=Precision.INT4, block_size=size)
+    with pytest.raises(UnknownName, match="gptq"):
+        ExportGenai(precision=Precision.INT4, algorithm="gptq")
+
+
+def refused(folder: Path | str, store: Store, error: type[MlOptError] = BadInput, **options: Any) -> MlOptError:
+    with pytest.raises(error) as caught:
+        optimizer.export_genai(str(folder), store=store, **options)
+    assert not [*store.root.glob("*/*/*/manifest.json")]
+    return caught.value
+
+
+def copy(family: str, folder: Path, **changes: Any) -> Path:
+    """The tiny decoder with another config.json."""
+    shutil.copytree(decoder(family, size="tiny"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_longer_than_its_positions(family: str, store: Store) -> None:
+    said = refused(decoder(family, size="tiny"), store, max_length=129)
+    assert "--max-length 129 is beyond the model: it has positions for 128 tokens" in said.message
+    assert "--max-length 128" in said.hint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_k_quant_cannot_pack(family: str, store: Store) -> None:
+    """Its zero points lie two in a byte: a row of 64 numbers has one block of 64."""
+    said = refused(decoder(family, size="tiny"), store, precision="int4", algorithm="k_quant", block_size=64)
+    assert "an even number of blocks" in said.message
+    assert said.hint == "write --block-size 32"
+
+
+def test_models_that_do_something_else(tmp_path: Path, store: Store) -> None:
+    said = refused(copy("gpt2", tmp_path / "b", architectures=["BertForMaskedLM"]), store)
+    assert "BertForMaskedLM does not write text" in said.message
+    assert "export-onnx exports it for fill-mask" in said.hint
+    said = refused(
+        copy("gpt2", tmp_path / "t", architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True), store
+    )
+    assert "reads with an encoder" in said.message
+    said = refused(copy("gpt2", tmp_path / "n", architectures=None), store)
+    assert "names no class" in said.message
+    said = refused(copy("gpt2", tmp_path / "q", quantization_config={"quant_method": "gptq"}), store)
+    assert "quantized already (gptq)" in said.message
+    said = refused(copy("gpt2", tmp_path / "u", model_type="brandnew"), store)
+    assert "'brandnew'" in said.message
+
+
+def test_an_architecture_whose_attention_is_its_own(tmp_path: Path, store: Store) -> None:
+    """BLOOM's attention does not go through what transformers lets one exchange: that is said, with what is left."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    folder = tmp_path / "bloom"
+    BloomForCausalLM(
+        BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    ).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(decoder("gpt2", size="tiny") / name, folder / name)
+    said = refused(folder, store, max_length=64)
+    assert "BloomForCausalLM cannot be exported with its cache" in said.message
+    assert "feature-extraction" in said.hint
+    assert "does not say how long a text may be" in refused(folder, store).message
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path, store: Store) -> None:
+    folder = copy("llama", tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    said = refused(folder, store)
+    assert "the tokenizer of" in said.message
+    assert "tokenizer.json" in said.hint
+
+
+def test_an_onnx_file_is_no_source(shared: Store, store: Store) -> None:
+    said = refused(exported("gpt2", shared).path / "model.onnx", store)
+    assert "is an .onnx file, and export-genai starts from a model folder" in said.message
+
+
+def test_without_its_package_it_names_the_extra(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
+    said = refused(decoder("llama", size="tiny"), store, MissingPiece)
+    assert said.exit_code == 4
+    assert "ml-opt[genai]" in said.hint
+
+
+def test_int4_that_is_none_is_refused(shared: Store) -> None:
+    """The gate looks at what was read back, whatever the builder said."""
+    facts = exported("llama", shared).manifest.facts
+    source = STAGE  # the gate does not look at the source
+    STAGE.verify(ExportGenai(), facts, source)
+    with pytest.raises(GateFailed, match="no product of the file has weights of 4 bits"):
+        STAGE.verify(ExportGenai(precision=Precision.INT4), facts, source)
+    four = exported("llama", shared, precision="int4").manifest.facts
+    asked = ExportGenai(precision=Precision.INT4)
+    STAGE.verify(asked, four, source)
+    with pytest.raises(GateFailed, match="12 nodes are rounded"):
+        STAGE.verify(ExportGenai(), four, source)
+    with pytest.raises(GateFailed, match="blocks of 64 were asked for"):
+        STAGE.verify(ExportGenai(precision=Precision.INT4, block_size=64), four, source)
+    with pytest.raises(GateFailed, match="the head was to stay in float"):
+        STAGE.verify(ExportGenai(precision=Precision.INT4, float_head=True), four, source)
+    with pytest.raises(GateFailed, match="1 products stayed in float: /x"):
+        STAGE.verify(asked, {**four, "float_products": ["/x"]}, source)
+    with pytest.raises(GateFailed, match="1 attentions of 2 layers"):
+        STAGE.verify(asked, {**four, "attention": 1}, source)
+
+
+def test_an_fp32_graph_that_is_another_model_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optimizer.exporting import genai_golden
+
+    monkeypatch.setattr(genai_golden, "parity", lambda out, golden: {"max_abs": 0.5, "top1": 0.9, "kl": 0.1})
+    said = refused(decoder("llama", size="tiny"), store, GateFailed)
+    assert "its logits differ by 0.5" in said.message
+
+
+def test_other_commands_say_what_a_generator_is_for(shared: Store) -> None:
+    ref = exported("llama", shared).ref
+    with pytest.raises(BadInput, match="a text generator"):
+        optimizer.quantize_weights(ref, store=shared)
+    report = optimizer.inspect(ref, store=shared)
+    assert report.to_json()["kind"] == "generator"
+    assert report.network["attention"] == 2
+
+
+def test_a_damaged_golden_file_says_so(tmp_path: Path) -> None:
+    assert load_continuations(tmp_path) == ()
+    for text in ("{", "{}", '{"schema": 99, "continuations": []}'):
+        (tmp_path / "golden_generation.json").write_text(text)
+        with pytest.raises(Damaged, match=r"golden_generation\.json cannot be read"):
+            load_continuations(tmp_path)
