@@ -77,6 +77,10 @@ class TorchGenerator:
         self._waiting: list[TorchGeneration] = []
         self._writing: set[TorchGeneration] = set()
         self._lock = threading.Lock()
+        # One thread writes everything: OpenMP keeps a team for each thread that it is called from, and a new one for
+        # every call would have to be made, beside the old ones.
+        self._texts: queue.SimpleQueue[list[TorchGeneration] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="ml-opt-torch", daemon=True).start()
         #: PyTorch computes one thing at a time here.
         self._turn = threading.Lock()
 
@@ -98,7 +102,7 @@ class TorchGenerator:
             together = [each for each in self._waiting if each is asked or _share(each.sampling, asked.sampling)]
             self._waiting = [each for each in self._waiting if each not in together]
             self._writing.update(together)
-        threading.Thread(target=self._write, args=(together,), daemon=True).start()
+        self._texts.put(together)
 
     def forget(self, ended: TorchGeneration) -> None:
         """Take a text out of those that wait."""
@@ -123,8 +127,13 @@ class TorchGenerator:
             going = [*self._waiting, *self._writing]
         for each in going:
             each.cancel()
+        self._texts.put(None)
         with self._turn:
             self._module = None
+
+    def _work(self) -> None:
+        while (texts := self._texts.get()) is not None:
+            self._write(texts)
 
     def _write(self, texts: list[TorchGeneration]) -> None:
         try:
