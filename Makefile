@@ -50,7 +50,7 @@ docs: install
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
-PEERS := optimum olive openvino
+PEERS := optimum olive openvino openvino-genai
 
 # Each peer in an environment of its own: their requirements contradict ml-opt's and each other's.
 bench-peers: install $(PEERS:%=.venv-peers/%/.installed)

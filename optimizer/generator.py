@@ -49,6 +49,8 @@ class Sampling:
         json_schema: the text is JSON that fits this schema; empty for none.
         regex: the text matches this expression; empty for none.
         logprobs: say how likely each token was to the model.
+        min_tokens: no end token is chosen before so many new tokens; with as many as ``max_tokens`` every text is of
+            the same length, as in a benchmark.
     """
 
     max_tokens: int = 128
@@ -60,6 +62,7 @@ class Sampling:
     json_schema: str = ""
     regex: str = ""
     logprobs: bool = False
+    min_tokens: int = 0
 
 
 class Finish(StrEnum):

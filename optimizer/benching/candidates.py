@@ -117,6 +117,8 @@ def parse(text: str, store: Store, first: Artifact | None = None, default: Provi
     model = artifact.model_info
     prefers = model.get("prefers")
     provider = asked or (preferred(str(prefers)) if prefers else default)
+    if artifact.kind is Kind.GENERATOR:
+        return Entrant(Candidate(text, artifact.path, provider, artifact.manifest.key, model), artifact)
     if artifact.kind is Kind.ENGINE:
         return Entrant(_engine(text, artifact, provider, model), artifact)
     return Entrant(_onnx(text, artifact.model_file, provider, artifact.manifest.key, model), artifact)

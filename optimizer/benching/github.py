@@ -17,6 +17,7 @@ from optimizer.options import opt
 if TYPE_CHECKING:
     from optimizer.benching.comparison import Comparison
     from optimizer.benching.gates import Gate
+    from optimizer.benching.generation_report import GenerationBench
     from optimizer.benching.report import BenchReport
 
 __all__ = ["add_summary", "annotation", "annotations_of", "github_opt", "summary_file"]
@@ -51,7 +52,7 @@ def add_summary(markdown: str) -> None:
         summary.write(markdown + "\n")
 
 
-def annotations_of(report: BenchReport | Comparison, options: Any) -> Iterator[str]:
+def annotations_of(report: BenchReport | Comparison | GenerationBench, options: Any) -> Iterator[str]:
     """Workflow commands: an error for every candidate and gate that failed, a warning for what is undecided."""
     if not options.github:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.benching.shape import Shape
-from optimizer.benching.workload import Load, Workload
+from optimizer.benching.workload import Load, Workload, Writing
 from optimizer.data.golden import Golden, is_sequence
 from optimizer.data.synthetic import symbol_sizes, synthetic_feeds
 from optimizer.errors import BadInput
@@ -70,6 +70,7 @@ class Examples:
 
     def of(self, load: Load) -> list[Feeds]:
         """Timed inputs: one feed for a shape, one for every batch of a pass."""
+        assert not isinstance(load, Writing)  # texts are made by whoever writes them
         return load.feeds() if isinstance(load, Workload) else [self.of_shape(load)]
 
     def to_compare(self, load: Load) -> list[Feeds]:

@@ -25,8 +25,9 @@ from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.openloop import Served
 from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
 from optimizer.benching.scenario import Scenario
+from optimizer.benching.shape import Shape
 from optimizer.benching.vram import vram_of
-from optimizer.benching.workload import Load, Workload, name_of
+from optimizer.benching.workload import Load, Workload, Writing, name_of
 from optimizer.runtime import Candidate
 from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec
@@ -113,6 +114,7 @@ class Lane:
         peak_rss: bytes, after the last round.
         peak_vram: bytes, after the last round; None where it uses no GPU.
         copy_ns: nanoseconds that copying inputs and outputs adds to a call, by shape.
+        parts: of texts: what the worker says of each call, by load, one list a round.
     """
 
     candidate: Candidate
@@ -129,6 +131,7 @@ class Lane:
     peak_rss: int = 0
     peak_vram: int | None = None
     copy_ns: dict[Load, float] = field(default_factory=dict)
+    parts: dict[Load, list[list[dict[str, Any]]]] = field(default_factory=dict)
     process: WorkerProcess | None = None
 
     @property
@@ -304,8 +307,8 @@ def _turns(lanes: Sequence[Lane], place: int, number: int, plan: Plan, others: O
             for load in lane.loads[place]:
                 _serve(lane, load, plan, number, others)
         return
-    if isinstance(plan.shapes[place], Workload):
-        # A pass is many calls by itself.
+    if isinstance(plan.shapes[place], Workload | Writing):
+        # A pass is many calls by itself, and so is a text.
         for lane in lanes:
             for load in lane.loads[place]:
                 _time(lane, load, plan.seconds / plan.rounds, 1, plan, others)
@@ -331,6 +334,8 @@ def _time(
         if not again:
             rounds.append([])
         rounds[-1] += reply["ns"]
+        if "parts" in reply:
+            lane.parts.setdefault(load, []).append(reply["parts"])
 
 
 def _serve(lane: Lane, load: Load, plan: Plan, number: int, others: Others) -> None:
@@ -354,7 +359,7 @@ def _serve(lane: Lane, load: Load, plan: Plan, number: int, others: Others) -> N
 def _copies(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
     """What copying inputs and outputs adds to a call; a pass has its copies in it already."""
     for number, lane in enumerate(lanes):
-        for load in (load for loads in lane.loads for load in loads if not isinstance(load, Workload)):
+        for load in (load for loads in lane.loads for load in loads if isinstance(load, Shape)):
             if not lane.alive:
                 break
             progress(f"copies of {lane.candidate.label} at {load}", number, len(lanes))

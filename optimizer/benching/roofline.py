@@ -24,7 +24,17 @@ from optimizer.runtime import Candidate, Provider
 from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec
 
-__all__ = ["Bandwidth", "Key", "Peak", "Roofline", "Run", "measure_roofline", "on_gpu", "roofline_s"]
+__all__ = [
+    "Bandwidth",
+    "Key",
+    "Peak",
+    "Roofline",
+    "Run",
+    "measure_bandwidths",
+    "measure_roofline",
+    "on_gpu",
+    "roofline_s",
+]
 
 #: A provider and the arithmetic that it is to multiply in.
 Key = tuple[Provider, str]
@@ -208,16 +218,24 @@ def measure_roofline(keys: Sequence[Key], plan: Plan, scratch: Path, progress: P
     """
     started = time.monotonic()
     peaks: list[Peak] = []
-    bandwidths: list[Bandwidth] = []
     for gpu in (False, True):
         here = [key for key in keys if on_gpu(key[0]) is gpu]
         if here:
             peaks += _peaks(here, gpu, plan, _made(scratch / f"gemm-{int(gpu)}"), progress)
-    if any(not on_gpu(provider) for provider, _ in keys):
-        bandwidths.append(_copies(plan, _made(scratch / "copy"), progress))
-    for provider in dict.fromkeys(provider for provider, _ in keys if on_gpu(provider)):
-        bandwidths.append(_gpu_copies(provider, plan, _made(scratch / f"copy-{provider.name}"), progress))
-    return Roofline(tuple(peaks), tuple(bandwidths), time.monotonic() - started)
+    bandwidths = measure_bandwidths([provider for provider, _ in keys], plan, scratch, progress)
+    return Roofline(tuple(peaks), bandwidths, time.monotonic() - started)
+
+
+def measure_bandwidths(
+    providers: Sequence[Provider], plan: Plan, scratch: Path, progress: Progress
+) -> tuple[Bandwidth, ...]:
+    """Measure how fast memory is copied where these providers compute, as :func:`measure_roofline` does."""
+    found = []
+    if any(not on_gpu(provider) for provider in providers):
+        found.append(_copies(plan, _made(scratch / "copy"), progress))
+    for provider in dict.fromkeys(provider for provider in providers if on_gpu(provider)):
+        found.append(_gpu_copies(provider, plan, _made(scratch / f"copy-{provider.name}"), progress))
+    return tuple(found)
 
 
 def roofline_s(peaks: int) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Load", "Workload", "name_of"]
+__all__ = ["Load", "Workload", "Writing", "name_of"]
 
 #: Rows of a data file that a pass is made of; more would say the same of their lengths, and take longer.
 _ROWS = 512
@@ -114,8 +114,26 @@ class Workload:
         }
 
 
+@dataclass(frozen=True)
+class Writing:
+    """Texts that a generator writes at once.
+
+    Attributes:
+        batch: how many.
+        prompt: tokens of each one's prompt.
+        new: tokens that each writes.
+    """
+
+    batch: int
+    prompt: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.prompt}+{self.new}"
+
+
 #: What is timed.
-Load = Shape | Workload
+Load = Shape | Workload | Writing
 
 
 def name_of(load: Load) -> str:

@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimizer.benching.github import add_summary, summary_file
 from optimizer.discovery import members
-from optimizer.errors import UnknownName
+from optimizer.errors import BadInput, UnknownName
 from optimizer.files import disk_errors, write_text
 from optimizer.options import opt
 
 if TYPE_CHECKING:
     from optimizer.benching.comparison import Comparison
+    from optimizer.benching.generation_report import GenerationBench
     from optimizer.benching.report import BenchReport
 
-__all__ = ["Format", "check_formats", "format_of", "formats", "hand_out", "handed_out", "report_opt", "write_copies"]
+__all__ = [
+    "Format",
+    "check_formats",
+    "format_of",
+    "formats",
+    "hand_out",
+    "handed_out",
+    "no_generation",
+    "report_opt",
+    "write_copies",
+]
 
-R = TypeVar("R", bound="BenchReport | Comparison")
+R = TypeVar("R", bound="BenchReport | Comparison | GenerationBench")
 
 
 @dataclass(frozen=True)
@@ -32,18 +43,31 @@ class Format:
         help: what it is, in a few words.
         bench: the file's content for a report of ``bench``.
         comparison: the same for a report of ``bench compare``.
+        generation: the same for a report of ``bench`` about text generators; None where there is none.
     """
 
     name: str
     help: str
     bench: Callable[[BenchReport], str]
     comparison: Callable[[Comparison], str]
+    generation: Callable[[GenerationBench], str] | None = None
 
-    def text(self, report: BenchReport | Comparison) -> str:
-        """A report in this format."""
+    def text(self, report: BenchReport | Comparison | GenerationBench) -> str:
+        """A report in this format; raises :class:`BadInput` where there is none for it."""
+        from optimizer.benching.generation_report import GenerationBench
         from optimizer.benching.report import BenchReport
 
+        if isinstance(report, GenerationBench):
+            if self.generation is None:
+                raise no_generation(self.name)
+            return self.generation(report)
         return self.bench(report) if isinstance(report, BenchReport) else self.comparison(report)
+
+
+def no_generation(name: str) -> BadInput:
+    """The error for a format that texts are not reported in."""
+    able = [each.name for each in formats().values() if each.generation is not None]
+    return BadInput(f"text generators are not reported as {name}", f"name a file that ends in {' or '.join(able)}")
 
 
 @functools.cache
@@ -76,7 +100,7 @@ def report_opt() -> Any:
     )
 
 
-def write_copies(report: BenchReport | Comparison, paths: Sequence[Path]) -> None:
+def write_copies(report: BenchReport | Comparison | GenerationBench, paths: Sequence[Path]) -> None:
     """Write a report to files, each in the format that its name says.
 
     Raises:
@@ -89,7 +113,7 @@ def write_copies(report: BenchReport | Comparison, paths: Sequence[Path]) -> Non
             write_text(path, format_of(path).text(replace(report, path=str(path))))
 
 
-def hand_out(report: BenchReport | Comparison, paths: Sequence[Path], *, github: bool) -> None:
+def hand_out(report: BenchReport | Comparison | GenerationBench, paths: Sequence[Path], *, github: bool) -> None:
     """Bring a report wherever it was asked for: into files, and into the summary of a step of GitHub Actions.
 
     Raises:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from optimizer.benching.candidates import Entrant, default_baseline, entrants, parse, provider_of, usually_batched
 from optimizer.benching.gates import Limits, share_of
@@ -28,6 +28,7 @@ from optimizer.types import JSON, Device
 
 if TYPE_CHECKING:
     # What measures is imported where it is used: every command's --help imports this file.
+    from optimizer.benching.generation_report import GenerationBench
     from optimizer.benching.report import BenchReport
     from optimizer.benching.workload import Load
 
@@ -56,6 +57,11 @@ class Bench(Options):
     )
     qps: float = opt(0.0, "Queries a second that --scenario server sends to each candidate.", ge=0.0, le=1e6)
     streams: int = opt(1, "Queries that a candidate answers at once in --scenario server.", ge=1, le=1024)
+    prompt_lengths: str | None = opt(
+        None, "Of text generators: tokens of prompts [16,128,512, as far as the context has room].", metavar="N,N…"
+    )
+    new_tokens: int = opt(64, "Of text generators: tokens that each text has.", ge=1, le=1_000_000)
+    batch: str | None = opt(None, "Of text generators: how many texts are written at once [1,8].", metavar="N,N…")
     against: str | None = opt(
         None,
         "What the others are compared with: a reference, or `source` [the first one's source in PyTorch].",
@@ -96,6 +102,7 @@ class Bench(Options):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "What is timed": ("shape", "shapes_from", "batching", "scenario", "qps", "streams"),
+        "What is timed of text generators": ("prompt_lengths", "new_tokens", "batch"),
         "Gates": (
             "fail_if_slower", "fail_if_worse", "fail_if_larger", "fail_if_degraded", "min_agreement", "min_cosine",
             "metric", "self_check",
@@ -114,6 +121,11 @@ class Bench(Options):
         if named_columns(self.column) and self.data is None and self.shapes_from is None:
             raise BadInput("--column says what the columns of --data are, which is not given", "add --data FILE")
         check_formats(self.report)
+        for typed, flag in ((self.prompt_lengths, "--prompt-lengths"), (self.batch, "--batch")):
+            if typed is not None:
+                from optimizer.benching.generation import numbers
+
+                numbers(typed, flag)
         self._check_scenario()
         self._check_gates()
 
@@ -150,9 +162,10 @@ class Bench(Options):
         )
 
 
-def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport:
+def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport | GenerationBench:
     from optimizer.benching.measure import Plan
     from optimizer.benching.run import bench
+    from optimizer.checks._bench_generators import bench_texts, wants_texts
     from optimizer.search.labelled import Labelled
 
     if not refs:
@@ -161,6 +174,11 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         raise BadInput(f"no such file: {options.data}")
     taking_part = entrants(refs, options.provider, store, provider_of(options.device))
     baseline, taking_part = _with_baseline(taking_part, options, store)
+    command = shlex.join(["ml-opt", "bench", *refs, *options.to_flags()])
+    if wants_texts(taking_part, options):
+        found = bench_texts(taking_part, baseline, options, store, progress)
+        found = replace(found, settings={**found.settings, "command": command})
+        return _kept(found, taking_part, store)
     if options.limits.any and len(taking_part) == 1:
         raise BadInput(f"{baseline} is the baseline itself, and nothing is held against it", "add --against REF")
     model = next((e.candidate.model for e in taking_part if e.candidate.model), {})
@@ -196,8 +214,15 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
         judged = Labelled.open(options.data, taking_part, options.metric, named_columns(options.column), insist=asked)
         if judged is not None:
             report = judged.judge(report, taking_part, options.limits.worse, plan, progress)
-    command = shlex.join(["ml-opt", "bench", *refs, *options.to_flags()])
     report = replace(report, settings={**report.settings, "command": command})
+    return _kept(report, taking_part, store)
+
+
+R = TypeVar("R", bound="BenchReport | GenerationBench")
+
+
+def _kept(report: R, taking_part: list[Entrant], store: Store) -> R:
+    """The report, kept beside the first artifact that took part."""
     about = next((e.artifact for e in taking_part if e.artifact), None)
     return keep(report, "bench", about.ref, store) if about is not None and about.ref else report
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from optimizer.benching.gates import share_of
 from optimizer.check import Check
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, MissingPiece
@@ -15,6 +16,7 @@ from optimizer.types import JSON, Device, Kind, Precision, TensorSpec
 if TYPE_CHECKING:
     from optimizer.artifact import Artifact
     from optimizer.data.golden import Golden
+    from optimizer.evaluate.generation_report import GenerationReport
     from optimizer.evaluate.parity import Case, Tolerance
     from optimizer.evaluate.report import VerifyReport
     from optimizer.runtime import Candidate, Session
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from optimizer.store import Store
 
 __all__ = ["CHECK", "Verify", "precision_of"]
+
+
+#: Options that say nothing of a session.
+_GENERATORS = ("max_drop", "max_kl", "window", "stride", "continuations", "new_tokens")
 
 
 class Verify(Options):
@@ -34,7 +40,12 @@ class Verify(Options):
         metavar="REF",
         ref=True,
     )
-    data: Path | None = opt(None, "Real inputs to compare on, beside the sweep of shapes.", data=True, metavar="FILE")
+    data: Path | None = opt(
+        None,
+        "Real inputs to compare on, beside the sweep of shapes; of a text generator, held-out text.",
+        data=True,
+        metavar="FILE",
+    )
     column: tuple[str, ...] = column_opt()
     samples: int = opt(64, "Rows of the data to use.", ge=1)
     batch: int = opt(8, "Rows in a batch of data.", ge=1)
@@ -44,9 +55,22 @@ class Verify(Options):
     max_abs: float | None = opt(None, "Largest difference allowed, relative to max(1, largest answer).", ge=0)
     min_cosine: float | None = opt(None, "Smallest cosine similarity allowed of any row.", ge=-1, le=1)
     min_top1: float | None = opt(None, "Smallest share of equal decisions allowed.", ge=0, le=1)
+    max_drop: str | None = opt(
+        None, "Of a text generator: by how much its perplexity may be worse [by precision].", metavar="N%"
+    )
+    max_kl: float | None = opt(None, "Largest mean divergence allowed of a token, nats.", ge=0)
+    window: int = opt(0, "Tokens that are scored together; 0 for the context, or 2048 where it is longer.", ge=0)
+    stride: int = opt(0, "Tokens from one window to the next; 0 for half a window.", ge=0)
+    continuations: int = opt(16, "Texts whose beginning both go on from, to see how far they do alike.", ge=0)
+    new_tokens: int = opt(64, "Tokens that they write.", ge=1)
     sweep: bool = opt(True, "Try a sweep of shapes: batch 1, 2, 8; one step, an odd number, the longest; padded.")
 
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Of a text generator": _GENERATORS,
+    }
+
     def check(self) -> None:
+        share_of(self.max_drop, "--max-drop", "%", "2%")
         if self.data is not None and self.against == "golden":
             raise BadInput(
                 "--data has no golden answers to compare with",
@@ -58,7 +82,7 @@ class Verify(Options):
             raise BadInput("--no-sweep without --data leaves nothing to compare on", "add --data FILE")
 
 
-def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport:
+def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport | GenerationReport:
     from optimizer.benching.candidates import check_source, parse, provider_of
     from optimizer.data.golden import Golden
     from optimizer.environment import describe
@@ -74,6 +98,14 @@ def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progres
     if artifact is None:
         raise BadInput(f"{ref} is not an artifact", "`ml-opt ls` lists what there is")
     artifact.check(store.digests)
+    if artifact.kind is Kind.GENERATOR:
+        from optimizer.checks._verify_generator import verify_generator
+
+        return verify_generator(judged, options, store, progress)
+    for name in _GENERATORS:
+        if name in options.changed():
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(f"{flag} is about text generators, and {ref} is {artifact.kind.phrase}", "leave it out")
     model = artifact.model_info
     task = get_task(str(model.get("task") or "generic"))
     golden = Golden.load(artifact.path)
@@ -227,7 +259,9 @@ CHECK = Check(
     name="verify",
     help="Compare an artifact's answers with PyTorch's own, over a sweep of shapes and real data.",
     details="Per output the largest, mean and 99.9th percentile difference, cosine and top-1 agreement; padding never "
-    "counts. The tolerance follows the precision. Exit code 1 when it is missed.",
+    "counts. The tolerance follows the precision. Exit code 1 when it is missed. A text generator is compared on "
+    "held-out text: perplexity with its bounds, divergence, top-1 agreement and how far both write alike; exit code 3 "
+    "when the text is too little to tell.",
     options=Verify,
     run=_run,
     modules=("numpy", "onnxruntime"),

@@ -243,14 +243,17 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
+    from optimizer.cli.generation_reports import render_bench_generation, render_verify_generation
     from optimizer.cli.inspect_report import render_inspect
     from optimizer.cli.optimize_report import render_optimize, render_plan
     from optimizer.cli.reports import render_bench, render_comparison, render_history, render_verify
 
     forms: dict[str, Callable[[Any, Output], None]] = {
         "verify": render_verify,
+        "verify-generation": render_verify_generation,
         "inspect": render_inspect,
         "bench": render_bench,
+        "bench-generation": render_bench_generation,
         "bench-comparison": render_comparison,
         "bench-history": render_history,
         "optimize": render_optimize,

@@ -257,6 +257,8 @@ def _turn(request: Any, sampling: Sampling, left: int) -> Any:
 
     turn = og.TurnOptions(request)
     turn.set_max_generated_tokens(left)
+    if sampling.min_tokens:
+        turn.set_min_generated_tokens(min(sampling.min_tokens, left))
     turn.set_do_sample(sampling.temperature > 0)
     if sampling.temperature > 0:
         turn.set_temperature(sampling.temperature)

@@ -6,6 +6,7 @@ onnxruntime-genai's own engine batches on a processor at most four texts, and be
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -50,21 +51,32 @@ class _Text:
     left: int
     length: int = 0
     token: int = field(default=-1)
+    written: int = 0
 
     def go_on(self, logits: NDArray[np.float32]) -> bool:
         """Take the next token and hand it on; whether there is more to come."""
         if self.guide:
             logits = self.guide.allow(logits)
+        if self.written < self.sampling.min_tokens:
+            logits = _without(logits, self.ends)
         self.token = self.sampler.pick(logits)
         if self.token in self.ends:
             self.stream.end(Finish.STOP)
             return False
         complete = self.guide.take(self.token) if self.guide else False
         self.left -= 1
+        self.written += 1
         finish = Finish.STOP if complete else Finish.LENGTH if self.left == 0 else None
         chances = (logprob(logits, self.token),) if self.sampling.logprobs else ()
         self.stream.put(Piece((self.token,), finish, chances))
         return finish is None
+
+
+def _without(logits: NDArray[np.float32], tokens: frozenset[int]) -> NDArray[np.float32]:
+    """Logits by which none of these tokens comes."""
+    kept = logits.copy()
+    kept[list(tokens)] = -math.inf
+    return kept
 
 
 class OrtGenerator:

@@ -14,11 +14,12 @@ its promise in small samples), which for zeros and ones is that of Clopper and P
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from optimizer.resampling import draws_for, exponential_weights
 from optimizer.search.gates import POWER, Bounded, Gate, Outcome, drop_outcome, drop_says
 from optimizer.task import Metric
 
@@ -28,15 +29,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["HIGHEST_CONFIDENCE", "Drop", "bootstrapped_drop", "bootstrapped_gate", "bounded", "draws_for"]
+__all__ = ["HIGHEST_CONFIDENCE", "Drop", "bootstrapped_drop", "bootstrapped_gate", "bounded"]
 
-#: Draws that lie beyond a bound: as many make it known to a seventh of its error (1 / √50).
-_BEYOND = 50
-_FEWEST = 2000
 #: Draws that the spread of the estimate is taken from.
 _FOR_SPREAD = 500
-#: Numbers that are held at once.
-_AT_ONCE = 2_000_000
 #: The most that can be asked for: beyond it, shared among rivals, drawing would take minutes a candidate.
 HIGHEST_CONFIDENCE = 0.995
 
@@ -52,11 +48,6 @@ class Drop:
 
     found: Bounded
     spread: float
-
-
-def draws_for(confidence: float) -> int:
-    """How many draws a bound of this confidence takes."""
-    return max(_FEWEST, math.ceil(_BEYOND / (1 - confidence)))
 
 
 def bootstrapped_drop(
@@ -91,7 +82,7 @@ def bootstrapped_drop(
     highs: list[Array] = []
     lows: list[Array] = []
     spread = 0.0
-    for weights in _weights(counts, draws_for(confidence), seed):
+    for weights in exponential_weights(np.append(counts, 1), draws_for(confidence), seed):
         spread = spread or float(np.std(drop(weights[:_FOR_SPREAD, :-1], None)))
         highs.append(drop(weights, (best, worst)))
         lows.append(drop(weights, (worst, best)))
@@ -109,7 +100,7 @@ def bounded(metric: Metric, numbers: Sequence[Any], confidence: float, seed: int
     best, worst = metric.one_more(table)
     value = metric.value(table)
     highs, lows = [], []
-    for weights in _weights(counts, draws_for(confidence), seed):
+    for weights in exponential_weights(np.append(counts, 1), draws_for(confidence), seed):
         highs.append(metric.aggregate(np.vstack([rows, best]), weights))
         lows.append(metric.aggregate(np.vstack([rows, worst]), weights))
     high = max(value, float(np.quantile(np.concatenate(highs), confidence)))
@@ -121,17 +112,6 @@ def _table(numbers: Sequence[Any]) -> Array:
     import numpy as np
 
     return np.asarray(numbers, np.float64).reshape(len(numbers), -1)
-
-
-def _weights(counts: NDArray[np.int64], draws: int, seed: int) -> Iterator[Array]:
-    """Weights of the rows that were seen and of one more, ``[some draws, rows + 1]`` at a time."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    shapes = np.append(counts, 1).astype(np.float64)
-    some = max(1, _AT_ONCE // len(shapes))
-    for start in range(0, draws, some):
-        yield random.standard_gamma(shapes, size=(min(some, draws - start), len(shapes)))
 
 
 def bootstrapped_gate(

@@ -48,6 +48,7 @@ FORMS = (
     "text=review",
     "50ms",
     "0.5pt",
+    "1,8",
 )
 
 

@@ -36,6 +36,9 @@ SCHEMA = json.dumps(
     }
 )
 
+#: Those that open what export-genai makes; PyTorch opens what it is made from.
+OURS = [name for name, runtime in discover().items() if "cpu" in runtime.providers]
+
 
 def tokens(generation: Generation) -> list[int]:
     return [token for piece in generation for token in piece.tokens]
@@ -173,7 +176,7 @@ def test_a_grammar_that_is_none_is_refused(generator: Generator) -> None:
 
 
 def test_a_closed_one_ends_its_texts_and_takes_no_more(llama_generator: Path) -> None:
-    for runtime in discover():
+    for runtime in OURS:
         opened = open_generator(llama_generator, GeneratorOptions(runtime=runtime, threads=1))
         begun = [opened.submit([5], Sampling(max_tokens=127)) for _ in range(40)]
         opened.close()
@@ -272,7 +275,7 @@ def test_genai_says_what_it_cannot(llama_generator: Path) -> None:
 
 def test_its_files_stay_as_they_are(llama_generator: Path) -> None:
     before = {path.name: path.read_bytes() for path in llama_generator.iterdir()}
-    for runtime in discover():
+    for runtime in OURS:
         open_generator(llama_generator, GeneratorOptions(runtime=runtime, threads=1)).close()
     assert {path.name: path.read_bytes() for path in llama_generator.iterdir()} == before
 
@@ -309,7 +312,7 @@ def test_a_broken_configuration_is_refused(llama_generator: Path, tmp_path: Path
     path = folder / "genai_config.json"
     config = json.loads(path.read_text())
     path.write_text(change if isinstance(change, str) else json.dumps({**config, "model": config["model"] | change}))
-    for runtime in discover():
+    for runtime in OURS:
         with pytest.raises(BadInput, match=why):
             open_generator(folder, GeneratorOptions(runtime=runtime))
 
@@ -355,3 +358,20 @@ def test_a_graph_that_no_decoder_here_runs_is_refused(tmp_path: Path, extra: tup
     (tmp_path / "genai_config.json").write_text(json.dumps({"model": described}))
     with pytest.raises(BadInput, match=why):
         open_generator(tmp_path)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "genai"])
+def test_no_end_token_comes_before_the_fewest_tokens(llama_generator: Path, tmp_path: Path, runtime: str) -> None:
+    """The token that the model would write third is made its end."""
+    (prompt,) = prompts(1)
+    third = greedy(prompt, 8)[2]
+    folder = shutil.copytree(llama_generator, tmp_path / "ends")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = third
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    opened = open_generator(folder, GeneratorOptions(runtime=runtime, threads=1))
+    assert len(tokens(opened.submit(prompt, Sampling(max_tokens=8)))) <= 2
+    written = tokens(opened.submit(prompt, Sampling(max_tokens=8, min_tokens=8)))
+    opened.close()
+    assert len(written) == 8
+    assert third not in written

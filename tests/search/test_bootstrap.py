@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from optimizer.search.bootstrap import bootstrapped_drop, bootstrapped_gate, bounded, draws_for
+from optimizer.resampling import draws_for
+from optimizer.search.bootstrap import bootstrapped_drop, bootstrapped_gate, bounded
 from optimizer.search.gates import Outcome
 from optimizer.search.looks import final_confidence
 from optimizer.task import Metric

@@ -8,12 +8,22 @@ from optimizer.benching.cells import about, arrivals, at_shapes, changed, metric
 from optimizer.benching.comparison import Comparison
 from optimizer.benching.facts import doubts, machine_facts, unit_of, version_text
 from optimizer.benching.gates import Gate
+from optimizer.benching.generation_cells import HEAD, notes, table_of
+from optimizer.benching.generation_report import GenerationBench
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.shape import shape_text
 from optimizer.benching.writing import Format
 from optimizer.types import JSON
 
-__all__ = ["FORMAT", "comparison_to_markdown", "gate_table", "machine_lines", "md_table", "to_markdown"]
+__all__ = [
+    "FORMAT",
+    "comparison_to_markdown",
+    "gate_table",
+    "generation_to_markdown",
+    "machine_lines",
+    "md_table",
+    "to_markdown",
+]
 
 #: Libraries that the first line names; the others are at the end.
 _NAMED = ("torch", "onnxruntime", "onnxruntime-gpu")
@@ -220,4 +230,30 @@ def comparison_to_markdown(report: Comparison) -> str:
     return "\n".join(lines)
 
 
-FORMAT = Format(".md", "Markdown, for pull requests and documentation", to_markdown, comparison_to_markdown)
+def generation_to_markdown(report: GenerationBench) -> str:
+    """How fast each text generator is at every size, and what to be careful about."""
+    failed = [f"- `{row.label}`: {row.why}" for row in report.failed]
+    careful = [
+        f"- **{each.about or 'all'}**: {each.doubt.advice}" + (f" ({each.detail})" if each.detail else "")
+        for each in report.cautions
+    ]
+    lines = ["# Benchmark of text generation", "", *md_table(list(HEAD), table_of(report)), ""]
+    lines += [f"{note}.  " for note in notes(report)] + [""]
+    sections = [
+        ("## Failed", failed),
+        ("## Careful", careful),
+        ("## Machine", machine_lines(report.environment)),
+    ]
+    for title, entries in sections:
+        if entries:
+            lines += [title, "", *entries, ""]
+    return "\n".join(lines)
+
+
+FORMAT = Format(
+    ".md",
+    "Markdown, for pull requests and documentation",
+    to_markdown,
+    comparison_to_markdown,
+    generation_to_markdown,
+)

@@ -1,0 +1,89 @@
+"""Reports about text generators, drawn for a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from optimizer.cli.output import Output
+from optimizer.cli.tables import escape, table
+
+if TYPE_CHECKING:
+    from optimizer.benching.generation_report import GenerationBench
+    from optimizer.evaluate.generation_report import GenerationReport
+
+__all__ = ["render_bench_generation", "render_verify_generation"]
+
+#: Columns of the terminal, and the one with the ratio that stands beside a number there.
+_SHOWN = ("first token ms", "token ms", "tokens/s", "prefill/s", "decode/s", "of bandwidth", "memory MiB")
+_RATIOS = {"tokens/s": "×", "prefill/s": "× prefill", "decode/s": "× decode"}
+
+
+def _with_ratio(name: str, cells: dict[str, str]) -> str:
+    """A cell, with how many times faster that is than the baseline."""
+    ratio = cells.get(_RATIOS.get(name, ""), "–")
+    return cells[name] if ratio == "–" else f"{cells[name]}  {ratio}×"
+
+
+def render_bench_generation(report: GenerationBench, output: Output) -> None:
+    """A row a candidate and size, and what the numbers mean."""
+    from optimizer.benching.generation_cells import HEAD, by_size, notes
+
+    console = output.console()
+    cpu = report.environment["cpu"]
+    console.print(
+        f"[bold]{cpu['model']}[/bold], {report.settings['threads']} threads, "
+        f"{report.settings['rounds']} interleaved rounds, one process a candidate"
+    )
+    for (texts, prompt), rows in by_size(report).items():
+        console.print(f"{texts} {'text' if texts == '1' else 'texts at once'}, prompts of {prompt} tokens")
+        made = table("candidate", *_SHOWN, right=_SHOWN)
+        for cells_of in rows:
+            # Intervals are in the report; a terminal has no room for them.
+            cells = dict(zip(HEAD[1:], (cell.partition(" (")[0] for cell in cells_of[1:]), strict=True))
+            made.add_row(escape(cells_of[0]), *(_with_ratio(name, cells) for name in _SHOWN))
+        console.print(made)
+    for note in notes(report):
+        console.print(note, style="dim", soft_wrap=True)
+    for row in report.failed:
+        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
+    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
+        named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
+        where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
+        output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
+    if report.path:
+        console.print(f"report: {escape(report.path)}", soft_wrap=True)
+
+
+def render_verify_generation(report: GenerationReport, output: Output) -> None:
+    """The verdict, the numbers, and what is beyond a limit."""
+    console = output.console()
+    verdict = "[red]FAIL[/red]" if report.failures else "[yellow]?[/yellow]" if report.doubts else "[green]PASS[/green]"
+    found = report.compared
+    console.print(
+        f"{verdict} [bold]{escape(report.ref)}[/bold] against [bold]{escape(report.against)}[/bold]: "
+        f"{report.precision}, {len(found.documents)} documents, {found.tokens:,} tokens scored"
+    )
+    high = f"{found.ratio.high:.4f}" if math.isfinite(found.ratio.high) else "∞"
+    console.print(
+        f"perplexity {found.candidate:.4g}, the original's {found.original:.4g}: "
+        f"{found.ratio.value:.4f} times ({found.ratio.low:.4f} to {high})"
+    )
+    console.print(f"divergence {found.kl:.3g} nats a token; the same likeliest token in {found.top1:.2%}")
+    if found.match is not None and found.match_whole is not None:
+        longest = max(each.length for each in found.continuations)
+        console.print(
+            f"greedy texts are the same for {found.match:g} of {longest} tokens (median of "
+            f"{len(found.continuations)}), to the end in {found.match_whole:.0%}"
+        )
+    sliding = found.sliding
+    allowed = {name: value for name, value in vars(report.limits).items() if value is not None}
+    console.print(
+        f"windows of {sliding.window} tokens, {sliding.stride} apart; allowed: "
+        + ", ".join(f"{name} {value:g}" for name, value in allowed.items()),
+        style="dim",
+    )
+    for failure in report.failures:
+        console.print(f"[red]✗[/red] {escape(failure)}", soft_wrap=True)
+    for doubt in report.doubts:
+        console.print(f"[yellow]?[/yellow] {escape(doubt)}", soft_wrap=True)

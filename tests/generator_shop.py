@@ -1,0 +1,76 @@
+"""Text generators in a store, for tests that are not about how one is made: a tiny decoder, its weights a little off.
+
+What opens them here is PyTorch, under the name of the provider that artifacts have by themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizer import generator
+from optimizer.artifact import Artifact
+from optimizer.digest import digest_file
+from optimizer.generator import GeneratorOptions, GeneratorRuntime
+from optimizer.manifest import Manifest
+from optimizer.source import resolve_source
+from optimizer.store import Store, file_entries
+from optimizer.types import Kind
+
+
+def put_generator(store: Store, folder: Path, variant: str = "fp32", off: float = 0.0, bits: int = 0) -> Artifact:
+    """Commit a generator.
+
+    Args:
+        store: where to.
+        folder: of the decoder that it is made from.
+        variant: its name in the version.
+        off: standard deviation of what is added to each weight, in those of its matrix.
+        bits: what its blocks are said to have.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight += off * weight.std() * torch.randn_like(weight)
+    with store.scratch() as scratch:
+        model.save_pretrained(scratch.path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (scratch.path / name).write_bytes((folder / name).read_bytes())
+        (scratch.path / "genai_config.json").write_text("{}")
+        source = resolve_source(str(folder)).to_json()
+        Manifest(
+            kind=Kind.GENERATOR,
+            key=f"{variant:0<64}",
+            stage={"name": "toy-make", "version": 1},
+            source=source,
+            model={"task": "text-generation", "source": source},
+            options={},
+            facts={"weights": {"float32": 1}, "blocks": {"bits": [bits] if bits else []}},
+            files=file_entries(scratch.path, digest_file),
+            environment={},
+            command="ml-opt toy make",
+            seconds=0.0,
+            created="2026-11-24T00:00:00+00:00",
+        ).write(scratch.path)
+        return store.commit(scratch, "tiny", source, variant, f"{variant:0<64}")
+
+
+def opened_by_torch(patch: pytest.MonkeyPatch) -> None:
+    """Let generators be opened by PyTorch where nobody names another provider."""
+    torch = generator.discover()["torch"]
+
+    def opens(folder: Path, options: GeneratorOptions) -> Any:
+        return torch.open(folder, dataclasses.replace(options, provider="torch"))
+
+    toy = GeneratorRuntime("toy", "PyTorch under another name.", ("cpu",), (), opens, 0)
+    known: Mapping[str, GeneratorRuntime] = {"toy": toy, "torch": torch}
+    patch.setattr(generator, "discover", lambda: known)
