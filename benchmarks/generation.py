@@ -1,10 +1,11 @@
 """Text generation: ml-opt's artifacts beside transformers.generate, OpenVINO GenAI and llama.cpp, in the same rounds.
 
-    python -m benchmarks.generation [--model FOLDER] [--size small] [--rounds 8] [--quick]
+    python -m benchmarks.generation [--model FOLDER | --random] [--size small] [--rounds 8] [--quick]
 
 writes benchmarks/results/generation.json (with --quick into .cache, as those numbers mean nothing) and prints the
 table. Batch 1 and 8, prompts of 16 and (where the context has room) 448 or 512 tokens, 64 new tokens each. A column
-that cannot run says why in ``not_run``. ``concurrent`` is tokens/s of 8 texts at once over those of one after another.
+that cannot run says why in ``not_run``. ``--random`` takes a Llama of 40 M parameters that was never trained: times do
+not ask what a model knows. ``concurrent`` is tokens/s of 8 texts at once over those of one after another.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,24 @@ CACHE = ROOT / ".cache" / "generation"
 OURS = ("fp32", "int8", "int4")
 #: Weights that OpenVINO gets, and what it computes in: by itself that is bf16 on a processor with AMX.
 OPENVINO = {"fp32 weights": ("fp32", ""), "int8": ("int8", ""), "int4": ("int4", "")}
+
+
+def untrained() -> Path:
+    """A Llama of 40 M parameters with random weights, and the tokenizer of the tiny trained one."""
+    folder = CACHE / "llama-40m"
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    size = {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 1024}
+    rest = {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, **heads, **rest)).save_pretrained(folder)
+    for path in decoder("llama", size="tiny").glob("*token*"):
+        shutil.copy(path, folder)
+    return folder
 
 
 def ours(folder: Path, store: Store, not_run: dict[str, str]) -> list[Entrant]:
@@ -106,13 +126,14 @@ def concurrent(report: GenerationBench) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a decoder's folder [the trained Llama]")
+    parser.add_argument("--random", action="store_true", help="a Llama of 40 M parameters that was never trained")
     parser.add_argument("--size", choices=("small", "tiny"), default="small", help="of the trained one")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=cpu_threads())
     parser.add_argument("--quick", action="store_true", help="few tokens and rounds, to see that all works")
     options = parser.parse_args()
-    folder = options.model or decoder("llama", size=options.size)
     CACHE.mkdir(parents=True, exist_ok=True)
+    folder = options.model or (untrained() if options.random else decoder("llama", size=options.size))
     not_run: dict[str, str] = {}
     base = Entrant(Candidate("transformers fp32", folder, Provider("torch")))
     halves = Entrant(Candidate("transformers bf16", folder, Provider("torch", "bf16")))
@@ -128,7 +149,12 @@ def main() -> None:
         roofline=True, warm_limit_s=0.2 if options.quick else 3.0,
     )  # fmt: skip
     report = bench_generation(taking_part, base.label, plan, lambda *_: None)
-    document: dict[str, Any] = {"not_run": not_run, "concurrent": concurrent(report), "bench": report.to_json()}
+    bench = report.to_json()
+    for row in bench["rows"]:
+        row["path"] = Path(row["path"]).name  # where it lay says nothing to whoever reads it
+    document: dict[str, Any] = {
+        "model": folder.name, "not_run": not_run, "concurrent": concurrent(report), "bench": bench,
+    }  # fmt: skip
     result = CACHE / "quick.json" if options.quick else RESULT
     result.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
     print(generation_to_markdown(report))
