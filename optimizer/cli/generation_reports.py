@@ -28,6 +28,7 @@ def _with_ratio(name: str, cells: dict[str, str]) -> str:
 def render_bench_generation(report: GenerationBench, output: Output) -> None:
     """A row a candidate and size, and what the numbers mean."""
     from optimizer.benching.generation_cells import HEAD, by_size, notes
+    from optimizer.cli.reports import render_end
 
     console = output.console()
     cpu = report.environment["cpu"]
@@ -45,14 +46,7 @@ def render_bench_generation(report: GenerationBench, output: Output) -> None:
         console.print(made)
     for note in notes(report):
         console.print(note, style="dim", soft_wrap=True)
-    for row in report.failed:
-        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
-    for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
-        named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
-        where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
-        output.talk(f"careful: {doubt.advice}" + (f" ({where})" if where else ""))
-    if report.path:
-        console.print(f"report: {escape(report.path)}", soft_wrap=True)
+    render_end(report, report.failed, output)
 
 
 def render_verify_generation(report: GenerationReport, output: Output) -> None:

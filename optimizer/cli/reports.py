@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from optimizer.benching.cells import about, arrivals, at_shapes, changed, filled, metric_of, place_of
 from optimizer.benching.facts import unit_of
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from optimizer.benching.report import BenchReport, Row
     from optimizer.evaluate.report import VerifyReport
 
-__all__ = ["render_bench", "render_comparison", "render_coverage", "render_history", "render_ranking", "render_verify"]
+__all__ = [
+    *("render_bench", "render_comparison", "render_coverage", "render_end", "render_history"),
+    *("render_ranking", "render_verify"),
+]
 
 _FAILURES_SHOWN = 8
 _NODES_SHOWN = 15
@@ -93,9 +97,14 @@ def render_bench(report: BenchReport, output: Output) -> None:
         said = f"{floor.below}; {floor.about} against itself {floor.value:.3f}× ({floor.interval})"
         console.print(f"noise floor at {shape_text(floor.shape)}: {escape(said)}", style="dim", soft_wrap=True)
     _render_gates(report, output)
-    for row in report.rows:
-        if row.error:
-            console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
+    render_end(report, [row for row in report.rows if row.error], output)
+
+
+def render_end(report: Any, failed: Sequence[Any], output: Output) -> None:
+    """What ends every report of times: candidates that failed, doubts, and where the report was written."""
+    console = output.console()
+    for row in failed:
+        console.print(f"[red]✗[/red] {escape(row.label)}: {escape(row.why)}")
     for doubt in dict.fromkeys(caution.doubt for caution in report.cautions):
         named = [c.about for c in report.cautions if c.doubt is doubt and c.about]
         where = ", ".join(named[:2]) + (f" and {len(named) - 2} more" if len(named) > 2 else "")
