@@ -30,6 +30,7 @@ __all__ = [
     "load_model",
     "quiet_libraries",
     "read_config",
+    "root_logger_kept",
 ]
 
 #: What a class name ends in → its task.
@@ -101,6 +102,18 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def root_logger_kept() -> Iterator[None]:
+    """Importing the quantizer calls ``logging.basicConfig``, and all logs would go to stderr from then on."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def read_config(folder: Path) -> dict[str, JSON]:

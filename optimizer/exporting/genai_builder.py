@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import BadInput, missing_package
-from optimizer.hf import quiet_libraries
+from optimizer.hf import quiet_libraries, root_logger_kept
 from optimizer.hf_errors import first_lines
 from optimizer.types import JSON, Precision
 
@@ -134,18 +133,15 @@ def _builder() -> Iterator[Any]:
     theirs = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _OWN}
     for name in theirs:
         del sys.modules[name]
-    before, root_logger = list(sys.path), logging.getLogger()
-    handlers, level = root_logger.handlers[:], root_logger.level
+    before = list(sys.path)
     sys.path.insert(0, str(root))
     try:
-        with quiet_libraries():
+        # Importing the quantizer calls ``logging.basicConfig``, and all logs would go to stderr from then on.
+        with quiet_libraries(), root_logger_kept():
             sys.modules.update(_kept)
             yield importlib.import_module("onnxruntime_genai.models.builder")
     finally:
         sys.path[:] = before
-        # Importing the quantizer calls ``logging.basicConfig``, and all logs would go to stderr from then on.
-        root_logger.handlers[:] = handlers
-        root_logger.setLevel(level)
         for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
             _kept[name] = sys.modules.pop(name)
         sys.modules.update(theirs)
@@ -161,7 +157,7 @@ def _quiet() -> Iterator[None]:
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
-        with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         os.environ.pop("TQDM_DISABLE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from optimizer.quantizing.weights import root_logger_kept
+from optimizer.hf import root_logger_kept
 
 if TYPE_CHECKING:
     import onnx

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput, GateFailed
+from optimizer.hf import root_logger_kept
 from optimizer.quantizing.choose import Choice, graphs_of, told_to_dynamic
 from optimizer.types import JSON
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["blocks_in", "check_blocks", "quantize_blocks", "root_logger_kept", "without_odd_tables"]
+__all__ = ["blocks_in", "check_blocks", "quantize_blocks", "without_odd_tables"]
 
 PRODUCT, TABLE = "MatMulNBits", "GatherBlockQuantized"
 
@@ -110,18 +109,6 @@ def _refuse_two_uses(model: onnx.ModelProto, choice: Choice) -> None:
                 "which need different blocks",
                 "store the table in another way: --tables int8",
             )
-
-
-@contextlib.contextmanager
-def root_logger_kept() -> Iterator[None]:
-    """Importing the quantizer calls ``logging.basicConfig``, and all logs would go to stderr from then on."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 def blocks_in(model: onnx_ir.Model) -> dict[str, JSON]:

@@ -222,7 +222,7 @@ def test_importing_the_quantizer_leaves_the_log_alone():
     """In a process of its own: what is imported already sets nothing up."""
     code = (
         "import logging\n"
-        "from optimizer.quantizing.weights import root_logger_kept\n"
+        "from optimizer.hf import root_logger_kept\n"
         "with root_logger_kept():\n"
         "    from onnxruntime.quantization import matmul_nbits_quantizer\n"
         "assert matmul_nbits_quantizer.MatMulNBitsQuantizer\n"
