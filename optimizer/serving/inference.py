@@ -113,9 +113,9 @@ def parse_raw(
     if name == "BYTES":
         tensor = from_bytes(memoryview(body), name, (1,) * len(spec.shape), spec.name)
     else:
-        shape: list[int | str] = [
-            1 if place == 0 and isinstance(dim, str) else dim for place, dim in enumerate(spec.shape)
-        ]
+        shape = list(spec.shape)
+        if shape and isinstance(shape[0], str):
+            shape[0] = 1
         free = [place for place, dim in enumerate(shape) if isinstance(dim, str)]
         if len(free) > 1:
             raise Problem(400, f"{spec.name}: raw data does not say the {len(free)} dimensions that are not fixed")
@@ -136,7 +136,7 @@ def encoded(asked: Asked, answers: Mapping[str, Array], model: str, version: str
     blobs: list[bytes] = []
     for name, binary in asked.outputs.items():
         array = answers[name]
-        tensor = {"name": name, "datatype": datatype(array.dtype.name), "shape": array.shape}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype.name), "shape": array.shape}
         if binary:
             blob = to_bytes(array)
             blobs.append(blob)

@@ -46,9 +46,9 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
     Raises:
         Problem: what the first that failed met; 499: the client hung up.
     """
-    everything: asyncio.Future[Any] = (
-        asyncio.gather(*(ticket.answer for ticket in tickets)) if len(tickets) > 1 else tickets[0].answer
-    )
+    everything: asyncio.Future[Any] = tickets[0].answer
+    if len(tickets) > 1:
+        everything = asyncio.gather(*(ticket.answer for ticket in tickets))
     try:
         done, _ = await asyncio.wait([everything], timeout=_LISTEN_AFTER)
         if not done:
