@@ -79,7 +79,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server of `classes` in two versions, `vectors`, and what is planted: `slow`, `kinds` (of numbers), `failing`."""
+    """A server of `classes` in two versions, `vectors`, and planted ones: `slow`, `kinds` (of numbers), `failing`."""
     home = tmp_path_factory.mktemp("planted")
     (home / "slow.json").write_text(json.dumps(SLOW))
     every = [
