@@ -9,7 +9,7 @@ import typer
 
 from optimizer import check as checks
 from optimizer import stage as stages
-from optimizer.cli import store_commands
+from optimizer.cli import key_commands, store_commands
 from optimizer.cli.generate import check_command, plain, stage_command
 from optimizer.cli.groups import CommandWithSubcommands
 from optimizer.cli.machine_commands import doctor
@@ -69,6 +69,7 @@ def build_app() -> typer.Typer:
             _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
     app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
     store_commands.add(app)
+    key_commands.add(app, "Serve artifacts")
     app.command("doctor", rich_help_panel="This machine")(doctor)
     return app
 
