@@ -1,7 +1,7 @@
-"""Requests and tokens of a caller in a time, counted by the package ``limits``: in memory, or in Redis for several workers.
+"""Requests and tokens of a caller in a time, counted by the package ``limits``: in memory, or in Redis.
 
-Requests are counted in a sliding window (two counters, the older weighted by how much of it is still in sight): no burst
-of twice the rate where one window ends and the next begins, and a caller costs two numbers, whatever its rate.
+Requests are counted in a sliding window (two counters, the older weighted by how much of it is still in sight): no
+burst of twice the rate where one window ends and the next begins, and a caller costs two numbers, whatever its rate.
 
 Tokens are counted in a window that begins with the first one. What a request may at most come to is reserved before it
 runs, and what it did not need is given back after, so that many requests at once cannot overdraw a budget together.
@@ -38,7 +38,7 @@ class Reservation:
     _correct: Callable[[int], Awaitable[None]] | None = field(default=None, repr=False)
 
     async def settle(self, used: int) -> None:
-        """Say what the request came to: the rest goes back, and what was used beyond it is taken. The first call counts.
+        """Say what the request came to: the rest goes back, what was used beyond is taken. The first call counts.
 
         Args:
             used: tokens; 0 for a request that failed or was cancelled before it cost any.
@@ -53,7 +53,7 @@ class Budgets:
 
     Args:
         url: ``redis://…`` where several processes count together; this process's memory when empty.
-        workers: how many processes serve. Without Redis, more than one cannot hold a rate, and refuse those who have one.
+        workers: how many processes serve. Without Redis several cannot hold a rate, and refuse those who have one.
 
     Raises:
         BadInput: the URL is none of Redis.
@@ -86,8 +86,8 @@ class Budgets:
             the fields ``RateLimit`` and ``RateLimit-Policy`` of its answer (draft-ietf-httpapi-ratelimit-headers).
 
         Raises:
-            Problem: 429 with ``Retry-After`` when the rate or the budget of tokens is used up; 503 when the counts cannot
-                be reached: nobody is let in uncounted.
+            Problem: 429 with ``Retry-After`` when the rate or the budget of tokens is used up; 503 when the counts
+                cannot be reached: nobody is let in uncounted.
         """
         headers: dict[str, str] = {}
         if who.rate is not None:
@@ -176,8 +176,8 @@ async def _reaching() -> AsyncIterator[None]:
 def _sliding(rate: Rate, previous: int, current: int, now: float) -> tuple[int, float]:
     """Requests that are left of a sliding window, and the seconds until (at least) one more is let in.
 
-    The window of ``limits`` weighs the last period by the share of it that is still in sight, and lets a request in while
-    ``floor(previous · share + current) + 1 ≤ amount``.
+    The window of ``limits`` weighs the last period by the share of it that is still in sight, and lets a request in
+    while ``floor(previous · share + current) + 1 ≤ amount``.
 
     Args:
         rate: what is allowed.

@@ -115,7 +115,8 @@ class Door:
         told: is told, in words, when keys cannot be read; goes to the log.
 
     Raises:
-        BadInput: a file of keys that others can read, or that was named and is not there; keys of tokens that do not fit.
+        BadInput: a file of keys that others can read, or that was named and is not there; keys of tokens that do
+            not fit; several workers with a rate and no Redis.
         Damaged: the file of keys is none.
         MissingPiece: a package is not installed.
     """

@@ -219,7 +219,7 @@ def _key_set(path: Path, algorithms: tuple[str, ...]) -> dict[str, tuple[Any, tu
         if not allowed:
             continue
         try:
-            # The key alone, without the algorithm that PyJWT would bind to it: which ones it serves stands in `allowed`.
+            # The key alone, without the algorithm that PyJWT would bind to it: those it serves stand in `allowed`.
             found[kid] = jwt.PyJWK(record, algorithm=allowed[0]).key, allowed
         except jwt.PyJWTError as error:
             raise BadInput(f"[auth.jwt] key {number} of {path} cannot be read: {error}") from None
