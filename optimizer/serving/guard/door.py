@@ -129,7 +129,7 @@ class Door:
         workers: int = 1,
         told: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.settings = settings if settings is not None else AuthSettings()
+        self.settings = settings if settings is not None else AuthSettings.from_mapping({})
         self._keys = _LiveKeys(KeyFile(self.settings.keys))
         self._told = told
         self._jwt = JwtVerifier(jwt) if jwt is not None else None

@@ -1,7 +1,7 @@
 """API keys: made once, shown once, kept as digests in a file that its owner alone can read.
 
 A key is ``mlo_ID_SECRET``. The id (8 letters) is public: it names the key in lists and logs and finds its record. The
-secret is 256 bits from the system's generator. What is kept is HMAC-SHA256 of the secret under a random key of the file.
+secret is 256 bits from the system's generator. What is kept is its HMAC-SHA256 under a random key of the file.
 
 A slow hash (bcrypt, scrypt, argon2) makes up for passwords that can be guessed. Nobody guesses 256 random bits, however
 fast the hash; a slow one would only cost every request milliseconds, and hand a stranger a way to burn our processor.

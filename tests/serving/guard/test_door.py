@@ -7,11 +7,8 @@ import json
 import time
 from pathlib import Path
 
+import jwt
 import pytest
-
-jwt = pytest.importorskip("jwt")
-pytest.importorskip("limits")
-
 from starlette.datastructures import Headers
 
 from optimizer.errors import BadInput, Damaged
