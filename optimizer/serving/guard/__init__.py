@@ -2,7 +2,7 @@
 
 ::
 
-    request ──▶ door.py        key or token → who it is, scope, rate          before a byte of the body is read
+    request ──▶ doorkeeper.py  key or token → who it is, scope, rate          before a byte of the body is read
             ──▶ bodies.py      size after decompression, depth of JSON        before it is parsed
             ──▶ bounds.py      names, batch, sequence, parameters, control characters
             ──▶ privacy.py     personal data in prompts: off, redact, reject

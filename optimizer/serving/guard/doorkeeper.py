@@ -27,7 +27,7 @@ from optimizer.serving.guard.scopes import ANYBODY, Principal
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Scope
 
-__all__ = ["Admitted", "AuthSettings", "Door", "check_address", "is_loopback"]
+__all__ = ["Admitted", "AuthSettings", "Doorkeeper", "check_address", "is_loopback"]
 
 _LONGEST = 16384
 
@@ -105,7 +105,7 @@ class _LiveKeys:
         return self._keys
 
 
-class Door:
+class Doorkeeper:
     """Decides who is let in.
 
     Args:

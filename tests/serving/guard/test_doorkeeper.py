@@ -12,7 +12,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from optimizer.errors import BadInput, Damaged
-from optimizer.serving.guard.door import Admitted, AuthSettings, Door, check_address, is_loopback
+from optimizer.serving.guard.doorkeeper import Admitted, AuthSettings, Doorkeeper, check_address, is_loopback
 from optimizer.serving.guard.jwt_tokens import JwtSettings
 from optimizer.serving.guard.keys import KeyFile
 from optimizer.serving.guard.rates import Rate
@@ -29,12 +29,12 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyFile:
     return KeyFile()
 
 
-def admit(door: Door, scope: Scope = Scope.INFER, **headers: str) -> Admitted:
+def admit(door: Doorkeeper, scope: Scope = Scope.INFER, **headers: str) -> Admitted:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return asyncio.run(door.admit(scope, Headers(raw=raw), "127.0.0.1"))
 
 
-def refused(door: Door, status: int, scope: Scope = Scope.INFER, **headers: str) -> Problem:
+def refused(door: Doorkeeper, status: int, scope: Scope = Scope.INFER, **headers: str) -> Problem:
     with pytest.raises(Problem) as found:
         admit(door, scope, **headers)
     assert found.value.status == status, found.value.message
@@ -43,7 +43,7 @@ def refused(door: Door, status: int, scope: Scope = Scope.INFER, **headers: str)
 
 def test_a_key_opens_what_it_has_the_scope_for(file: KeyFile) -> None:
     key, shown = file.create(scopes=["infer"])
-    door = Door()
+    door = Doorkeeper()
     assert admit(door, authorization=f"Bearer {shown}").who.id == f"key:{key.id}"
     assert admit(door, authorization=f"bearer   {shown}  ").who.id == f"key:{key.id}"
     assert admit(door, x_api_key=shown).who.id == f"key:{key.id}"
@@ -56,7 +56,7 @@ def test_a_key_opens_what_it_has_the_scope_for(file: KeyFile) -> None:
 @pytest.mark.parametrize("scope", [Scope.INFER, Scope.ADMIN, Scope.METRICS])
 def test_with_any_key_nobody_without_one(file: KeyFile, scope: Scope) -> None:
     _, shown = file.create(scopes=["infer", "admin", "metrics"])
-    door = Door()
+    door = Doorkeeper()
     assert refused(door, 401, scope).headers["WWW-Authenticate"] == 'Bearer realm="ml-opt"'
     for wrong in (
         "",
@@ -79,7 +79,7 @@ def test_with_any_key_nobody_without_one(file: KeyFile, scope: Scope) -> None:
 
 def test_two_keys_in_one_request_are_none(file: KeyFile) -> None:
     _, shown = file.create()
-    door = Door()
+    door = Doorkeeper()
     twice = Headers(raw=[(b"authorization", f"Bearer {shown}".encode())] * 2)
     for headers in (twice, Headers({"authorization": f"Bearer {shown}", "x-api-key": shown})):
         with pytest.raises(Problem, match="more than one key"):
@@ -89,7 +89,7 @@ def test_two_keys_in_one_request_are_none(file: KeyFile) -> None:
 def test_revoked_and_expired_from_the_next_request_on(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
     key, shown = file.create(seconds=3600)
     other, other_shown = file.create()
-    door = Door()
+    door = Doorkeeper()
     admit(door, authorization=f"Bearer {shown}")
     admit(door, authorization=f"Bearer {other_shown}")
     file.revoke(other.id)
@@ -105,7 +105,7 @@ def test_revoked_and_expired_from_the_next_request_on(file: KeyFile, monkeypatch
 def test_a_server_that_had_keys_is_never_open_again(file: KeyFile) -> None:
     _, shown = file.create()
     told: list[str] = []
-    door = Door(told=told.append)
+    door = Doorkeeper(told=told.append)
     file.path.chmod(0o644)
     refused(door, 503, authorization=f"Bearer {shown}")
     assert "chmod 600" in told[-1]
@@ -119,7 +119,7 @@ def test_a_server_that_had_keys_is_never_open_again(file: KeyFile) -> None:
 
 
 def test_a_server_without_keys_has_them_as_soon_as_one_is_made(file: KeyFile) -> None:
-    door = Door()
+    door = Doorkeeper()
     assert not door.configured
     admit(door, Scope.ADMIN, host="127.0.0.1:8000")
     _, shown = file.create()
@@ -131,7 +131,7 @@ def test_a_server_without_keys_has_them_as_soon_as_one_is_made(file: KeyFile) ->
 def test_all_revoked_is_not_open(file: KeyFile) -> None:
     key, shown = file.create()
     file.revoke(key.id)
-    door = Door()
+    door = Doorkeeper()
     assert door.configured
     refused(door, 401)
     refused(door, 401, authorization=f"Bearer {shown}")
@@ -139,7 +139,7 @@ def test_all_revoked_is_not_open(file: KeyFile) -> None:
 
 @pytest.mark.parametrize("scope", [Scope.INFER, Scope.ADMIN, Scope.METRICS])
 def test_without_keys_only_this_machine(file: KeyFile, scope: Scope) -> None:
-    door = Door()
+    door = Doorkeeper()
     for host in ("localhost", "localhost:8000", "127.0.0.1:8000", "127.8.9.1", "[::1]:8000", "LOCALHOST:1"):
         admit(door, scope, host=host)
     admit(door, scope, host="localhost", origin="http://localhost:8000", sec_fetch_site="same-origin")
@@ -160,7 +160,7 @@ def test_without_keys_only_this_machine(file: KeyFile, scope: Scope) -> None:
 
 
 def test_names_that_are_allowed(file: KeyFile) -> None:
-    door = Door(AuthSettings(hosts=("models.lan",)))
+    door = Doorkeeper(AuthSettings(hosts=("models.lan",)))
     admit(door, host="Models.lan:8000", origin="https://models.lan", x_forwarded_for="10.0.0.1")
     refused(door, 403, host="other.lan")
 
@@ -195,27 +195,27 @@ def test_addresses(host: str, near: bool) -> None:
 
 def test_what_cannot_be_started(file: KeyFile, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no keys") as found:
-        Door(AuthSettings(keys=tmp_path / "none.json"))
+        Doorkeeper(AuthSettings(keys=tmp_path / "none.json"))
     assert "ml-opt keys create --file" in found.value.hint
     for settings in ({"rate": "lots"}, {"tokens": "0/day"}):
         with pytest.raises(BadInput, match="auth"):
             AuthSettings(**settings)
     file.create(rate=Rate.parse("5/minute"))
     with pytest.raises(BadInput, match="2 workers"):
-        Door(workers=2)
+        Doorkeeper(workers=2)
     file.path.chmod(0o666)
     with pytest.raises(BadInput, match="0666"):
-        Door()
+        Doorkeeper()
     file.path.write_text("no")
     file.path.chmod(0o600)
     with pytest.raises(Damaged):
-        Door()
+        Doorkeeper()
 
 
 def test_rates_of_keys_and_of_those_without(file: KeyFile) -> None:
     _, own = file.create(rate=Rate.parse("1/hour"))
     _, usual = file.create()
-    door = Door(AuthSettings(rate="2/hour"))
+    door = Doorkeeper(AuthSettings(rate="2/hour"))
 
     async def work() -> None:
         for key, times in ((own, 1), (usual, 2)):
@@ -236,7 +236,7 @@ def test_tokens_beside_keys(file: KeyFile, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
-    door = Door(jwt=JwtSettings(issuer="me", audience="ml-opt", algorithms=("HS256",), key_file=secret))
+    door = Doorkeeper(jwt=JwtSettings(issuer="me", audience="ml-opt", algorithms=("HS256",), key_file=secret))
     assert door.configured
 
     def token(**changed: object) -> str:
@@ -260,6 +260,6 @@ def test_tokens_beside_keys(file: KeyFile, tmp_path: Path) -> None:
 
 def test_nothing_of_a_credential_is_said(file: KeyFile) -> None:
     file.create()
-    door = Door()
+    door = Doorkeeper()
     problem = refused(door, 401, authorization="Bearer mlo_abcdefgh_" + "S" * 43)
     assert "SSS" not in json.dumps([problem.message, problem.headers])
