@@ -11,9 +11,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-
-pytest.importorskip("limits")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
-
-jwt = pytest.importorskip("jwt")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
