@@ -85,10 +85,11 @@ _PHONES = (
     # E.164: + and a country, in groups or in one piece.
     re.compile(rf"(?<![\w+.])\+[1-9](?:[ \xa0.\-/()]{{0,2}}\d){{7,14}}(?<!\D\d)(?!\w|{_SEP}?\d)", re.ASCII),
     re.compile(rf"(?<![\w.+-])(?<!\d )00[1-9]\d{{0,2}}(?:{_SEP}\d{{1,8}}){{2,5}}(?!\w|{_SEP}?\d)", re.ASCII),
-    # North America: (555) 234-5678, 555-234-5678, 1-555-234-5678. With spaces alone it is a row of numbers, unless a word
-    # before it says what it is.
+    # North America: (555) 234-5678, 555-234-5678, 1-555-234-5678. With spaces alone it is a row of numbers, unless a
+    # word before it says what it is.
     re.compile(
-        rf"(?<![\w.+-])(?<!\d )(?:1{_SEP})?(?:\([2-9]\d\d\)[ \xa0-]?[2-9]\d\d{_SEP}|[2-9]\d\d(?P<sep>[.-])[2-9]\d\d(?P=sep))"
+        rf"(?<![\w.+-])(?<!\d )(?:1{_SEP})?"
+        rf"(?:\([2-9]\d\d\)[ \xa0-]?[2-9]\d\d{_SEP}|[2-9]\d\d(?P<sep>[.-])[2-9]\d\d(?P=sep))"
         rf"\d{{4}}(?!\w|{_SEP}?\d)",
         re.ASCII,
     ),
@@ -101,7 +102,7 @@ _PHONES = (
 _DATE = re.compile(r"\d{1,2}([-./ ])\d{1,2}\1(?:19|20)\d\d|(?:19|20)\d\d([-./ ])\d{1,2}\2\d{1,2}|\d\d/\d\d")
 _BARE = re.compile(rf"(?<![\w.+-])(?<!\d )\(?\d\)?(?:{_SEP}?\(?\d\)?){{6,14}}(?!\w|{_SEP}?\d)", re.ASCII)
 _PHONE_WORDS = re.compile(
-    r"(?:\b(?:phone|tel|telephone|mobile|cell|cellphone|fax|whatsapp|sms|hotline)\b|\bcall(?:ed)? (?:me|us|him|her|them)\b)"
+    r"\b(?:phone|tel|telephone|mobile|cell|cellphone|fax|whatsapp|sms|hotline|call(?:ed)? (?:me|us|him|her|them))\b"
     r"[^\d\n]{0,20}\Z",
     re.IGNORECASE,
 )

@@ -1,8 +1,8 @@
 """Personal data found and taken out, of whole texts and of streams, with the same answer for both.
 
-A text is cut into runs: characters that a piece of personal data could consist of, and single spaces between groups that
-could belong to one number. No piece reaches out of its run, so that a stream is answered run by run: what is held back is
-the run that is not over yet, which in prose is the word that is being written.
+A text is cut into runs: characters that a piece of personal data could consist of, and single spaces between groups
+that could belong to one number. No piece reaches out of its run, so that a stream is answered run by run: what is held
+back is the run that is not over yet, which in prose is the word that is being written.
 """
 
 from __future__ import annotations

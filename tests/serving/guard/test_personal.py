@@ -1,7 +1,7 @@
 """Personal data found and not found, measured on a small labelled set; streams say what whole texts say.
 
-In LABELLED ``{kind|text}`` is a piece that has to be found. TRAPS hold nothing to find. What is missed on purpose (no form
-to go by) and what is wrongly found are in both, so that the numbers are honest.
+In LABELLED ``{kind|text}`` is a piece that has to be found. TRAPS hold nothing to find. What is missed on purpose, as
+it has no form to go by, is among them, so that the numbers are honest.
 """
 
 from __future__ import annotations
