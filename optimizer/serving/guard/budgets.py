@@ -12,40 +12,15 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from optimizer.errors import BadInput, MissingPiece, missing_package
 from optimizer.serving.guard.rates import Rate
-from optimizer.serving.guard.scopes import Principal
+from optimizer.serving.guard.scopes import Principal, Reservation, joined
 from optimizer.serving.problems import Problem
 
-__all__ = ["Budgets", "Reservation"]
-
-
-@dataclass
-class Reservation:
-    """Tokens taken from a budget for a request that runs.
-
-    Attributes:
-        amount: tokens reserved; 0 where the caller has no budget.
-        headers: the ``RateLimit`` fields about the budget.
-    """
-
-    amount: int
-    headers: dict[str, str]
-    _correct: Callable[[int], Awaitable[None]] | None = field(default=None, repr=False)
-
-    async def settle(self, used: int) -> None:
-        """Say what the request came to: the rest goes back, what was used beyond is taken. The first call counts.
-
-        Args:
-            used: tokens; 0 for a request that failed or was cancelled before it cost any.
-        """
-        correct, self._correct = self._correct, None
-        if correct is not None and used != self.amount:
-            await correct(used - self.amount)
+__all__ = ["Budgets"]
 
 
 class Budgets:
@@ -102,7 +77,7 @@ class Budgets:
                 raise _too_many("rate", f"more than {rate} requests", wait, headers)
         if who.tokens is not None:
             used, wait = await self._spent(who, who.tokens)
-            headers = _joined(headers, _fields("tokens", who.tokens, who.tokens.amount - used, wait))
+            headers = joined(headers, _fields("tokens", who.tokens, who.tokens.amount - used, wait))
             if used >= who.tokens.amount:
                 raise _too_many("tokens", f"the budget of {who.tokens} tokens is used up", wait, headers)
         return headers
@@ -114,7 +89,7 @@ class Budgets:
             Problem: 429 with ``Retry-After`` when so much is not left now, 400 when it is more than the whole budget.
         """
         if who.tokens is None or tokens <= 0:
-            return Reservation(0, {})
+            return Reservation()
         budget, key = who.tokens, self._key(who, who.tokens, "tokens")
         if tokens > budget.amount:
             message = f"the request may come to {tokens} tokens, and the whole budget of its key is {budget}"
@@ -202,10 +177,6 @@ def _fields(name: str, rate: Rate, left: int, wait: float) -> dict[str, str]:
         "RateLimit-Policy": f'"{name}";q={rate.amount};w={rate.seconds}',
         "RateLimit": f'"{name}";r={max(left, 0)};t={_whole(wait)}',
     }
-
-
-def _joined(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
-    return {name: ", ".join(h[name] for h in (one, other) if name in h) for name in other}
 
 
 def _whole(seconds: float) -> int:

@@ -12,22 +12,22 @@ import hashlib
 import ipaddress
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from optimizer.errors import BadInput, MlOptError
 from optimizer.options import Options, opt
-from optimizer.serving.guard.budgets import Budgets, Reservation
+from optimizer.serving.guard.budgets import Budgets
 from optimizer.serving.guard.jwt_tokens import JwtSettings, JwtVerifier
 from optimizer.serving.guard.keys import PREFIX, KeyFile, Keys
 from optimizer.serving.guard.rates import Rate
-from optimizer.serving.guard.scopes import ANYBODY, Principal
+from optimizer.serving.guard.scopes import ANYBODY, Admitted, Principal, Reservation
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Scope
 
-__all__ = ["Admitted", "AuthSettings", "Doorkeeper", "check_address", "is_loopback"]
+__all__ = ["AuthSettings", "Doorkeeper", "check_address", "is_loopback"]
 
 _LONGEST = 16384
 
@@ -46,19 +46,6 @@ class AuthSettings(Options):
             Rate.parse(self.rate, "[auth] rate")
         if self.tokens is not None:
             Rate.parse(self.tokens, "[auth] tokens")
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """A request that was let in.
-
-    Attributes:
-        who: who asks; what a log and a budget know it by.
-        headers: what its answer says beside the rest (``RateLimit``).
-    """
-
-    who: Principal
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_loopback(host: str) -> bool:
@@ -186,7 +173,7 @@ class Doorkeeper:
 
     async def reserve(self, who: Principal, tokens: int) -> Reservation:
         """Take the tokens that a request may come to from its caller's budget; see :meth:`Budgets.reserve`."""
-        return await self._counting().reserve(who, tokens) if who.tokens is not None else Reservation(0, {})
+        return await self._counting().reserve(who, tokens) if who.tokens is not None else Reservation()
 
     def _counting(self) -> Budgets:
         if self._budgets is None:

@@ -87,6 +87,10 @@ class JwtVerifier:
     _seen: tuple[int, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
+        try:
+            import jwt  # noqa: F401 - a server that could read no token shall say so when it starts
+        except ModuleNotFoundError as error:
+            raise missing_package(error.name or "jwt", "serve with [auth.jwt]") from None
         self._refresh()
 
     @property

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.errors import BadInput
-from optimizer.serving.guard.budgets import Budgets, Reservation
+from optimizer.serving.guard.budgets import Budgets
 from optimizer.serving.guard.rates import Rate
-from optimizer.serving.guard.scopes import Principal
+from optimizer.serving.guard.scopes import Principal, Reservation
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Scope
 

@@ -12,10 +12,11 @@ import pytest
 from starlette.datastructures import Headers
 
 from optimizer.errors import BadInput, Damaged
-from optimizer.serving.guard.doorkeeper import Admitted, AuthSettings, Doorkeeper, check_address, is_loopback
+from optimizer.serving.guard.doorkeeper import AuthSettings, Doorkeeper, check_address, is_loopback
 from optimizer.serving.guard.jwt_tokens import JwtSettings
 from optimizer.serving.guard.keys import KeyFile
 from optimizer.serving.guard.rates import Rate
+from optimizer.serving.guard.scopes import Admitted
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Scope
 
