@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
 from optimizer.serving.call import Call
-from optimizer.serving.guard.scopes import ANYBODY
+from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.state import State
@@ -144,7 +144,7 @@ class Door:
             "status": status,
             "ms": round(seconds * 1000, 3),
         }
-        if call.admitted.who is not ANYBODY:
+        if call.admitted.who not in (ANYBODY, STRANGER):
             event["who"] = call.admitted.who.id
         if call.model:
             event |= {"model": call.model, "version": call.version}

@@ -84,20 +84,22 @@ def read_config(path: Path | None, flags: Mapping[str, Any] | None = None) -> Se
     _only(data, {"server", "auth", "prompts", "privacy"}, name)
     auth, privacy = _table(data, "auth", name), _table(data, "privacy", name)
     jwt = _table(auth, "jwt", f"{name}: [auth]") if "jwt" in auth else None
+    _only(auth, {*(f.name for f in AuthSettings.fields()), "jwt"}, f"{name}: [auth]")
     auth.pop("jwt", None)
     models = _table(privacy, "models", f"{name}: [privacy]")
     privacy.pop("models", None)
+    typed = Settings.from_mapping(flags or {}, "serve")
     # A key of TOML may be written with dashes, as a flag is; what was typed replaces it however it is written.
     server = {k.replace("-", "_"): v for k, v in _table(data, "server", name).items()}
     usual = _built(PrivacySettings, privacy, f"{name}: [privacy]", folder)
     return ServeConfig(
-        server=Settings.from_mapping({**server, **(flags or {})}, f"{name}: [server]" if path else "serve"),
+        server=_built(Settings, {**server, **(flags or {})}, f"{name}: [server]", folder) if server else typed,
         auth=_built(AuthSettings, auth, f"{name}: [auth]", folder),
         jwt=_built(JwtSettings, jwt, f"{name}: [auth.jwt]", folder) if jwt is not None else None,
         prompts=_built(PromptSettings, _table(data, "prompts", name), f"{name}: [prompts]", folder),
         privacy=usual,
         models={
-            check_name("model", model): _built(
+            _name(model, f"{name}: [privacy.models]"): _built(
                 # What one model does not say, it has as all do.
                 PrivacySettings,
                 {**usual.changed(), **_table(models, model, f"{name}: [privacy.models]")},
@@ -137,8 +139,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _only(table: Mapping[str, Any], allowed: set[str], where: str) -> None:
     for key in table:
-        if key not in allowed:
-            raise UnknownName(f"table of {where}", key, allowed)
+        if key.replace("-", "_") not in allowed:
+            raise UnknownName(f"key of {where}", key, allowed)
 
 
 def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -146,6 +148,13 @@ def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadInput(f"{where}: {key} is a table: write [{key}]")
     return dict(found)
+
+
+def _name(model: str, where: str) -> str:
+    try:
+        return check_name("model", model)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error.message}", error.hint) from None
 
 
 def _built(options: type[O], values: Mapping[str, Any], where: str, folder: Path) -> O:

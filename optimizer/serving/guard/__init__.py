@@ -2,11 +2,12 @@
 
 ::
 
-    request ──▶ doorkeeper.py  key or token → who it is, scope, rate          before a byte of the body is read
-            ──▶ bodies.py      size after decompression, depth of JSON        before it is parsed
-            ──▶ bounds.py      names, batch, sequence, parameters, control characters
-            ──▶ privacy.py     personal data in prompts: off, redact, reject
-            ──▶ budgets.py     tokens of the key, reserved before and settled after
+    request ──▶ connection.py  bytes and time for its head
+            ──▶ doorkeeper.py  who asks, by keys.py or jwt_tokens.py, and its scope   before the body is read
+            ──▶ budgets.py     its rate; its tokens are reserved before a run and settled after
+            ──▶ depth.py       how deep JSON is nested                                before it is parsed
+            ──▶ screening.py   control characters, length; personal data: off, redact, reject
+    answer  ──▶ redaction.py   personal data in what a model writes, streams too (what there is: personal.py, ibans.py)
 
 Everything that is refused is a :class:`~optimizer.serving.problems.Problem`.
 """

@@ -180,7 +180,8 @@ def _fields(name: str, rate: Rate, left: int, wait: float) -> dict[str, str]:
 
 
 def _whole(seconds: float) -> int:
-    return math.floor(seconds) + 1 if seconds > 0 else 0
+    # At the very moment a place is not free yet, and what is counted in floats may be a hair early.
+    return math.floor(seconds + 1e-3) + 1 if seconds > 0 else 0
 
 
 def _too_many(reason: str, message: str, wait: float, headers: Mapping[str, str]) -> Problem:

@@ -23,7 +23,7 @@ from optimizer.serving.guard.budgets import Budgets
 from optimizer.serving.guard.jwt_tokens import JwtSettings, JwtVerifier
 from optimizer.serving.guard.keys import PREFIX, KeyFile, Keys
 from optimizer.serving.guard.rates import Rate
-from optimizer.serving.guard.scopes import ANYBODY, Admitted, Principal, Reservation
+from optimizer.serving.guard.scopes import ANYBODY, STRANGER, Admitted, Principal, Reservation
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Scope
 
@@ -155,7 +155,7 @@ class Doorkeeper:
             Problem: 401 who asks is not known; 403 it may not do this; 429 too often; 503 that cannot be told now.
         """
         if scope is Scope.OPEN:
-            return Admitted(ANYBODY)
+            return Admitted(STRANGER if self.configured else ANYBODY)
         who = self._caller(headers)
         if scope not in who.scopes:
             may = ", ".join(sorted(who.scopes)) or "nothing here"

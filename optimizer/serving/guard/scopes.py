@@ -9,7 +9,7 @@ from optimizer.errors import UnknownName
 from optimizer.serving.guard.rates import Rate
 from optimizer.serving.route import Scope
 
-__all__ = ["ANYBODY", "Admitted", "Principal", "Reservation", "joined", "scopes_of"]
+__all__ = ["ANYBODY", "STRANGER", "Admitted", "Principal", "Reservation", "joined", "scopes_of"]
 
 
 def scopes_of(words: Iterable[str]) -> frozenset[Scope]:
@@ -38,7 +38,7 @@ class Principal:
     """Who asks.
 
     Attributes:
-        id: ``key:ID``, ``jwt:SUBJECT`` or ``anybody``: what rates are counted by and logs name.
+        id: ``key:ID``, ``jwt:SUBJECT``, ``anybody`` or ``stranger``: what rates are counted by and logs name.
         scopes: what it may do.
         rate: requests in a time; None for as many as it likes.
         tokens: tokens in a time.
@@ -52,6 +52,8 @@ class Principal:
 
 #: Who asks a server without keys, which listens to its own machine alone.
 ANYBODY = Principal("anybody", frozenset(Scope))
+#: Who asks an open route of a server with keys: nobody looked whether it has one.
+STRANGER = Principal("stranger", frozenset({Scope.OPEN}))
 
 
 @dataclass(frozen=True)
