@@ -190,6 +190,24 @@ def test_rates_and_tokens(guarded: Guarded) -> None:
     assert guarded.ask(guarded.slow, "/health")[0] == 200
 
 
+def test_arrays_cost_tokens_too(guarded: Guarded) -> None:
+    _, shown = guarded.keys.create(tokens=Rate.parse("10/day"))
+
+    def infer(rows: int, name: str = "input_ids") -> tuple[int, dict[str, str]]:
+        names = (name, "attention_mask")
+        tensor = {"shape": [rows, 4], "datatype": "INT64", "data": [1] * rows * 4}
+        inputs = [{"name": n, **tensor} for n in names]
+        status, _, headers = guarded.ask(shown, "/v2/models/classes/infer", {"inputs": inputs})
+        return status, headers
+
+    assert infer(2, "no_such_input")[0] == 400
+    status, headers = infer(2)
+    assert status == 200
+    assert '"tokens";r=2;' in headers["ratelimit"]
+    assert infer(1)[0] == 429
+    assert infer(3)[0] == 400
+
+
 def test_personal_data_is_kept_from_one_model(guarded: Guarded) -> None:
     text = ["fed", "mail a@example.com"]
     status, body, _ = guarded.ask(guarded.infer, "/v1/classify", {"model": "classes", "input": text})
