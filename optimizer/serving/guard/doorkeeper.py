@@ -162,7 +162,7 @@ class Doorkeeper:
         """
         if scope is Scope.OPEN:
             with contextlib.suppress(MlOptError, OSError):
-                self._keys.now()  # it says whether there are any by now; what is wrong with them is for the other routes
+                self._keys.now()  # says whether there are any by now; what is wrong with them is for other routes
             return Admitted(STRANGER if self.configured else ANYBODY)
         who = self._caller(_watched(headers))
         if scope not in who.scopes:
