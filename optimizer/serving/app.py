@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
 from optimizer.serving.call import Call
+from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.state import State
@@ -27,6 +28,8 @@ __all__ = ["Door", "build_app", "routes"]
 
 #: A client's own request id, as it may stand in a header and a log.
 _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
+#: A browser shall take nothing for another type than it has, and show no page of ours inside another.
+_BROWSERS = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"))
 #: The status of a request whose client went away; nobody is sent it (nginx' number).
 _HUNG_UP = 499
 
@@ -100,9 +103,7 @@ class Door:
         request, state = call.request, self._state
         try:
             client = request.client.host if request.client else ""
-            refused = await state.guard.admit(self.route.scope, request.headers, client)
-            if refused is not None:
-                raise refused
+            call.admitted = await state.guard.admit(self.route.scope, request.headers, client)
             return await self.route.endpoint(call)
         except Exception as error:
             problem = as_problem(error)
@@ -124,7 +125,8 @@ class Door:
     def _headers(self, call: Call, seconds: float) -> list[tuple[bytes, bytes]]:
         parts = [f"{part};dur={took * 1000:.3f}" for part, took in call.times.items()]
         timing = ", ".join([*parts, f"total;dur={seconds * 1000:.3f}"])
-        found = [(b"x-request-id", call.id.encode()), (b"server-timing", timing.encode())]
+        found = [(b"x-request-id", call.id.encode()), (b"server-timing", timing.encode()), *_BROWSERS]
+        found += [(name.lower().encode(), value.encode()) for name, value in call.admitted.headers.items()]
         if self._state.draining:  # the client shall take its next request elsewhere
             found.append((b"connection", b"close"))
         return found
@@ -144,6 +146,8 @@ class Door:
             "status": status,
             "ms": round(seconds * 1000, 3),
         }
+        if call.admitted.who not in (ANYBODY, STRANGER):
+            event["who"] = call.admitted.who.id
         if call.model:
             event |= {"model": call.model, "version": call.version}
         event |= {f"{part}_ms": round(took * 1000, 3) for part, took in call.times.items()}
