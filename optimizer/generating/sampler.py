@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Sampler", "logprob"]
+__all__ = ["Sampler", "logprob", "top_logprobs"]
 
 
 class Sampler:
@@ -77,3 +77,14 @@ def logprob(logits: NDArray[np.float32], token: int) -> float:
 
     top = float(logits.max())
     return float(logits[token]) - top - float(np.log(np.exp(logits - np.float32(top), dtype=np.float64).sum()))
+
+
+def top_logprobs(logits: NDArray[np.float32], count: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens with their logprobs, the likeliest first; those that must not come (-inf) are left out."""
+    import numpy as np
+
+    count = min(count, logits.size)
+    found = np.argpartition(logits, logits.size - count)[logits.size - count :]
+    found = found[np.argsort(-logits[found], kind="stable")]
+    offset = logprob(logits, int(found[0])) - float(logits[found[0]])
+    return tuple((int(token), float(logits[token]) + offset) for token in found if np.isfinite(logits[token]))
