@@ -14,6 +14,7 @@ from optimizer.cli.generate import check_command, plain, stage_command
 from optimizer.cli.groups import CommandWithSubcommands
 from optimizer.cli.machine_commands import doctor
 from optimizer.cli.recipe_command import run_recipe_file
+from optimizer.cli.serve_command import serve
 from optimizer.cli.speak import spoken_command
 
 __all__ = ["build_app"]
@@ -68,6 +69,7 @@ def build_app() -> typer.Typer:
         if len(check.words) == 1:
             _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
     app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
+    app.command("serve", rich_help_panel="Serve artifacts")(serve)
     store_commands.add(app)
     app.command("doctor", rich_help_panel="This machine")(doctor)
     return app

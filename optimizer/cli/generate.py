@@ -23,6 +23,7 @@ __all__ = [
     "check_parameters",
     "common",
     "complete_ref",
+    "option_parameters",
     "plain",
     "stage_command",
     "typed_values",
@@ -129,7 +130,7 @@ def stage_command(stage: Stage) -> Callable[..., int]:
         metavar="MODEL" if from_source else "REF", help=help, autocompletion=None if from_source else complete_ref
     )
     parameters = [_parameter("source", Annotated[str, argument], inspect.Parameter.empty)]
-    parameters += [_option(field, stage.options) for field in stage.options.fields()]
+    parameters += option_parameters(stage.options)
     if from_source:
         named = typer.Option("--name", help="The model's name in the store.", show_default="the source's own name")
         parameters.append(_parameter("name", Annotated[str | None, named], None))
@@ -167,7 +168,7 @@ def check_parameters(check: Check) -> list[inspect.Parameter]:
     )
     annotation: Any = Annotated[list[str], argument] if check.many else Annotated[str, argument]
     parameters = [_parameter("refs", annotation, inspect.Parameter.empty)]
-    parameters += [_option(field, check.options) for field in check.options.fields()]
+    parameters += option_parameters(check.options)
     return [*parameters, *_common_parameters()]
 
 
@@ -190,6 +191,11 @@ def typed_values(options: type[Options], values: dict[str, Any]) -> dict[str, An
             continue
         given[field.name] = value
     return given
+
+
+def option_parameters(options: type[Options]) -> list[inspect.Parameter]:
+    """The flags of an options class."""
+    return [_option(field, options) for field in options.fields()]
 
 
 def _option(field: OptionField, options: type[Options]) -> inspect.Parameter:

@@ -137,6 +137,13 @@ class Preprocessor:
             self._need_all(rows[0], arrays)
         return {spec.name: _fitted(arrays[spec.name], spec, rows) for spec in self._specs}
 
+    def padding(self) -> dict[str, int]:
+        """What each input is padded with that a tokenizer makes, by name; 0 for the rest."""
+        from optimizer.data.text import TextEncoder
+
+        encoder = next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+        return {} if encoder is None else {"input_ids": encoder.pad_id or 0, "token_type_ids": encoder.pad_type_id}
+
     @property
     def columns(self) -> Columns:
         """Which column is what."""

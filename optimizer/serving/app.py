@@ -1,0 +1,150 @@
+"""The one application: every route behind the same door, which lets in, counts, times and says what went wrong."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import time
+import traceback
+import uuid
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import optimizer.serving.routes as tables
+from optimizer.serving.call import Call
+from optimizer.serving.problems import Problem, answer, as_problem
+from optimizer.serving.route import Route, Scope
+from optimizer.serving.state import State
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Message, Receive, Send
+
+__all__ = ["Door", "build_app", "routes"]
+
+#: A client's own request id, as it may stand in a header and a log.
+_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
+#: The status of a request whose client went away; nobody is sent it (nginx' number).
+_HUNG_UP = 499
+
+
+def routes(state: State) -> tuple[Route, ...]:
+    """Every route of :mod:`optimizer.serving.routes`: of each file its ``ROUTES``, or what its ``routes(state)`` says.
+
+    Those that models are asked by come first, as each request looks through the table from its beginning.
+    """
+    found: list[Route] = []
+    for info in pkgutil.iter_modules(tables.__path__):
+        module = importlib.import_module(f"{tables.__name__}.{info.name}")
+        found += module.routes(state) if hasattr(module, "routes") else module.ROUTES
+    return tuple(sorted(found, key=lambda route: route.scope is not Scope.INFER or "POST" not in route.methods))
+
+
+def build_app(state: State) -> Starlette:
+    """The ASGI application of a server."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.routing import Route as StarletteRoute
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        message = f"there is nothing at {path[:100]}" if error.status_code == 404 else str(error.detail)
+        problem = Problem(error.status_code, message, error.headers)
+        return answer(problem, openai=path.startswith("/v1/"))
+
+    table = [StarletteRoute(r.path, Door(r, state), methods=r.methods) for r in routes(state)]
+    return Starlette(routes=table, exception_handlers={HTTPException: unknown})
+
+
+class Door:
+    """What stands before an endpoint: a plain ASGI application of one route."""
+
+    def __init__(self, route: Route, state: State) -> None:
+        self.route = route
+        self._state = state
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        from starlette.requests import Request
+
+        start = time.perf_counter()
+        state = self._state
+        request = Request(scope, receive)
+        asked = request.headers.get("x-request-id", "")
+        call = Call(request, state, asked if _ID.match(asked) else uuid.uuid4().hex)
+        status = 500
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] += self._headers(call, time.perf_counter() - start)
+            await send(message)
+
+        state.in_flight += 1
+        state.metrics.active.inc()
+        try:
+            response = await self._answered(call)
+            await response(scope, receive, sent)
+        finally:
+            state.in_flight -= 1
+            state.metrics.active.dec()
+            self._count(call, status, time.perf_counter() - start)
+
+    async def _answered(self, call: Call) -> Response:
+        """The endpoint's response, or that to what went wrong."""
+        request, state = call.request, self._state
+        try:
+            client = request.client.host if request.client else ""
+            refused = await state.guard.admit(self.route.scope, request.headers, client)
+            if refused is not None:
+                raise refused
+            return await self.route.endpoint(call)
+        except Exception as error:
+            problem = as_problem(error)
+            call.notes["error"] = problem.message
+            cause = error.__cause__ if isinstance(error, Problem) else error
+            if problem.status == 500 and cause is not None:
+                call.notes["traceback"] = "".join(traceback.format_exception(cause))
+            self._refused(call, problem)
+            return answer(problem, self.route.openai)
+
+    def _refused(self, call: Call, problem: Problem) -> None:
+        metrics = self._state.metrics
+        if problem.status == _HUNG_UP:
+            counter = metrics.cancelled
+        else:
+            counter = metrics.failed if problem.status >= 500 else metrics.rejected
+        counter.labels(call.model, call.version, problem.reason).inc()
+
+    def _headers(self, call: Call, seconds: float) -> list[tuple[bytes, bytes]]:
+        parts = [f"{part};dur={took * 1000:.3f}" for part, took in call.times.items()]
+        timing = ", ".join([*parts, f"total;dur={seconds * 1000:.3f}"])
+        found = [(b"x-request-id", call.id.encode()), (b"server-timing", timing.encode())]
+        if self._state.draining:  # the client shall take its next request elsewhere
+            found.append((b"connection", b"close"))
+        return found
+
+    def _count(self, call: Call, status: int, seconds: float) -> None:
+        state = self._state
+        labels = (call.model, call.version, self.route.path, str(status))
+        state.metrics.requests.labels(*labels).inc()
+        state.metrics.duration.labels(*labels).observe(seconds)
+        if not state.settings.access_log:
+            return
+        event: dict[str, Any] = {
+            "event": "request",
+            "id": call.id,
+            "method": call.request.method,
+            "path": call.request.url.path,
+            "status": status,
+            "ms": round(seconds * 1000, 3),
+        }
+        if call.model:
+            event |= {"model": call.model, "version": call.version}
+        event |= {f"{part}_ms": round(took * 1000, 3) for part, took in call.times.items()}
+        state.log({**event, **call.notes})

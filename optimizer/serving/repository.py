@@ -1,0 +1,202 @@
+"""The models of a server: found in the store or a folder, loaded, proved, unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+from optimizer.artifact import Artifact
+from optimizer.errors import BadInput, MlOptError
+from optimizer.ref import Ref, is_name, safe_name
+from optimizer.serving.batcher import Batcher, Limits
+from optimizer.serving.joining import plan_of
+from optimizer.serving.metrics import Metrics
+from optimizer.serving.problems import Problem
+from optimizer.serving.proving import prove
+from optimizer.serving.served import Phase, Served, opened
+from optimizer.serving.settings import Settings
+from optimizer.store import Store
+
+__all__ = ["Repository"]
+
+
+class Repository:
+    """What is served, by name and version.
+
+    Args:
+        store: where references are looked up.
+        settings: of every model.
+        metrics: of the server.
+    """
+
+    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+        self._store = store
+        self._settings = settings
+        self._metrics = metrics
+        self._models: dict[str, dict[str, Served]] = {}
+        self._started = False
+
+    def __iter__(self) -> Iterator[Served]:
+        for versions in list(self._models.values()):
+            yield from list(versions.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether what was asked for at the start is loaded, and nothing of it has failed."""
+        return self._started and all(served.ready for served in self if served.phase is not Phase.UNAVAILABLE)
+
+    def get(self, name: str, version: str = "") -> Served:
+        """A model by name: the version asked for, or the newest that is ready, or the newest.
+
+        Raises:
+            Problem: 404.
+        """
+        versions = self._models.get(name)
+        if not versions:
+            raise Problem(404, f"there is no model {name[:100]!r}", param="model", code="model_not_found")
+        if version:
+            if version not in versions:
+                known = ", ".join(versions)
+                raise Problem(404, f"model {name} has no version {version[:20]!r}; there is {known}", param="model")
+            return versions[version]
+        newest = sorted(versions.values(), key=lambda served: (served.ready, int(served.version)))
+        return newest[-1]
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of a model that are ready, ascending."""
+        found = [served.version for served in self._models.get(name, {}).values() if served.ready]
+        return sorted(found, key=int)
+
+    async def start(self, refs: list[str]) -> None:
+        """Load what was asked for on the command line; the first that fails ends it.
+
+        Raises:
+            MlOptError: one cannot be served, and why.
+        """
+        found = [self.find(ref) for ref in refs]
+        names = [(served.name, served.version) for served in found]
+        if twice := next((each for each in names if names.count(each) > 1), None):
+            raise BadInput(
+                f"{twice[0]} version {twice[1]} is asked for twice; a version is served as one of its variants",
+                "serve the other variant with a server of its own, on another --port",
+            )
+        for served in found:
+            await self.load(served)
+        self._started = True
+
+    def find(self, text: str) -> Served:
+        """What a reference, an artifact's folder, an ``.onnx`` file or ``fake:FILE.json`` names; nothing is opened.
+
+        Raises:
+            UnknownName: there is no such artifact.
+            BadInput: it is none of these.
+            Damaged: its manifest cannot be read.
+        """
+        word, _, rest = text.partition(":")
+        path = Path(rest if word == "fake" and rest else text).expanduser()
+        if path.is_file() and path.suffix in (".onnx", ".json"):
+            return Served(safe_name(path.stem), "1", text, path=path)
+        if "/" in text or (path / "manifest.json").is_file():
+            artifact = Artifact.found_in(path)
+            if artifact is None:
+                raise BadInput(f"{text} is no artifact and no .onnx file", "`ml-opt ls` lists what can be served")
+            return Served(safe_name(path.name), "1", text, path=path, artifact=artifact)
+        artifact = self._store.get(text)
+        found = Ref.parse(artifact.ref)
+        return Served(found.name, found.at, artifact.ref, path=artifact.path, artifact=artifact)
+
+    async def load(self, served: Served) -> None:
+        """Open a model, prove it, and serve it; one of the same name and version makes room for it then.
+
+        Raises:
+            MlOptError: it cannot be served; it stays in the index, with the reason.
+        """
+        versions = self._models.setdefault(served.name, {})
+        before = versions.get(served.version)
+        if before is None or not before.ready:
+            versions[served.version] = served
+        try:
+            await asyncio.to_thread(opened, served, self._settings)
+            served.metrics = self._metrics.of(served.name, served.version)
+            if served.session is not None:
+                self._queue(served)
+            if self._settings.verify:
+                await prove(served)
+        except MlOptError as error:
+            served.phase, served.reason = Phase.UNAVAILABLE, error.message
+            await self._close(served)
+            raise
+        versions[served.version] = served
+        served.phase = Phase.READY
+        size = served.artifact.manifest.bytes if served.artifact is not None else served.path.stat().st_size
+        served.metrics.loaded(served.ref, str(served.facts.get("provider", "")), size)
+        if before is not None and before is not served and before.ready:
+            await self._retire(before)
+
+    async def load_by_name(self, name: str) -> Served:
+        """Load the newest of a name from the store, or again what was served under it.
+
+        Raises:
+            Problem: 400: no name of a model, or nothing that can be served, and why.
+        """
+        if not is_name(name):
+            raise Problem(400, "this is no name of a model")
+        known = self._models.get(name, {})
+        refs = [served.ref for served in known.values()] or [name]
+        try:
+            for ref in refs:
+                served = self.find(ref)
+                await self.load(served)
+        except MlOptError as error:
+            raise Problem(400, f"{name} cannot be loaded: {error.message}", reason="load") from None
+        return served
+
+    async def unload(self, name: str) -> None:
+        """Take every version of a name out of service; what is under way finishes.
+
+        Raises:
+            Problem: 404: there is none.
+        """
+        self.get(name)
+        for served in list(self._models[name].values()):
+            if served.ready:
+                await self._retire(served)
+
+    async def close(self) -> None:
+        """End everything."""
+        for served in self:
+            await self._close(served)
+
+    def _queue(self, served: Served) -> None:
+        session, settings, metrics = served.session, self._settings, served.metrics
+        assert session is not None
+        assert metrics is not None
+        limits = Limits(
+            queue=settings.max_queue,
+            rows=min(settings.max_batch, int(served.model.get("max_batch") or settings.max_batch)),
+            tokens=settings.max_tokens,
+            delay=settings.delay,
+            run_s=settings.slo / 2 if settings.slo else None,
+        )
+        plan = plan_of(session.inputs, session.outputs, _fill(served))
+        served.batcher = Batcher(session.run, plan, limits, f"{served.name} {served.version}", metrics.ran)
+
+    async def _retire(self, served: Served) -> None:
+        served.phase = Phase.UNLOADING
+        if served.metrics is not None:
+            served.metrics.unloaded(served.ref, str(served.facts.get("provider", "")))
+        await self._close(served)
+        served.phase, served.reason = Phase.UNAVAILABLE, "unloaded"
+
+    async def _close(self, served: Served) -> None:
+        if served.batcher is not None:
+            served.batcher.close()
+        await asyncio.to_thread(served.close)
+        served.session = served.generator = served.batcher = None
+
+
+def _fill(served: Served) -> dict[str, int]:
+    """What a tokenizer pads with; what stands behind a row is hidden by the mask, but models may look for the token."""
+    preprocessor = served.preprocessor
+    return {} if preprocessor is None else preprocessor.padding()

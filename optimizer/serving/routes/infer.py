@@ -1,0 +1,60 @@
+"""V2's infer: the path that has to be short."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from optimizer.serving.call import Call
+from optimizer.serving.inference import HEADER_LENGTH, encoded, parse, parse_raw
+from optimizer.serving.problems import Problem
+from optimizer.serving.route import Route, Scope
+from optimizer.serving.waiting import answers, deadline
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+__all__ = ["ROUTES"]
+
+
+async def _infer(call: Call) -> Response:
+    from starlette.responses import Response
+
+    served = call.served()
+    if served.batcher is None:
+        raise Problem(400, f"{served.name} writes text: ask /v1/completions or /generate")
+    batcher, statistics = served.batcher, served.statistics
+    started = time.perf_counter()
+    try:
+        batcher.need_room(1)
+        body = await call.body()
+        start = time.perf_counter()
+        length = call.request.headers.get(HEADER_LENGTH)
+        limits = served.model.get("limits") or {}
+        if length == "0":
+            asked = parse_raw(body, served.inputs, served.outputs, limits)
+        else:
+            asked = parse(body, length, served.inputs, served.outputs, limits)
+        call.times["parse"] = time.perf_counter() - start
+        ticket = batcher.submit(asked.feeds, deadline(call, asked.timeout))
+        (outputs,) = await answers(call, [ticket])
+        start = time.perf_counter()
+        content, headers = encoded(asked, outputs, served.name, served.version)
+        call.times["serialize"] = time.perf_counter() - start
+    except Exception:
+        statistics.add("fail", time.perf_counter() - started)
+        raise
+    statistics.add("success", time.perf_counter() - started)
+    for part, name in (("compute_input", "parse"), ("queue", "queue"), ("compute_infer", "compute"),
+                       ("compute_output", "serialize")):  # fmt: skip
+        statistics.add(part, call.times[name])
+    statistics.answered(ticket.size.rows)
+    if served.metrics is not None:
+        served.metrics.wait.observe(ticket.waited)
+    return Response(content, 200, headers)
+
+
+ROUTES = (
+    Route("/v2/models/{name}/infer", ("POST",), Scope.INFER, _infer, "Ask a model: JSON or binary tensors."),
+    Route("/v2/models/{name}/versions/{version}/infer", ("POST",), Scope.INFER, _infer, "Ask one version of a model."),
+)

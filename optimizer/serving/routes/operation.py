@@ -1,0 +1,38 @@
+"""What operators read: ``/health`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.serving.answers import json_answer
+from optimizer.serving.call import Call
+from optimizer.serving.route import Route, Scope
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+__all__ = ["ROUTES"]
+
+
+async def _health(call: Call) -> Response:
+    state = call.state
+    status = "draining" if state.draining else "ready" if state.ready else "loading"
+    models = [{"name": served.name, "version": served.version, "state": served.phase} for served in state.models]
+    return json_answer({"status": status, "models": models}, 200 if state.ready else 503)
+
+
+async def _metrics(call: Call) -> Response:
+    from starlette.responses import Response
+
+    metrics = call.state.metrics
+    for served in call.state.models:
+        if served.batcher is not None:
+            metrics.depth.labels(served.name, served.version).set(served.batcher.depth)
+    text, content_type = metrics.text()
+    return Response(text, 200, {"content-type": content_type})
+
+
+ROUTES = (
+    Route("/health", ("GET",), Scope.OPEN, _health, "Whether the server is ready, and where each model is."),
+    Route("/metrics", ("GET",), Scope.METRICS, _metrics, "What was counted, in Prometheus' text form."),
+)

@@ -1,0 +1,44 @@
+"""V2's repository extension: what is there, load, unload."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.serving.answers import json_answer
+from optimizer.serving.call import Call
+from optimizer.serving.route import Route, Scope
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+__all__ = ["ROUTES"]
+
+
+async def _index(call: Call) -> Response:
+    asked = await call.body()
+    ready_only = bool(asked) and (await call.json()).get("ready") is True
+    return json_answer(
+        [
+            {"name": served.name, "version": served.version, "state": served.phase, "reason": served.reason}
+            for served in call.state.models
+            if served.ready or not ready_only
+        ]
+    )
+
+
+async def _load(call: Call) -> Response:
+    served = await call.state.models.load_by_name(call.request.path_params["name"])
+    call.model, call.version = served.name, served.version
+    return json_answer({})
+
+
+async def _unload(call: Call) -> Response:
+    await call.state.models.unload(call.request.path_params["name"])
+    return json_answer({})
+
+
+ROUTES = (
+    Route("/v2/repository/index", ("POST",), Scope.ADMIN, _index, "Every model, and where it is."),
+    Route("/v2/repository/models/{name}/load", ("POST",), Scope.ADMIN, _load, "Load a model of the store, or again."),
+    Route("/v2/repository/models/{name}/unload", ("POST",), Scope.ADMIN, _unload, "Take a model out of service."),
+)

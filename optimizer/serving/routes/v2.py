@@ -1,0 +1,130 @@
+"""The Open Inference Protocol V2, all but infer: what the server and its models are, and whether they are ready."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.environment import version_of
+from optimizer.serving.answers import json_answer
+from optimizer.serving.call import Call
+from optimizer.serving.route import Route, Scope
+from optimizer.serving.served import Served
+from optimizer.serving.tensors import datatype
+from optimizer.types import JSON, TensorSpec
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+__all__ = ["ROUTES"]
+
+_EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
+
+
+async def _server(call: Call) -> Response:
+    return json_answer({"name": "ml-opt", "version": version_of("ml-opt") or "", "extensions": _EXTENSIONS})
+
+
+async def _live(call: Call) -> Response:
+    return json_answer({"live": True})
+
+
+async def _ready(call: Call) -> Response:
+    ready = call.state.ready
+    return json_answer({"ready": ready, "live": True}, 200 if ready else 503)
+
+
+def _found(call: Call) -> Served:
+    params = call.request.path_params
+    served = call.state.models.get(params["name"], params.get("version", ""))
+    call.model, call.version = served.name, served.version
+    return served
+
+
+async def _model_ready(call: Call) -> Response:
+    served = _found(call)
+    document: dict[str, JSON] = {"name": served.name, "ready": served.ready}
+    if not served.ready:
+        document["error"] = f"{served.phase.lower()}: {served.reason}" if served.reason else served.phase.lower()
+    return json_answer(document, 200 if served.ready else 503)
+
+
+async def _model(call: Call) -> Response:
+    served = call.served()
+    return json_answer(
+        {
+            "name": served.name,
+            "versions": call.state.models.versions(served.name),
+            "platform": _platform(served),
+            "inputs": [_tensor(spec) for spec in served.inputs],
+            "outputs": [_tensor(spec) for spec in served.outputs],
+            "parameters": {"ref": served.ref, "task": served.task, "provider": served.facts.get("provider", "")},
+        }
+    )
+
+
+def _platform(served: Served) -> str:
+    return "ml-opt_generator" if served.generator is not None else "onnxruntime_onnx"
+
+
+def _shape(spec: TensorSpec) -> list[int]:
+    return [dim if isinstance(dim, int) else -1 for dim in spec.shape]
+
+
+def _tensor(spec: TensorSpec) -> dict[str, JSON]:
+    return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": _shape(spec)}
+
+
+async def _config(call: Call) -> Response:
+    """Triton's model configuration, as far as clients read it."""
+    served = call.served()
+    joins = served.batcher is not None and served.batcher.plan.joins
+    most = served.batcher.limits.rows if served.batcher is not None and joins else 0
+
+    def tensor(spec: TensorSpec) -> dict[str, JSON]:
+        name = datatype(spec.dtype)
+        # A configuration with a largest batch leaves the batch out of its shapes, and spells strings its own way.
+        kind = "STRING" if name == "BYTES" else name
+        return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": _shape(spec)[1 if joins else 0 :]}
+
+    return json_answer(
+        {
+            "name": served.name,
+            "platform": _platform(served),
+            "backend": "onnxruntime",
+            "version_policy": {"specific": {"versions": [int(v) for v in call.state.models.versions(served.name)]}},
+            "max_batch_size": most,
+            "input": [tensor(spec) for spec in served.inputs],
+            "output": [tensor(spec) for spec in served.outputs],
+            "dynamic_batching": {"max_queue_delay_microseconds": int(call.state.settings.delay * 1e6)},
+            "instance_group": [{"name": served.name, "kind": "KIND_CPU", "count": 1}],
+        }
+    )
+
+
+def _statistics(served: Served) -> dict[str, JSON]:
+    sizes = served.batcher.sizes if served.batcher is not None else {}
+    return {"name": served.name, "version": served.version, **served.statistics.to_json(sizes)}
+
+
+async def _stats(call: Call) -> Response:
+    return json_answer({"model_stats": [_statistics(call.served())]})
+
+
+async def _all_stats(call: Call) -> Response:
+    return json_answer({"model_stats": [_statistics(served) for served in call.state.models if served.ready]})
+
+
+def _both(rest: str) -> tuple[str, str]:
+    return f"/v2/models/{{name}}{rest}", f"/v2/models/{{name}}/versions/{{version}}{rest}"
+
+
+ROUTES = (
+    Route("/v2", ("GET",), Scope.OPEN, _server, "What this server is, and which extensions it speaks."),
+    Route("/v2/health/live", ("GET",), Scope.OPEN, _live, "Whether the server answers."),
+    Route("/v2/health/ready", ("GET",), Scope.OPEN, _ready, "Whether every model is ready; 503 where not."),
+    Route("/v2/models/stats", ("GET",), Scope.METRICS, _all_stats, "Counts and times of every model."),
+    *(Route(path, ("GET",), Scope.INFER, _model, "Inputs and outputs of a model.") for path in _both("")),
+    *(Route(path, ("GET",), Scope.OPEN, _model_ready, "Whether a model is ready.") for path in _both("/ready")),
+    *(Route(path, ("GET",), Scope.INFER, _config, "Triton's configuration of a model.") for path in _both("/config")),
+    *(Route(path, ("GET",), Scope.METRICS, _stats, "Counts and times of a model.") for path in _both("/stats")),
+)

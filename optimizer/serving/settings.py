@@ -1,0 +1,31 @@
+"""Everything that can be set of a server; every door builds this value."""
+
+from __future__ import annotations
+
+from optimizer.options import Options, opt
+from optimizer.runtime import Provider
+
+__all__ = ["Settings"]
+
+
+class Settings(Options):
+    host: str = opt("127.0.0.1", "Address to listen on.", metavar="ADDRESS")
+    port: int = opt(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    provider: str = opt(
+        "auto", "What computes, as in openvino:bf16; auto is what each artifact is made for, else the processor."
+    )
+    threads: int = opt(0, "Threads of one run of a model; 0 is one a physical core.", ge=0, le=1024)
+    verify: bool = opt(True, "Replay the golden inputs through the batcher before a model is ready.")
+    max_queue: int = opt(256, "Most rows that wait for one model; more are answered 429.", ge=1, le=1_000_000)
+    max_batch: int = opt(32, "Most rows in one run of a model.", ge=1, le=65536)
+    max_tokens: int = opt(2048, "Most tokens in one run of a model, padding included.", ge=1, le=10_000_000)
+    slo: float | None = opt(None, "A run that is predicted to take longer than half of this is split.", time=True)
+    delay: float = opt(0.0, "How long a request may wait for others while the model has nothing to do.", time=True)
+    deadline: float = opt(30.0, "How long a request may take that names no time of its own.", time=True)
+    grace: float = opt(30.0, "How long requests have to finish after SIGTERM.", time=True)
+    max_body: int = opt(32, "Largest body of a request in MiB, after decompression.", ge=1, le=65536)
+    access_log: bool = opt(True, "One line of JSON on stderr for each request.")
+
+    def check(self) -> None:
+        if self.provider != "auto":
+            Provider.parse(self.provider)

@@ -1,0 +1,76 @@
+"""Waiting for answers while the client may hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimizer.serving.problems import Problem
+
+if TYPE_CHECKING:
+    from optimizer.serving.batcher import Ticket
+    from optimizer.serving.call import Call
+
+__all__ = ["answers", "deadline"]
+
+#: Most answers are there before this many seconds; only then does it pay to listen for the client going away.
+_LISTEN_AFTER = 0.005
+
+
+def deadline(call: Call, timeout: float | None = None) -> float:
+    """When the request has to be answered, by ``time.perf_counter()``.
+
+    Args:
+        call: its header ``X-Request-Timeout`` may say the seconds.
+        timeout: seconds that the body says; it comes before the header.
+
+    Raises:
+        Problem: 400: the header is no number of seconds.
+    """
+    if timeout is None and (said := call.request.headers.get("x-request-timeout")):
+        try:
+            timeout = float(said)
+        except ValueError:
+            timeout = 0.0
+        if not 0 < timeout < float("inf"):
+            raise Problem(400, f"X-Request-Timeout {said[:20]!r} is no number of seconds")
+    usual = call.state.settings.deadline
+    return time.perf_counter() + min(timeout or usual, usual)
+
+
+async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]:
+    """The outputs of every ticket, in their order; a client that hangs up, or one that fails, takes all of them out.
+
+    Raises:
+        Problem: what the first that failed met; 499: the client hung up.
+    """
+    everything: asyncio.Future[Any] = tickets[0].answer
+    if len(tickets) > 1:
+        everything = asyncio.gather(*(ticket.answer for ticket in tickets))
+    try:
+        done, _ = await asyncio.wait([everything], timeout=_LISTEN_AFTER)
+        if not done:
+            await _or_hung_up(call, everything)
+        found = everything.result()
+    finally:
+        for ticket in tickets:
+            if not ticket.answer.done():
+                ticket.drop()
+    first = max(tickets, key=lambda ticket: ticket.begun + ticket.seconds)
+    call.times["queue"] = max(ticket.waited for ticket in tickets)
+    call.times["compute"] = first.seconds
+    call.notes["mates"] = first.mates
+    return found if len(tickets) > 1 else [found]
+
+
+async def _or_hung_up(call: Call, everything: asyncio.Future[Any]) -> None:
+    listening = asyncio.ensure_future(call.hung_up())
+    try:
+        done, _ = await asyncio.wait([everything, listening], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        listening.cancel()
+    if everything not in done:
+        everything.cancel()
+        raise Problem(499, "the client hung up", reason="disconnected")
