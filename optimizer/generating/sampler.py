@@ -73,10 +73,7 @@ class Sampler:
 
 def logprob(logits: NDArray[np.float32], token: int) -> float:
     """The logarithm of a token's probability, in nats, as the model has it: without temperature and limits."""
-    import numpy as np
-
-    top = float(logits.max())
-    return float(logits[token]) - top - float(np.log(np.exp(logits - np.float32(top), dtype=np.float64).sum()))
+    return float(logits[token]) - _log_total(logits)
 
 
 def top_logprobs(logits: NDArray[np.float32], count: int) -> tuple[tuple[int, float], ...]:
@@ -86,5 +83,13 @@ def top_logprobs(logits: NDArray[np.float32], count: int) -> tuple[tuple[int, fl
     count = min(count, logits.size)
     found = np.argpartition(logits, logits.size - count)[logits.size - count :]
     found = found[np.argsort(-logits[found], kind="stable")]
-    offset = logprob(logits, int(found[0])) - float(logits[found[0]])
-    return tuple((int(token), float(logits[token]) + offset) for token in found if np.isfinite(logits[token]))
+    total = _log_total(logits)
+    return tuple((int(token), float(logits[token]) - total) for token in found if np.isfinite(logits[token]))
+
+
+def _log_total(logits: NDArray[np.float32]) -> float:
+    """The logarithm of the sum of exp(logits)."""
+    import numpy as np
+
+    top = float(logits.max())
+    return top + float(np.log(np.exp(logits - np.float32(top), dtype=np.float64).sum()))

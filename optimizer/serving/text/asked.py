@@ -30,6 +30,7 @@ class Asked:
         max_tokens: most new tokens; None for ``default_tokens``.
         default_tokens: the same where nobody asked: cut to what the context leaves. None for all of that.
         max_field: what the field is called.
+        prompt_field: what the field is called that has the prompts.
         guided_field: what the field is called that holds the text to a grammar.
         n: answers to each prompt.
         stop: strings that end a text.
@@ -43,6 +44,7 @@ class Asked:
     max_tokens: int | None = None
     default_tokens: int | None = None
     max_field: str = "max_tokens"
+    prompt_field: str = "prompt"
     guided_field: str = "response_format"
     n: int = 1
     stop: tuple[str, ...] = ()

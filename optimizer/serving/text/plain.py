@@ -76,6 +76,7 @@ def v2_asked(body: Any, screen: Callable[[str, str], str], stream: bool) -> Aske
         given.integer("max_tokens", 1, 2**31),
         default_tokens=_TOKENS,
         max_field="parameters.max_tokens",
+        prompt_field="text_input",
         guided_field="parameters.json_schema" if schema else "parameters.regex",
         stop=stops(given),
         stream=stream,

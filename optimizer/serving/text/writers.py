@@ -126,6 +126,8 @@ class Writer:
         Raises:
             Problem: 400: a prompt is empty or longer than the context, or no chat template of the model takes it.
         """
+        if any(not prompt for prompt in asked.prompts):  # a begin token alone is nothing to go on from
+            raise Problem(400, "the prompt is empty", param=asked.prompt_field)
         prompts = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in asked.prompts])
         for prompt in prompts:
             self._room(prompt, asked)
@@ -134,7 +136,7 @@ class Writer:
     def _encode(self, prompt: str | Sequence[int] | Sequence[Mapping[str, str]]) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if not prompt or isinstance(prompt[0], int):
+        if isinstance(prompt[0], int):
             return [int(token) for token in prompt]  # type: ignore[call-overload]
         template = self.tokenizer.chat
         if template is None:
@@ -148,9 +150,9 @@ class Writer:
 
     def _room(self, prompt: Sequence[int], asked: Asked) -> None:
         context, vocabulary = self.generator.context, self.generator.vocabulary
-        where = "messages" if asked.prompts and not isinstance(asked.prompts[0], str) else "prompt"
+        where = asked.prompt_field
         if not prompt:
-            raise Problem(400, "the prompt is empty", param=where)
+            raise Problem(400, "the prompt has no tokens", param=where)
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise Problem(400, f"the prompt has a token outside 0 … {vocabulary - 1}", param=where)
         if len(prompt) >= context:

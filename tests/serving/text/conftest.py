@@ -1,0 +1,23 @@
+"""One server of texts for all tests here that need a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served_texts import TEMPLATE, put_text, served
+
+from optimizer.store import Store
+
+
+@pytest.fixture(scope="package")
+def text_server(tmp_path_factory: pytest.TempPathFactory, llama_generator: Path) -> Iterator[str]:
+    """The tiny Llama three times: ``llama`` for conversations, ``plain`` without a template, ``broken`` with a broken one."""
+    root = tmp_path_factory.mktemp("texts") / "models"
+    store = Store(root)
+    put_text(store, llama_generator, "llama", TEMPLATE)
+    put_text(store, llama_generator, "plain")
+    put_text(store, llama_generator, "broken", "{% for %}")
+    with served(root, "llama", "plain", "broken") as url:
+        yield url
