@@ -137,6 +137,13 @@ class Preprocessor:
             self._need_all(rows[0], arrays)
         return {spec.name: _fitted(arrays[spec.name], spec, rows) for spec in self._specs}
 
+    def cut(self, rows: Sequence[Row]) -> list[int]:
+        """Of each row, how many tokens its text has beyond the model's longest; 0 for what is no text."""
+        from optimizer.data.text import TextEncoder
+
+        encoder = next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+        return [0] * len(rows) if encoder is None else encoder.cut(rows)
+
     def padding(self) -> dict[str, int]:
         """What each input is padded with that a tokenizer makes, by name; 0 for the rest."""
         from optimizer.data.text import TextEncoder

@@ -138,6 +138,12 @@ class TextEncoder:
         """Tokens of each row, special ones included, after truncation to the model's longest."""
         return [len(encoding.ids) for encoding in self._encode(rows, self.max_length)]
 
+    def cut(self, rows: Sequence[Row]) -> list[int]:
+        """Tokens of each row that are beyond the model's longest, and so left out."""
+        if self.max_length is None:
+            return [0] * len(rows)
+        return [max(0, len(encoding.ids) - self.max_length) for encoding in self._encode(rows, None)]
+
     def feeds(self, rows: Sequence[Row], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
         """Token arrays ``[rows, sequence]`` (int64), padded to the longest row, or cut and padded to ``pad_to``."""
         import numpy as np

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -172,15 +172,23 @@ class Batcher:
 
     def submit(self, feeds: Arrays, deadline: float = math.inf) -> Ticket:
         """Put a request into the queue; raises as :meth:`need_room` does."""
-        size = self.plan.size(feeds)
-        self.need_room(size.rows, deadline)
-        ticket = Ticket(feeds, size, deadline, self._loop.create_future())
+        (ticket,) = self.submit_all([feeds], deadline)
+        return ticket
+
+    def submit_all(self, requests: Sequence[Arrays], deadline: float = math.inf) -> list[Ticket]:
+        """Put several into the queue at once, all or none; raises as :meth:`need_room` does."""
+        sizes = [self.plan.size(feeds) for feeds in requests]
+        self.need_room(sum(size.rows for size in sizes), deadline)
+        tickets = [
+            Ticket(feeds, size, deadline, self._loop.create_future())
+            for feeds, size in zip(requests, sizes, strict=True)
+        ]
         with self._changed:
             if self._closed:
                 raise Problem(503, "the model is being unloaded", reason="unloading")
-            self._waiting.append(ticket)
+            self._waiting += tickets
             self._changed.notify()
-        return ticket
+        return tickets
 
     def close(self) -> None:
         """Answer what waits with 503, and end the thread when its run is over."""

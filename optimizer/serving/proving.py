@@ -1,11 +1,163 @@
-"""A model proves itself before it is ready: golden inputs through its queue, alone, together, and at ragged lengths."""
+"""A model proves itself before it is ready: its golden inputs go through its queue, and the answers are compared.
+
+Three ways: all rows in one request, each row in a request of its own, one after the other, and those requests all at
+once, at their different lengths. Every way is held to the tolerance of the artifact's number format, as ``verify`` has
+it. What fails only together is served without sharing runs: first without padding, then not joined at all.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from optimizer.data.golden import Golden
+from optimizer.errors import GateFailed
+from optimizer.evaluate.golden import GoldenSession
+from optimizer.evaluate.parity import TOLERANCES, Case, Inputs, Tolerance, compare, judge
+from optimizer.serving.problems import Problem
 from optimizer.serving.served import Served
+from optimizer.task import get_task
+from optimizer.types import Precision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
 
 __all__ = ["prove"]
 
+_MASK = "attention_mask"
+
 
 async def prove(served: Served) -> None:
-    """Replay what was kept beside the model."""
+    """Replay what was kept beside a model; nothing where nothing was kept, and nothing for generators.
+
+    Raises:
+        GateFailed: an answer is not the one that was kept.
+        Damaged: what was kept cannot be read.
+    """
+    artifact, batcher = served.artifact, served.batcher
+    if artifact is None or batcher is None or (golden := Golden.load(artifact.path)) is None:
+        return
+    if any(spec.name not in golden.inputs for spec in served.inputs):
+        return  # the graph takes other inputs than the model it was made from
+    tolerance = TOLERANCES[_precision(served)]
+    await _must("in one batch", served, _Whole(served), golden, tolerance)
+    if not batcher.plan.joins:
+        return
+    await _must("one by one", served, _Rows(served, together=False), golden, tolerance)
+    while batcher.plan.joins:
+        if not await _failures(served, _Rows(served, together=True), golden, tolerance):
+            return
+        batcher.plan = replace(batcher.plan, pads=False, joins=batcher.plan.pads)
+
+
+async def _must(how: str, served: Served, way: _Way, golden: Golden, tolerance: Tolerance) -> None:
+    if failures := await _failures(served, way, golden, tolerance):
+        raise GateFailed(
+            f"{served.ref} does not answer its golden inputs {how} as it should: {failures[0]}",
+            f"look at it: ml-opt verify {served.ref} --against golden; to serve it all the same: --no-verify",
+        )
+
+
+async def _failures(served: Served, way: _Way, golden: Golden, tolerance: Tolerance) -> list[str]:
+    """What is beyond the tolerance, in words. In a thread, as the way waits for the event loop's queue."""
+
+    def judged() -> list[str]:
+        case = Case("golden", {spec.name: golden.inputs[spec.name] for spec in served.inputs}, Inputs.GOLDEN)
+        reference = GoldenSession(golden)
+        return judge(list(compare(reference, way, [case], get_task(served.task), served.model)), tolerance)
+
+    return await asyncio.to_thread(judged)
+
+
+def _precision(served: Served) -> Precision:
+    """The coarsest number format on the way to an answer: the provider's, or the artifact's own."""
+    assert served.artifact is not None
+    own, got = served.artifact.precision, str(served.facts.get("precision") or "")
+    coarse = got in ("bf16", "fp16") and own in (Precision.FP32, Precision.FP16)
+    return Precision(got) if coarse else own
+
+
+class _Way:
+    """A session that asks a model through its queue; it is called from another thread than the loop's."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._loop = asyncio.get_running_loop()
+        self.inputs, self.outputs, self.facts = served.inputs, served.outputs, dict(served.facts)
+
+    def run(self, feeds: Arrays) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def bind(self, feeds: Arrays) -> Any:
+        raise NotImplementedError
+
+    def runs(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """It is the server's."""
+
+    def ask(self, requests: Sequence[Arrays]) -> list[dict[str, Any]]:
+        """Answers to requests that enter the queue at once."""
+
+        async def asked() -> list[dict[str, Any]]:
+            assert self._served.batcher is not None
+            tickets = self._served.batcher.submit_all(requests)
+            return list(await asyncio.gather(*(ticket.answer for ticket in tickets)))
+
+        try:
+            return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+        except Problem as problem:
+            raise GateFailed(problem.message) from problem
+
+
+class _Whole(_Way):
+    """All rows in one request."""
+
+    def run(self, feeds: Arrays) -> dict[str, Any]:
+        return self.ask([feeds])[0]
+
+
+class _Rows(_Way):
+    """Each row in a request of its own, without its padding where the queue would join it with others' lengths."""
+
+    def __init__(self, served: Served, *, together: bool) -> None:
+        super().__init__(served)
+        self._together = together
+
+    def run(self, feeds: Arrays) -> dict[str, Any]:
+        import numpy as np
+
+        batcher = self._served.batcher
+        assert batcher is not None
+        mask = feeds[_MASK] if batcher.plan.pads else None
+        rows: list[dict[str, Any]] = []
+        for place in range(len(next(iter(feeds.values())))):
+            row = {name: array[place : place + 1] for name, array in feeds.items()}
+            if mask is not None:
+                for name, axes in batcher.plan.inputs.items():
+                    for axis in axes:
+                        row[name] = np.take(row[name], np.flatnonzero(mask[place]), axis=axis)
+            rows.append(row)
+        answers = self.ask(rows) if self._together else [self.ask([row])[0] for row in rows]
+        stepped = {name for name, axes in batcher.plan.outputs.items() if axes and mask is not None}
+        return {
+            name: _stacked([answer[name] for answer in answers], mask if name in stepped else None)
+            for name in answers[0]
+        }
+
+
+def _stacked(rows: Sequence[NDArray[Any]], mask: NDArray[Any] | None) -> NDArray[Any]:
+    """One array of all rows; where a mask says which steps were asked, those at their places, and 0 elsewhere."""
+    import numpy as np
+
+    if mask is None:
+        return np.concatenate(rows)
+    stacked = np.zeros((*mask.shape, *rows[0].shape[2:]), rows[0].dtype)
+    for place, row in enumerate(rows):
+        stacked[place, np.flatnonzero(mask[place])] = row[0]
+    return stacked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -54,6 +56,7 @@ class Served:
         prepare: the one thread in which texts and images become arrays, as a tokenizer is for one at a time.
         statistics: what V2's statistics extension tells.
         metrics: its children in the server's metrics.
+        loaded: when it was loaded, in seconds since 1970.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Served:
     prepare: ThreadPoolExecutor | None = None
     statistics: Statistics = field(default_factory=Statistics)
     metrics: ModelMetrics | None = None
+    loaded: float = field(default_factory=time.time)
 
     @property
     def task(self) -> str:
@@ -81,6 +85,13 @@ class Served:
         """What was really got: provider, precision, threads."""
         runs = self.session or self.generator
         return runs.facts if runs is not None else {}
+
+    @property
+    def batching(self) -> str:
+        """What shares a run: ``padded`` (requests of any lengths), ``same-shape``, or ``none``."""
+        if self.batcher is None or not self.batcher.plan.joins:
+            return "none"
+        return "padded" if self.batcher.plan.pads else "same-shape"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -140,7 +151,16 @@ def opened(served: Served, settings: Settings) -> None:
         served.preprocessor = Preprocessor.open(artifact.path, served.model)
     except MlOptError as error:
         served.reason = error.message  # arrays can be sent all the same
+    served.model = {**served.model, "problem_type": _problem_type(artifact.path)}
     served.prepare = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {served.name}")
+
+
+def _problem_type(folder: Path) -> str:
+    """Transformers' ``problem_type``: ``multi_label_classification`` where classes do not exclude each other."""
+    try:
+        return str(json.loads((folder / "config.json").read_bytes()).get("problem_type") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _provider(served: Served, settings: Settings) -> Provider:

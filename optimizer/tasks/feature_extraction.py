@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Arrays = Mapping[str, Array]
 
-__all__ = ["POOLINGS", "TASK", "pooled"]
+__all__ = ["POOLINGS", "TASK", "pooled", "vectors"]
 
 
 def _agree(reference: Arrays, candidate: Arrays, feeds: Arrays, model: Mapping[str, JSON]) -> dict[str, NDArray[Any]]:

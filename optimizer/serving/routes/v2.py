@@ -57,7 +57,12 @@ async def _model(call: Call) -> Response:
             "platform": _platform(served),
             "inputs": [_tensor(spec) for spec in served.inputs],
             "outputs": [_tensor(spec) for spec in served.outputs],
-            "parameters": {"ref": served.ref, "task": served.task, "provider": served.facts.get("provider", "")},
+            "parameters": {
+                "ref": served.ref,
+                "task": served.task,
+                "provider": served.facts.get("provider", ""),
+                "batching": served.batching,
+            },
         }
     )
 

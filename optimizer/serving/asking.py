@@ -1,0 +1,161 @@
+"""Texts and images into a model's inputs, through its queue, and out again as rows."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.data.readers import Row
+from optimizer.errors import BadInput
+from optimizer.serving.call import Call
+from optimizer.serving.problems import Problem
+from optimizer.serving.served import Served
+from optimizer.serving.waiting import answers, deadline
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Answered", "ask", "named_model", "rows_of"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One row, answered.
+
+    Attributes:
+        feeds: what the model was given, ``[1, …]`` by input name.
+        outputs: what it answered, ``[1, …]`` by output name.
+    """
+
+    feeds: dict[str, NDArray[np.generic]]
+    outputs: dict[str, NDArray[np.generic]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model was given; 0 for what is no text."""
+        ids = self.feeds.get("input_ids")
+        return 0 if ids is None else int(ids.size)
+
+
+def named_model(call: Call, document: dict[str, Any], tasks: Sequence[str]) -> Served:
+    """The model that a request names in ``model``, as ``name`` or ``name@version``; the only one for the task, else.
+
+    Raises:
+        Problem: 400: none is named and there is not exactly one, or it is for another task; 404, 503.
+    """
+    name = document.get("model")
+    if name is None:
+        fitting = {served.name for served in call.state.models if served.ready and served.task in tasks}
+        if len(fitting) != 1:
+            known = ", ".join(sorted(fitting)) or "none"
+            raise Problem(400, f"model should name one; for {' or '.join(tasks)} there is: {known}", param="model")
+        (name,) = fitting
+    if not isinstance(name, str):
+        raise Problem(400, "model should be a string", param="model")
+    name, _, version = name.partition("@")
+    served = call.served(name, version)
+    if served.task not in tasks:
+        raise Problem(400, f"{name} is a model for {served.task}, and this is for {' or '.join(tasks)}", param="model")
+    return served
+
+
+def rows_of(call: Call, served: Served, value: JSON, param: str = "input") -> list[dict[str, Any]]:
+    """What a request asks about, a mapping by role for each row.
+
+    A string is a text; an object has ``text`` (and ``text_pair``), or ``image``: a picture's file in base64, with or
+    without ``data:image/png;base64,`` before it. Nothing names a file or an address: the server opens neither.
+
+    Raises:
+        Problem: 400, naming the row.
+    """
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise Problem(400, f"{param} is empty", param=param)
+    rows = []
+    for place, each in enumerate(values):
+        where = f"{param}[{place}]" if isinstance(value, list) else param
+        found = {"text": each} if isinstance(each, str) else each
+        if not isinstance(found, dict) or not found or not set(found) <= {"text", "text_pair", "image"}:
+            raise Problem(400, f"{where} should be a text, or an object with text or image", param=param)
+        row: dict[str, Any] = {}
+        for role, content in found.items():
+            if not isinstance(content, str):
+                raise Problem(400, f"{where}: {role} should be a string", param=param)
+            if role == "image":
+                row[role] = {"bytes": _picture(content, where, param)}
+            else:
+                row[role] = call.state.guard.screen(content, served.name, where)
+        rows.append(row)
+    return rows
+
+
+async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, truncate: bool = False) -> list[Answered]:
+    """Answers to rows, each in a place of its own in the queue, so that they may share runs with anybody's.
+
+    Args:
+        call: the request.
+        served: has a queue and a preprocessor.
+        rows: of :func:`rows_of`.
+        truncate: cut texts that are longer than the model takes, instead of refusing them.
+
+    Raises:
+        Problem: 400: a row cannot be fed, or is too long; 429 and 504 of the queue; 499.
+    """
+    if served.batcher is None or served.preprocessor is None or served.prepare is None:
+        raise Problem(400, f"{served.name} has no tokenizer or image processor here: {served.reason or 'send arrays'}")
+    end = deadline(call)
+    served.batcher.need_room(len(rows), end)
+    start = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    prepared = await loop.run_in_executor(served.prepare, _prepared, served, rows, truncate)
+    call.times["tokenize"] = took = time.perf_counter() - start
+    if served.metrics is not None:
+        served.metrics.tokenize.observe(took)
+    tickets = served.batcher.submit_all(prepared, end)
+    outputs = await answers(call, tickets)
+    if served.metrics is not None:
+        for ticket in tickets:
+            served.metrics.wait.observe(ticket.waited)
+    served.statistics.answered(len(rows))
+    return [Answered(feeds, output) for feeds, output in zip(prepared, outputs, strict=True)]
+
+
+def _prepared(served: Served, rows: Sequence[dict[str, Any]], truncate: bool) -> list[dict[str, Any]]:
+    """Each row's arrays, ``[1, …]``; in the model's own thread."""
+    preprocessor = served.preprocessor
+    assert preprocessor is not None
+    longest = served.model.get("max_length")
+    found = []
+    for place, values in enumerate(rows):
+        row = Row(Path("input"), place, values)
+        try:
+            feeds = preprocessor.feeds([row])
+            # One that comes out at the longest may have been cut there: only then it is worth tokenizing it again.
+            ids = feeds.get("input_ids")
+            full = longest is not None and ids is not None and ids.shape[1] >= int(longest)
+            if full and not truncate and (cut := preprocessor.cut([row])[0]):
+                message = f"input[{place}] is {cut} tokens longer than the {longest} that {served.name} takes"
+                raise Problem(400, f"{message}; shorten it, or send truncate: true", param="input", code="too_long")
+        except BadInput as error:
+            raise Problem(400, error.message, param="input") from None
+        except MemoryError:
+            raise Problem(413, f"input[{place}] is too large", param="input") from None
+        found.append(feeds)
+    return found
+
+
+def _picture(text: str, where: str, param: str) -> bytes:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(400, f"{where}: image should be a picture's file in base64", param=param) from None
