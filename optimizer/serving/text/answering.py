@@ -156,7 +156,7 @@ async def answer(call: Call, writer: Writer, asked: Asked, dialect: Dialect) -> 
     except BaseException:
         work.close()
         raise
-    return _stream(work)
+    return _Events(work)  # what a response is to Starlette
 
 
 async def _all_of(work: Work) -> dict[str, Any]:
@@ -164,39 +164,34 @@ async def _all_of(work: Work) -> dict[str, Any]:
     return await work.whole()
 
 
-def _stream(work: Work) -> Response:
-    from starlette.responses import Response
+class _Events:
+    """A stream's response: events until the last one, or until the client goes away."""
 
-    class Stream(Response):
-        """Events until the last one, or until the client goes away."""
+    def __init__(self, work: Work) -> None:
+        self._work = work
 
-        media_type = "text/event-stream"
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As an ASGI application."""
 
-        def init_headers(self, headers: Any = None) -> None:
-            super().init_headers(headers)
-            del self.headers["content-length"]
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            async def gone() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
+        try:
+            await unless_gone(gone(), self._speak(send))
+        except Problem:  # nobody is there to be told
+            self._work.hung_up()
+        finally:
+            self._work.close()
 
-            async def speak() -> None:
-                start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                await send(start)
-                async with contextlib.aclosing(work.events()) as events:
-                    async for body in events:
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-            try:
-                await unless_gone(gone(), speak())
-            except Problem:  # nobody is there to be told
-                work.hung_up()
-            finally:
-                work.close()
-
-    return Stream(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    async def _speak(self, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+                   (b"x-accel-buffering", b"no")]  # fmt: skip
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with contextlib.aclosing(self._work.events()) as events:
+            async for body in events:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def unless_gone(gone: Awaitable[None], work: Coroutine[Any, Any, T]) -> T:

@@ -170,5 +170,12 @@ def stops(fields: Fields, name: str = "stop") -> tuple[str, ...]:
 
 def _sort(value: Any) -> str:
     """What JSON calls a value."""
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)

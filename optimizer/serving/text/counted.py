@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from optimizer.generator import Finish
@@ -26,7 +26,7 @@ _WINDOW = 10.0
 class TextMetrics:
     """Metrics of texts, in the registry of a server's metrics; made once for each."""
 
-    _known: WeakKeyDictionary[Metrics, TextMetrics] = WeakKeyDictionary()
+    _known: ClassVar[WeakKeyDictionary[Metrics, TextMetrics]] = WeakKeyDictionary()
 
     def __init__(self, metrics: Metrics) -> None:
         from prometheus_client import Counter, Gauge, Histogram
@@ -37,7 +37,11 @@ class TextMetrics:
             buckets=_FIRST, registry=registry,
         )  # fmt: skip
         self.between = Histogram(
-            "ml_inter_token_seconds", "From one token of a text to the next.", _MODEL, buckets=_BETWEEN, registry=registry
+            "ml_inter_token_seconds",
+            "From one token of a text to the next.",
+            _MODEL,
+            buckets=_BETWEEN,
+            registry=registry,
         )
         self.read = Counter("ml_prompt_tokens", "Tokens of prompts.", _MODEL, registry=registry)
         self.written = Counter("ml_generated_tokens", "Tokens written.", _MODEL, registry=registry)

@@ -35,7 +35,6 @@ class Dialect(Protocol):
         """Parts that come after all text."""
 
 
-
 def event(part: Mapping[str, Any]) -> bytes:
     """One event of a stream."""
     return b"data: " + json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

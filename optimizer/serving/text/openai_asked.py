@@ -21,7 +21,15 @@ _USED = {
     "response_format", "top_k", "regex",
 }  # fmt: skip
 #: What both take and do not use: it says nothing of the text.
-_UNUSED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+_UNUSED = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+}
 #: What cannot be honoured, with the value that asks for nothing.
 _HARMLESS: dict[str, Any] = {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None}
 _CHAT_HARMLESS: dict[str, Any] = {

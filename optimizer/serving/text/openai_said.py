@@ -133,9 +133,7 @@ class Chat(_OpenAI):
         return {"content": content, "refusal": None}
 
 
-def _delta(
-    number: int, delta: dict[str, Any], chances: dict[str, Any] | None, finish: Finish | None
-) -> dict[str, Any]:
+def _delta(number: int, delta: dict[str, Any], chances: dict[str, Any] | None, finish: Finish | None) -> dict[str, Any]:
     return {"index": number, "delta": delta, "logprobs": chances, "finish_reason": finish and _ENDS[finish]}
 
 

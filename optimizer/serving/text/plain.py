@@ -9,7 +9,7 @@ from optimizer.generator import Sampling
 from optimizer.serving.text.asked import Asked, Fields, stops
 from optimizer.serving.text.replies import Reply, Said
 
-__all__ = ["Guide", "V2", "guide_asked", "v2_asked"]
+__all__ = ["V2", "Guide", "guide_asked", "v2_asked"]
 
 #: New tokens where nobody says how many, in both.
 _TOKENS = 100

@@ -72,7 +72,7 @@ class Writer:
 
     @property
     def _seconds_a_place(self) -> float:
-        """From one place that is free to the next: as it was when all were taken, or else by the mean time of a text."""
+        """From one free place to the next: as it was when all were taken, or else by the mean time of a text."""
         if self._pace is not None:
             return self._pace
         return (self._mean or 0.0) / self._slots
@@ -136,8 +136,9 @@ class Writer:
     def _encode(self, prompt: str | Sequence[int] | Sequence[Mapping[str, str]]) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if isinstance(prompt[0], int):
-            return [int(token) for token in prompt]  # type: ignore[call-overload]
+        tokens = [token for token in prompt if isinstance(token, int)]
+        if len(tokens) == len(prompt):
+            return tokens
         template = self.tokenizer.chat
         if template is None:
             message = f"the model {self.name} has no chat template: ask for completions"

@@ -13,7 +13,7 @@ from optimizer.store import Store
 
 @pytest.fixture(scope="package")
 def text_server(tmp_path_factory: pytest.TempPathFactory, llama_generator: Path) -> Iterator[str]:
-    """The tiny Llama three times: ``llama`` for conversations, ``plain`` without a template, ``broken`` with a broken one."""
+    """The tiny Llama three times: for conversations, without a template, and with one that is broken."""
     root = tmp_path_factory.mktemp("texts") / "models"
     store = Store(root)
     put_text(store, llama_generator, "llama", TEMPLATE)

@@ -88,7 +88,7 @@ def test_more_texts_than_may_ever_wait_are_no_matter_of_time(folder: Path) -> No
 
 
 def test_how_long_to_wait_is_how_fast_places_become_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes as the test says: a text every four seconds, so that the third one too many waits for twelve."""
+    """A clock that goes as the test says: a text every four seconds, so that three too many come again after twelve."""
     from optimizer.serving.text import writers
     from optimizer.serving.text.observer import Observer
 
@@ -96,7 +96,8 @@ def test_how_long_to_wait_is_how_fast_places_become_free(folder: Path, monkeypat
     monkeypatch.setattr(writers.time, "perf_counter", lambda: now[0])
 
     class Slots:
-        facts = {"slots": 2}
+        def __init__(self) -> None:
+            self.facts = {"slots": 2}
 
     writer = writers.Writer("m", "1", "m", Slots(), None, 1, Observer())  # type: ignore[arg-type]
     places = [writer.places(1) for _ in range(3)]
