@@ -78,11 +78,15 @@ def from_json(data: JSON, name: str, shape: tuple[int, ...], where: str) -> Arra
         return _strings(_flat(data), shape, where)
     if name == "BF16":
         raise Problem(400, f"{where}: BF16 has no form in JSON; send it as binary data", param=where)
+    dtype = np.dtype(DATATYPES[name])
     try:
         found = np.asarray(data)
-    except (ValueError, OverflowError):
+        if dtype.kind in "iu" and found.dtype.kind in "fO" and all(type(each) is int for each in _flat(data)):
+            found = np.asarray(data, dtype)  # numpy takes a list with numbers beyond int64 for floats
+    except ValueError:
         raise Problem(400, f"{where}: data is no array: its lists differ in length", param=where) from None
-    dtype = np.dtype(DATATYPES[name])
+    except OverflowError:
+        raise Problem(400, f"{where}: data holds numbers beyond {name}", param=where) from None
     if found.size and dtype.kind not in _KINDS.get(found.dtype.kind, ""):
         raise Problem(400, f"{where}: data holds what {name} cannot hold", param=where)
     _need_size(found.size, shape, where)

@@ -1,0 +1,233 @@
+"""The queue: batched equals unbatched, bounds, deadlines, cancellation, and that a bad request fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer.errors import BadInput
+from optimizer.runtime import SessionOptions
+from optimizer.runtimes.fake import FakeModel, FakeSession
+from optimizer.serving.batcher import Batcher, Limits, Run
+from optimizer.serving.joining import Plan, plan_of
+from optimizer.serving.problems import Problem
+
+PLAIN = FakeSession(FakeModel(), SessionOptions())
+PLAN = plan_of(PLAIN.inputs, PLAIN.outputs, {})
+
+
+def x(rows: int, length: int, value: float = 1.0) -> dict[str, Any]:
+    return {"x": np.full((rows, length), value, np.float32)}
+
+
+async def asked(run: Callable[..., Any], requests: list[dict[str, Any]], plan: Plan = PLAN, **limits: Any) -> list[Any]:
+    """What each of them is answered when all come at once; exceptions as they are."""
+    batcher = Batcher(run, plan, Limits(**limits))
+    try:
+        tickets = batcher.submit_all(requests)
+        return await asyncio.gather(*(ticket.answer for ticket in tickets), return_exceptions=True)
+    finally:
+        batcher.close()
+        await asyncio.to_thread(batcher.join)
+
+
+class Gate:
+    """A model that begins its first run and does not end it before it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, feeds: Any) -> dict[str, Any]:
+        self.seen.append(feeds["x"].shape)
+        self.begun.set()
+        assert self.open.wait(20)
+        return PLAIN.run(feeds)
+
+
+sizes = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=12)
+
+
+@given(sizes, st.integers(1, 8), st.integers(1, 30))
+@settings(max_examples=40, deadline=None)
+def test_batched_equals_unbatched(shapes: list[tuple[int, int]], rows: int, tokens: int) -> None:
+    requests = [x(*shape, value) for value, shape in enumerate(shapes)]
+    answers = asyncio.run(asked(PLAIN.run, requests, rows=rows, tokens=tokens))
+    for request, answer in zip(requests, answers, strict=True):
+        np.testing.assert_array_equal(answer["y"], PLAIN.run(request)["y"])
+
+
+def test_what_comes_while_the_model_is_busy_shares_the_next_run() -> None:
+    gate, runs = Gate(), []
+
+    async def scene() -> None:
+        batcher = Batcher(gate, PLAN, Limits(), watch=runs.append)
+        first = batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        rest = [batcher.submit(x(1, 3, value)) for value in range(5)]
+        assert batcher.depth == 5
+        gate.open.set()
+        await asyncio.gather(first.answer, *(ticket.answer for ticket in rest))
+        assert [ticket.mates for ticket in (first, *rest)] == [1, 5, 5, 5, 5, 5]
+        batcher.close()
+
+    asyncio.run(scene())
+    assert gate.seen == [(1, 3), (5, 3)]
+    assert [(run.requests, run.rows, run.tokens) for run in runs] == [(1, 1, 3), (5, 5, 15)]
+    assert all(isinstance(run, Run) and run.seconds > 0 for run in runs)
+
+
+def test_a_full_queue_answers_429_with_a_computed_wait() -> None:
+    gate = Gate()
+
+    async def scene() -> Problem:
+        batcher = Batcher(gate, PLAN, Limits(queue=3))
+        gate.open.set()
+        await batcher.submit(x(1, 3)).answer  # so that it knows what a row costs
+        gate.open.clear()
+        gate.begun.clear()
+        batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        batcher.submit(x(3, 3))
+        with pytest.raises(Problem) as refused:
+            batcher.submit(x(1, 3))
+        assert batcher.depth == 3
+        with pytest.raises(Problem) as never:
+            batcher.submit(x(4, 3))
+        assert never.value.status == 413
+        gate.open.set()
+        batcher.close()
+        return refused.value
+
+    problem = asyncio.run(scene())
+    assert problem.status == 429
+    assert problem.reason == "queue_full"
+    assert int(problem.headers["Retry-After"]) == math.ceil(int(problem.headers["Retry-After-Ms"]) / 1000) >= 1
+
+
+def test_what_would_be_too_late_is_refused_at_once_and_what_is_too_late_does_not_run() -> None:
+    gate = Gate()
+
+    async def scene() -> None:
+        batcher = Batcher(gate, PLAN, Limits())
+        first = batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        late = batcher.submit(x(1, 3), time.perf_counter() + 0.05)
+        await asyncio.sleep(0.1)
+        gate.open.set()
+        await first.answer
+        with pytest.raises(Problem) as problem:
+            await late.answer
+        assert problem.value.status == 504
+        # The first took over a tenth of a second a row: a row behind a hundred others begins in ten seconds.
+        gate.open.clear()
+        batcher.submit(x(100, 3))
+        with pytest.raises(Problem) as refused:
+            batcher.submit(x(1, 3), time.perf_counter() + 1)
+        assert (refused.value.status, refused.value.reason) == (429, "deadline")
+        gate.open.set()
+        batcher.close()
+
+    asyncio.run(scene())
+    assert gate.seen[0] == (1, 3)
+    assert len(gate.seen) <= 2
+
+
+def test_a_dropped_request_leaves_the_queue() -> None:
+    gate = Gate()
+
+    async def scene() -> None:
+        batcher = Batcher(gate, PLAN, Limits())
+        first = batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        dropped, kept = batcher.submit(x(2, 3)), batcher.submit(x(1, 3))
+        dropped.drop()
+        assert batcher.depth == 1
+        gate.open.set()
+        await asyncio.gather(first.answer, kept.answer)
+        batcher.close()
+
+    asyncio.run(scene())
+    assert gate.seen == [(1, 3), (1, 3)]
+
+
+def test_one_bad_request_of_a_batch_fails_alone() -> None:
+    def run(feeds: Any) -> dict[str, Any]:
+        if (feeds["x"] == 13).any():
+            raise BadInput("13 is not taken")
+        return PLAIN.run(feeds)
+
+    requests = [x(1, 3, value) for value in (1, 13, 2)]
+    answers = asyncio.run(asked(run, requests))
+    assert isinstance(answers[1], Problem)
+    assert (answers[1].status, answers[1].message) == (400, "13 is not taken")
+    for place in (0, 2):
+        np.testing.assert_array_equal(answers[place]["y"], PLAIN.run(requests[place])["y"])
+
+
+def test_a_bug_in_the_model_is_no_word_to_the_client() -> None:
+    def run(feeds: Any) -> dict[str, Any]:
+        raise ZeroDivisionError("secret")
+
+    (answer,) = asyncio.run(asked(run, [x(1, 3)]))
+    assert answer.status == 500
+    assert "secret" not in answer.message
+    assert isinstance(answer.__cause__, ZeroDivisionError)
+
+
+def test_a_model_that_answers_once_for_all_rows_is_asked_for_each_request_alone() -> None:
+    def run(feeds: Any) -> dict[str, Any]:
+        return {"y": feeds["x"].sum(keepdims=True)[0]}
+
+    answers = asyncio.run(asked(run, [x(1, 3), x(1, 3, 2.0)]))
+    assert [float(answer["y"][0]) for answer in answers] == [3.0, 6.0]
+
+
+def test_closing_answers_what_waits() -> None:
+    gate = Gate()
+
+    async def scene() -> None:
+        batcher = Batcher(gate, PLAN, Limits())
+        first = batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        waits = batcher.submit(x(1, 3))
+        batcher.close()
+        gate.open.set()
+        with pytest.raises(Problem, match="unloaded"):
+            await waits.answer
+        assert "y" in await first.answer
+        await asyncio.to_thread(batcher.join)
+        with pytest.raises(Problem) as closed:
+            batcher.submit(x(1, 3))
+        assert closed.value.status == 503
+
+    asyncio.run(scene())
+
+
+def test_a_run_is_held_to_the_time_it_may_take() -> None:
+    seen = []
+
+    def run(feeds: Any) -> dict[str, Any]:
+        seen.append(len(feeds["x"]))
+        time.sleep(0.01 * len(feeds["x"]))
+        return PLAIN.run(feeds)
+
+    async def scene() -> None:
+        batcher = Batcher(run, PLAN, Limits(run_s=0.045))
+        await batcher.submit(x(1, 3)).answer
+        tickets = batcher.submit_all([x(1, 3) for _ in range(12)])
+        await asyncio.gather(*(ticket.answer for ticket in tickets))
+        batcher.close()
+
+    asyncio.run(scene())
+    assert max(seen) <= 4

@@ -1,0 +1,93 @@
+"""Which requests share a run, and that each one gets its own answer out of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizer.serving.joining import Plan, Size, choose, plan_of
+from optimizer.types import TensorSpec
+
+IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
+MASK = TensorSpec("attention_mask", "int64", ("batch", "sequence"))
+STATES = TensorSpec("last_hidden_state", "float32", ("batch", "sequence", 4))
+LOGITS = TensorSpec("logits", "float32", ("batch", 3))
+PIXELS = TensorSpec("pixel_values", "float32", ("batch", 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "joins", "pads"),
+    [
+        ((IDS, MASK), (STATES, LOGITS), True, True),
+        ((IDS,), (STATES,), True, False),  # nothing hides the padding
+        ((PIXELS,), (LOGITS,), True, False),
+        ((IDS, MASK), (TensorSpec("y", "float32", ("batch", "dim_0_1")),), True, False),  # where is its padding?
+        ((IDS, MASK), (TensorSpec("y", "float32", ()),), False, False),
+        ((TensorSpec("x", "float32", (1, 4)),), (LOGITS,), False, False),
+        ((IDS, TensorSpec("attention_mask", "int64", ("batch", "other_sequence"))), (LOGITS,), True, False),
+    ],
+)
+def test_what_a_model_allows(
+    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], joins: bool, pads: bool
+) -> None:
+    plan = plan_of(inputs, outputs, {})
+    assert (plan.joins, plan.pads) == (joins, pads)
+
+
+PLAN = plan_of((IDS, MASK), (STATES, LOGITS), {"input_ids": 7})
+
+requests = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), min_size=1, max_size=6)
+
+
+def feeds(rows: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {"input_ids": random.integers(8, 99, (rows, length)), "attention_mask": np.ones((rows, length), np.int64)}
+
+
+@given(requests)
+def test_rows_go_in_padded_with_what_was_said_and_come_out_as_they_were(shapes: list[tuple[int, int]]) -> None:
+    asked = [feeds(rows, length, seed) for seed, (rows, length) in enumerate(shapes)]
+    joined = PLAN.join(asked)
+    longest = max(length for _, length in shapes)
+    assert joined["input_ids"].shape == (sum(rows for rows, _ in shapes), longest)
+    assert ((joined["input_ids"] == 7) == (joined["attention_mask"] == 0)).all()
+    states = np.repeat(joined["input_ids"][..., None], 4, axis=2).astype(np.float32)
+    answers = PLAN.split({"last_hidden_state": states}, [PLAN.size(each) for each in asked])
+    for request, answer in zip(asked, answers, strict=True):
+        assert (answer["last_hidden_state"][..., 0] == request["input_ids"]).all()
+
+
+def test_an_output_that_does_not_count_rows_cannot_be_split() -> None:
+    sizes = [PLAN.size(feeds(1, 2, 0)), PLAN.size(feeds(2, 2, 1))]
+    with pytest.raises(ValueError, match="'logits' does not count the rows"):
+        PLAN.split({"logits": np.zeros((2, 3))}, sizes)
+
+
+waiting = st.lists(st.builds(Size, st.integers(1, 5), st.integers(1, 20), st.sampled_from([("a",), ("b",), None])),
+                   min_size=1, max_size=12)  # fmt: skip
+
+
+@given(waiting, st.integers(1, 8), st.integers(1, 60))
+@settings(max_examples=300)
+def test_the_oldest_always_runs_and_limits_hold(sizes: list[Size], rows: int, tokens: int) -> None:
+    chosen = choose(sizes, rows, tokens)
+    assert chosen[0] == 0
+    assert chosen == sorted(set(chosen))
+    picked = [sizes[place] for place in chosen]
+    assert len(picked) == 1 or {size.like for size in picked} == {sizes[0].like} != {None}
+    if len(picked) > 1:
+        together = sum(size.rows for size in picked)
+        assert together <= rows
+        assert together * max(size.length for size in picked) <= tokens
+
+
+def test_the_nearest_in_length_come_along_first() -> None:
+    sizes = [Size(1, length, ("a",)) for length in (10, 100, 11, 9, 50)]
+    assert choose(sizes, 3, 10_000) == [0, 2, 3]
+
+
+def test_a_request_without_kin_shares_with_nobody() -> None:
+    plan = Plan(False, False, {"x": ()}, {"y": ()})
+    assert plan.size({"x": np.zeros((2, 3))}).like is None

@@ -1,0 +1,187 @@
+"""What is loaded, and what has to be true before it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import artifacts
+
+from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
+from optimizer.serving.metrics import Metrics
+from optimizer.serving.problems import Problem
+from optimizer.serving.repository import Repository
+from optimizer.serving.settings import Settings
+from optimizer.store import Store
+
+
+def within(store: Store, scene: Callable[[Repository], Awaitable[Any]], **options: Any) -> Any:
+    """Play a scene in a repository, and close it."""
+
+    async def played() -> Any:
+        repository = Repository(store, Settings(**options), Metrics())
+        try:
+            return await scene(repository)
+        finally:
+            await repository.close()
+
+    return asyncio.run(played())
+
+
+def starting(store: Store, *refs: str, **options: Any) -> Any:
+    async def scene(repository: Repository) -> Any:
+        await repository.start(list(refs))
+        assert repository.ready
+        return {served.name: served.batching for served in repository}
+
+    return within(store, scene, **options)
+
+
+def test_a_model_that_answers_its_golden_inputs_is_ready(store: Store) -> None:
+    artifacts.put(store, "classes")
+    assert starting(store, "classes") == {"classes": "padded"}
+
+
+def test_other_answers_than_the_golden_ones_are_refused(store: Store) -> None:
+    artifacts.put(store, "classes", spoil=0.01)
+    with pytest.raises(GateFailed, match="does not answer its golden inputs as it should") as failed:
+        starting(store, "classes")
+    assert "--no-verify" in failed.value.hint
+    assert starting(store, "classes", verify=False) == {"classes": "padded"}
+
+
+def test_a_model_that_looks_behind_its_mask_is_not_padded(store: Store) -> None:
+    artifacts.put(store, "blind", blind=True)
+    assert starting(store, "blind") == {"blind": "same-shape"}
+    assert starting(store, "blind", verify=False) == {"blind": "padded"}
+
+
+def test_a_file_that_changed_is_refused(store: Store) -> None:
+    artifact = artifacts.put(store, "classes")
+    (artifact.path / "tokenizer.json").write_text("{}")
+    with pytest.raises(Damaged, match=r"tokenizer\.json"):
+        starting(store, "classes")
+
+
+def test_a_provider_that_is_not_here_is_refused(store: Store) -> None:
+    artifacts.put(store, "classes")
+    with pytest.raises(MissingPiece):
+        starting(store, "classes", provider="cuda")
+
+
+def test_one_version_is_served_as_one_variant(store: Store) -> None:
+    artifacts.put(store, "classes")
+    artifacts.put(store, "classes", variant="other")
+    with pytest.raises(BadInput, match="asked for twice"):
+        starting(store, "classes:fp32", "classes:other")
+    with pytest.raises(UnknownName):
+        starting(store, "nobody")
+
+
+def test_what_is_found(store: Store, tmp_path: Path) -> None:
+    artifact = artifacts.put(store, "classes")
+    (tmp_path / "planted.json").write_text("{}")
+
+    async def scene(repository: Repository) -> None:
+        for text, name in (
+            ("classes@1:fp32", "classes"),
+            (str(artifact.path), "fp32"),
+            (str(artifact.model_file), "model"),
+            (f"fake:{tmp_path / 'planted.json'}", "planted"),
+        ):
+            found = repository.find(text)
+            assert (found.name, found.version) == (name, "1")
+            await repository.load(found)
+            assert found.ready
+        for text in ("../../etc/passwd", str(tmp_path), "no such"):
+            with pytest.raises(BadInput):
+                repository.find(text)
+
+    within(store, scene)
+
+
+def test_a_newer_version_is_found_by_its_name_and_the_older_by_its_number(store: Store) -> None:
+    for seed in (1, 2):
+        artifacts.put(store, "classes", seed=seed)
+
+    async def scene(repository: Repository) -> None:
+        await repository.start(["classes@1"])
+        assert repository.get("classes").version == "1"
+        await repository.load(repository.find("classes@2"))
+        assert repository.get("classes").version == "2"
+        assert repository.versions("classes") == ["1", "2"]
+        assert repository.get("classes", "1").ready
+        with pytest.raises(Problem, match="no version '3'"):
+            repository.get("classes", "3")
+
+    within(store, scene)
+
+
+def test_a_model_that_fails_to_load_again_goes_on_as_it_was(store: Store) -> None:
+    artifact = artifacts.put(store, "classes")
+
+    async def scene(repository: Repository) -> None:
+        await repository.start(["classes"])
+        kept = artifact.model_file.read_bytes()
+        artifact.model_file.write_bytes(kept[:-1])
+        with pytest.raises(Problem, match="cannot be loaded"):
+            await repository.load_by_name("classes")
+        assert repository.get("classes").ready
+        artifact.model_file.write_bytes(kept)
+        again = await repository.load_by_name("classes")
+        assert repository.get("classes") is again
+
+    within(store, scene)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("real") / "models")
+    artifacts.put(store, "classes")
+    artifacts.put(store, "vectors", "last_hidden_state")
+    return store
+
+
+rows = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(0, 2**31)), min_size=1, max_size=8)
+
+
+@given(rows, st.sampled_from(["classes", "vectors"]), st.integers(1, 8), st.integers(1, 60))
+@settings(max_examples=15, deadline=None)
+def test_batched_equals_unbatched_by_a_real_model(
+    real: Store, asked: list[tuple[int, int, int]], name: str, most: int, tokens: int
+) -> None:
+    """At any lengths, in any company: attention must not see another's padding."""
+    requests = []
+    for count, length, seed in asked:
+        ids = np.random.default_rng(seed).integers(4, len(artifacts.VOCABULARY), (count, length))
+        requests.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+    async def scene(repository: Repository) -> tuple[list[Any], list[Any]]:
+        await repository.start([name])
+        served = repository.get(name)
+        assert served.batcher is not None
+        assert served.session is not None
+        tickets = served.batcher.submit_all(requests)
+        answers = await asyncio.gather(*(ticket.answer for ticket in tickets))
+        return answers, [served.session.run(request) for request in requests]
+
+    together, alone = within(real, scene, verify=False, max_batch=most, max_tokens=tokens, threads=1)
+    for a, b in zip(together, alone, strict=True):
+        for each in b:
+            assert a[each].shape == b[each].shape
+            np.testing.assert_allclose(a[each], b[each], atol=1e-4)
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"port": 70000}, {"max_queue": 0}, {"provider": ""}, {"slo": "soon"}):
+        with pytest.raises(BadInput):
+            Settings(**wrong)
+    assert Settings(slo="30ms").slo == pytest.approx(0.03)
+    assert json.dumps(Settings().to_json())
