@@ -18,6 +18,8 @@ from optimizer.manifest import Manifest
 from optimizer.store import Store, file_entries
 from optimizer.types import Kind
 
+ROOT = Path(__file__).parents[1]
+
 #: What an instruction model has, in small: roles, turns, and where the answer begins.
 TEMPLATE = (
     "{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -59,7 +61,8 @@ def served(store: Path, *words: str) -> Iterator[str]:
     """A server; its address once it is ready. It is asked to end, and has to do so with exit code 0."""
     command = [sys.executable, "-m", "optimizer", "serve", *words]
     command += ["--store", str(store), "--port", "0", "--json", "--threads", "1", "--no-access-log"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

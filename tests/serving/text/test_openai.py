@@ -14,7 +14,7 @@ import openai
 import pytest
 from generators import greedy, prompts, reference
 
-PROMPT = "def read_lines(path):\n"
+PROMPT = "    if self."
 USER = [{"role": "user", "content": "hello"}]
 SCHEMA = {
     "type": "object",
@@ -47,7 +47,7 @@ def sample(url: str, name: str, **labels: str) -> float:
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
     models = client.models.list().data
-    assert {model.id for model in models} == {"llama", "plain", "broken"}
+    assert {model.id for model in models} >= {"llama", "plain", "broken"}
     assert client.models.retrieve("plain").id == "plain"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-9")
@@ -102,9 +102,10 @@ def test_streams_say_what_is_said_at_once(client: openai.OpenAI, usage: bool) ->
 
 
 def test_a_stop_string_is_found_wherever_tokens_cut_it(client: openai.OpenAI) -> None:
-    """Every string of up to five characters of the answer, as one stop and beside others."""
+    """Strings of several lengths from the answer, as one stop and beside others."""
     text = complete(client, max_tokens=40).choices[0].text
-    for start, length in [(3, 1), (7, 2), (12, 3), (20, 5), (9, 4)]:
+    assert len(set(text)) > 15
+    for start, length in [(3, 1), (7, 2), (12, 3), (20, 5), (9, 4), (30, 9)]:
         stop = text[start : start + length]
         for asked in (stop, ["never there", stop]):
             got = complete(client, max_tokens=40, stop=asked).choices[0]
@@ -223,6 +224,7 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
     "unknown field": ({"extra_body": {"temprature": 1}}, "temprature"),
     "regex": ({"extra_body": {"regex": "("}}, "regex"),
     "no such model": ({"model": "gpt-9"}, "model"),
+    "no model that writes": ({"model": "vectors"}, "model"),
 }
 BAD_CHAT: dict[str, tuple[dict[str, Any], str | None]] = {
     "no messages": ({"messages": []}, "messages"),
