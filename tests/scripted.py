@@ -18,6 +18,7 @@ from optimizer.serving.repository import Repository
 from optimizer.serving.served import Phase, Served
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import State
+from optimizer.serving.text.models import writer_for
 from optimizer.store import Store
 
 
@@ -70,6 +71,7 @@ class Server:
         models = Repository(Store(folder / "none"), asked, metrics)
         served = Served("m", "1", "m@1:fp32", Phase.READY, path=folder, generator=self.generator)
         served.metrics = metrics.of("m", "1")
+        served.writer = writer_for(served, asked, metrics)
         models._models["m"] = {"1": served}
         self.state = State(asked, models, metrics)
         self.app = build_app(self.state)

@@ -19,7 +19,7 @@ __all__ = ["ROUTES"]
 
 async def _generate(call: Call) -> Response:
     fields = Fields(body := await call.json())
-    writer = await (writer_of(call, fields.text("model")) if "model" in fields else only_writer(call))
+    writer = writer_of(call, fields.text("model")) if "model" in fields else only_writer(call)
     asked = guide_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param))
     return await answer(call, writer, asked, Guide(writer.ref))
 
@@ -33,7 +33,7 @@ async def _v2_stream(call: Call) -> Response:
 
 
 async def _v2(call: Call, stream: bool) -> Response:
-    writer = await writer_of(call)
+    writer = writer_of(call)
     body = await call.json()
     asked = v2_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param), stream)
     details = bool((body.get("parameters") or {}).get("details"))

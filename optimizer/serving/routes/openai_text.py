@@ -20,14 +20,14 @@ __all__ = ["ROUTES"]
 
 async def _completions(call: Call) -> Response:
     body = await call.json()
-    writer = await writer_of(call, Fields(body).text("model"))
+    writer = writer_of(call, Fields(body).text("model"))
     asked = completion_asked(body, _screen(call))
     return await answer(call, writer, asked, Completions(asked, writer.name, writer.fingerprint))
 
 
 async def _chat(call: Call) -> Response:
     body = await call.json()
-    writer = await writer_of(call, Fields(body).text("model"))
+    writer = writer_of(call, Fields(body).text("model"))
     asked = chat_asked(body, _screen(call))
     return await answer(call, writer, asked, Chat(asked, writer.name, writer.fingerprint))
 

@@ -120,6 +120,12 @@ class Writer:
         self.under_way += count
         self.observer.places(self.under_way, self._slots)
 
+    async def idle(self, seconds: float) -> None:
+        """Wait until no text is under way, for so long at most."""
+        end = time.perf_counter() + seconds
+        while self.under_way and time.perf_counter() < end:
+            await asyncio.sleep(0.01)
+
     async def encode(self, asked: Asked) -> list[list[int]]:
         """Tokens of every prompt; in a thread, as a long one takes a while.
 
