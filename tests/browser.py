@@ -63,7 +63,9 @@ class Page:
 
     async def shot(self, file: Path, width: int, height: int, dark: bool = False) -> None:
         """A picture of it."""
-        await self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        await self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
         got = await self.send("Page.captureScreenshot", format="png")

@@ -17,6 +17,7 @@ from optimizer.serving.proving import prove
 from optimizer.serving.served import Phase, Served, opened
 from optimizer.serving.settings import Settings
 from optimizer.serving.text.models import writer_for
+from optimizer.serving.text.proving import prove_writer
 from optimizer.store import Store
 
 __all__ = ["Repository"]
@@ -126,6 +127,8 @@ class Repository:
                 served.writer = await asyncio.to_thread(writer_for, served, self._settings, self._metrics)
             if self._settings.verify:
                 await prove(served)
+                if served.generator is not None:
+                    await prove_writer(served)
         except MlOptError as error:
             served.phase, served.reason = Phase.UNAVAILABLE, error.message
             await self._close(served)

@@ -29,7 +29,11 @@ def _page() -> bytes:
 async def _index(call: Call) -> Response:
     from starlette.responses import Response
 
-    headers = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+    headers = {
+        "content-security-policy": _POLICY,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
     return Response(_page(), 200, headers, "text/html")
 
 
