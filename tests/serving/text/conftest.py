@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import artifacts
 from served_texts import TEMPLATE, put_text, served
+from serving import artifacts
 
 from optimizer.store import Store
 
