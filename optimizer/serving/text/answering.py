@@ -52,10 +52,10 @@ class Work:
         return time.perf_counter() - self._began
 
     async def begin(self) -> None:
-        """Take places, read the prompts, and wait for the first word.
+        """Take places, read the prompts, and wait for the first token.
 
         Raises:
-            Problem: 429, 400; 504 where the first word did not come in time.
+            Problem: 429, 400; 504 where it did not come in time.
         """
         asked = self.asked
         usual = self._call.state.settings.deadline
@@ -76,7 +76,7 @@ class Work:
         try:
             number, said = self._first
             parts = [*dialect.first(len(replies)), *dialect.part(number, said, replies[number])]
-            yield b"".join(map(event, parts))
+            yield b"".join(map(event, parts))  # which may be none: the status is sent all the same
             async for number, said in self._rest():
                 if parts := dialect.part(number, said, replies[number]):
                     yield b"".join(map(event, parts))
@@ -136,7 +136,7 @@ class Work:
 async def answer(call: Call, writer: Writer, asked: Asked, dialect: Dialect) -> Response:
     """Answer a request.
 
-    The server's deadline is for the first word. All of the answer has one only where the client says so, with
+    The server's deadline is for the first token. All of the answer has one only where the client says so, with
     ``X-Request-Timeout``: a long text takes long.
 
     Args:
@@ -146,7 +146,7 @@ async def answer(call: Call, writer: Writer, asked: Asked, dialect: Dialect) -> 
         dialect: how they are said.
 
     Raises:
-        Problem: whatever goes wrong before the first word of a stream, or the last of another answer.
+        Problem: whatever goes wrong before the first token of a stream, or the last of another answer.
     """
     work = Work(call, writer, asked, dialect)
     try:

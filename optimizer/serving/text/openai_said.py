@@ -73,6 +73,8 @@ class Completions(_OpenAI):
                 if self._asked.echo]  # fmt: skip
 
     def part(self, number: int, said: Said, reply: Reply) -> list[dict[str, Any]]:
+        if not (said.text or said.told or said.finish):
+            return []
         return [self._chunk(self._said(number, said.text, said.told, said.finish))]
 
     def _choice(self, number: int, reply: Reply) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class V2:
         return [{**self._head, "text_output": self._before}] if self._before else []
 
     def part(self, number: int, said: Said, reply: Reply) -> list[dict[str, Any]]:
+        if not (said.text or said.finish):
+            return []
         return [{**self._head, "text_output": said.text, **(self._more(reply) if said.finish else {})}]
 
     def last(self, replies: Sequence[Reply], prompts: Sequence[Sequence[int]], seconds: float) -> list[dict[str, Any]]:

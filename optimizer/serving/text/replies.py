@@ -96,8 +96,10 @@ class Reply:
             MissingPiece: the server ended it.
         """
         async for pieces in self._pieces:
+            begins = self.tokens == 0
             said = self._take(pieces)
-            if said.text or said.told or said.finish:
+            # The first token is told of even where it has no text yet: it is what one waits for.
+            if said.text or said.told or said.finish or begins:
                 yield said
             if said.finish:
                 self.close()  # at a stop string the model would write on
