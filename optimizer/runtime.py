@@ -68,6 +68,8 @@ class SessionOptions:
         tf32: allow TF32 in fp32 matrix products on NVIDIA GPUs.
         watch: record the first run, for :meth:`Session.runs`.
         extra: provider options handed to the vendor as they are.
+        spin: threads look for their next work without sleeping, which is the fastest for a model alone on its cores;
+            a server turns it off, as its own threads need them between two runs. ONNX Runtime alone has the choice.
     """
 
     provider: Provider = Provider("cpu")
@@ -75,6 +77,7 @@ class SessionOptions:
     tf32: bool = True
     watch: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
+    spin: bool = True
 
 
 @dataclass(frozen=True)

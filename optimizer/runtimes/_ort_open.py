@@ -28,6 +28,8 @@ def session_options(onnxruntime: Any, asked: Asked) -> Any:
     settings.intra_op_num_threads = asked.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    if not asked.options.spin:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return settings
 

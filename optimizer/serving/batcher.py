@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import MlOptError
+from optimizer.serving.curve import Curve
 from optimizer.serving.joining import Plan, Size, choose
 from optimizer.serving.problems import Problem
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 __all__ = ["Batcher", "Limits", "Run", "Ticket"]
-
-#: Weight of the newest run in what a token is said to cost.
-_NEWEST = 0.2
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class Batcher:
         self._watch = watch
         self._waiting: list[Ticket] = []
         self._busy = 0  # tokens that run now
-        self._per_token = 0.0
+        self._curve = Curve()
         self._closed = False
         self._changed = threading.Condition()
         self._loop = asyncio.get_running_loop()
@@ -149,10 +147,10 @@ class Batcher:
             return sum(ticket.size.rows for ticket in self._waiting if not ticket.dropped)
 
     def predicted(self) -> float:
-        """Seconds until a request that came now would begin, by what a token has cost so far."""
+        """Seconds until a request that came now would begin, by what runs have taken so far."""
         with self._changed:
             tokens = self._busy + sum(ticket.size.tokens for ticket in self._waiting if not ticket.dropped)
-        return tokens * self._per_token
+        return self._curve.seconds(tokens)
 
     def need_room(self, rows: int, deadline: float = math.inf) -> None:
         """Refuse before work is put into a request that has no place.
@@ -252,7 +250,8 @@ class Batcher:
         alive = [ticket for ticket in self._waiting if not ticket.dropped]
         late = [ticket for ticket in alive if ticket.deadline < now]
         alive = [ticket for ticket in alive if ticket.deadline >= now] if late else alive
-        places = choose([t.size for t in alive], self.limits.rows, self._budget()) if alive else []
+        sizes = [ticket.size for ticket in alive]
+        places = choose(sizes, self.limits.rows, self._budget(), self._curve.overhead) if alive else []
         batch = [alive[place] for place in places]
         picked = set(places)
         self._waiting = [ticket for place, ticket in enumerate(alive) if place not in picked]
@@ -261,9 +260,9 @@ class Batcher:
 
     def _budget(self) -> int:
         """Tokens of the next run: what is allowed, or what fits into the time that a run should take."""
-        if self.limits.run_s is None or not self._per_token:
+        if self.limits.run_s is None:
             return self.limits.tokens
-        return min(self.limits.tokens, max(1, int(self.limits.run_s / self._per_token)))
+        return int(max(1, min(self.limits.tokens, self._curve.tokens(self.limits.run_s))))
 
     def _ran(self, batch: list[Ticket]) -> tuple[Run, list[tuple[Ticket, Any]]]:
         """One run, and what each of its requests is answered."""
@@ -281,8 +280,7 @@ class Batcher:
             ticket.seconds = seconds
         rows = sum(size.rows for size in sizes)
         computed = rows * max(size.length for size in sizes)
-        cost = seconds / computed
-        self._per_token += (cost - self._per_token) * (_NEWEST if self._per_token else 1.0)
+        self._curve.add(computed, seconds)
         run = Run(len(batch), rows, sum(size.tokens for size in sizes), computed, seconds)
         return run, list(zip(batch, answers, strict=True))
 

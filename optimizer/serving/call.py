@@ -63,7 +63,8 @@ class Call:
             Problem: 404: there is none; 503: it is not ready, and why.
         """
         params = self.request.path_params
-        found = self.state.models.get(name or params["name"], version or params.get("version", ""))
+        named = params["name"] if name is None else name
+        found = self.state.models.get(named, version or params.get("version", ""))
         self.model, self.version = found.name, found.version
         found.need_ready()
         return found

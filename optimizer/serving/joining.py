@@ -153,17 +153,19 @@ def _axes(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(axis for axis, dim in enumerate(spec.shape) if axis and is_sequence(dim))
 
 
-def choose(sizes: Sequence[Size], max_rows: int, max_tokens: int) -> list[int]:
+def choose(sizes: Sequence[Size], max_rows: int, max_tokens: int, overhead: float) -> list[int]:
     """Which of those that wait share the next run.
 
     The one that has waited longest is always among them, so that nobody waits for ever; around it come those of its
-    kin that are nearest to it in length, while rows and tokens, padding included, stay within the limits. A request
-    that is beyond them by itself runs alone.
+    kin that are nearest to it in length, while rows and tokens, padding included, stay within the limits, and while
+    the padding that one more costs is less than a run of its own would. A request that is beyond the limits by itself
+    runs alone.
 
     Args:
         sizes: of all that wait, the oldest first.
         max_rows: of a run.
         max_tokens: of a run, padding included.
+        overhead: tokens that are computed in the time that a run takes beside its tokens.
 
     Returns:
         places in ``sizes``, ascending.
@@ -177,7 +179,8 @@ def choose(sizes: Sequence[Size], max_rows: int, max_tokens: int) -> list[int]:
     for place in kin:
         size = sizes[place]
         grown = max(longest, size.length)
-        if rows + size.rows > max_rows or (rows + size.rows) * grown > max_tokens:
+        total = (rows + size.rows) * grown
+        if rows + size.rows > max_rows or total > max_tokens or total - rows * longest > size.tokens + overhead:
             continue
         chosen.append(place)
         rows += size.rows

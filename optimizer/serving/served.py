@@ -136,7 +136,7 @@ def opened(served: Served, settings: Settings) -> None:
     """
     artifact = served.artifact
     provider = _provider(served, settings)
-    options = SessionOptions(provider, settings.threads)
+    options = SessionOptions(provider, settings.threads, spin=False)
     if artifact is None:  # a planted model, or a bare ONNX file
         served.session = get_runtime(provider).open(served.path, options, model={})
         return

@@ -19,7 +19,9 @@ class Settings(Options):
     max_queue: int = opt(256, "Most rows that wait for one model; more are answered 429.", ge=1, le=1_000_000)
     max_batch: int = opt(32, "Most rows in one run of a model.", ge=1, le=65536)
     max_tokens: int = opt(2048, "Most tokens in one run of a model, padding included.", ge=1, le=10_000_000)
-    slo: float | None = opt(None, "A run that is predicted to take longer than half of this is split.", time=True)
+    slo: float | None = opt(
+        None, "Time that requests should take: a run is kept to half of it, by what runs took so far.", time=True
+    )
     delay: float = opt(0.0, "How long a request may wait for others while the model has nothing to do.", time=True)
     deadline: float = opt(30.0, "How long a request may take that names no time of its own.", time=True)
     grace: float = opt(30.0, "How long requests have to finish after SIGTERM.", time=True)

@@ -50,10 +50,7 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
     if len(tickets) > 1:
         everything = asyncio.gather(*(ticket.answer for ticket in tickets))
     try:
-        done, _ = await asyncio.wait([everything], timeout=_LISTEN_AFTER)
-        if not done:
-            await _or_hung_up(call, everything)
-        found = everything.result()
+        found = await _or_hung_up(call, everything)
     finally:
         for ticket in tickets:
             if not ticket.answer.done():
@@ -65,12 +62,23 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
     return found if len(tickets) > 1 else [found]
 
 
-async def _or_hung_up(call: Call, everything: asyncio.Future[Any]) -> None:
-    listening = asyncio.ensure_future(call.hung_up())
+async def _or_hung_up(call: Call, everything: asyncio.Future[Any]) -> Any:
+    """The answer, or :class:`Problem` 499 when the client goes away before it."""
+    listening: list[asyncio.Task[None]] = []
+
+    def listen() -> None:
+        task = asyncio.ensure_future(call.hung_up())
+        task.add_done_callback(lambda done: done.cancelled() or everything.cancel())
+        listening.append(task)
+
+    later = asyncio.get_running_loop().call_later(_LISTEN_AFTER, listen)
     try:
-        done, _ = await asyncio.wait([everything, listening], return_when=asyncio.FIRST_COMPLETED)
+        return await everything
+    except asyncio.CancelledError:
+        if listening and listening[0].done():
+            raise Problem(499, "the client hung up", reason="disconnected") from None
+        raise
     finally:
-        listening.cancel()
-    if everything not in done:
-        everything.cancel()
-        raise Problem(499, "the client hung up", reason="disconnected")
+        later.cancel()
+        for task in listening:
+            task.cancel()

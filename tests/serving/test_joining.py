@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimizer.serving.curve import Curve
 from optimizer.serving.joining import Plan, Size, choose, plan_of
 from optimizer.types import TensorSpec
 
@@ -69,10 +72,10 @@ waiting = st.lists(st.builds(Size, st.integers(1, 5), st.integers(1, 20), st.sam
                    min_size=1, max_size=12)  # fmt: skip
 
 
-@given(waiting, st.integers(1, 8), st.integers(1, 60))
+@given(waiting, st.integers(1, 8), st.integers(1, 60), st.floats(0, 100))
 @settings(max_examples=300)
-def test_the_oldest_always_runs_and_limits_hold(sizes: list[Size], rows: int, tokens: int) -> None:
-    chosen = choose(sizes, rows, tokens)
+def test_the_oldest_always_runs_and_limits_hold(sizes: list[Size], rows: int, tokens: int, overhead: float) -> None:
+    chosen = choose(sizes, rows, tokens, overhead)
     assert chosen[0] == 0
     assert chosen == sorted(set(chosen))
     picked = [sizes[place] for place in chosen]
@@ -80,12 +83,36 @@ def test_the_oldest_always_runs_and_limits_hold(sizes: list[Size], rows: int, to
     if len(picked) > 1:
         together = sum(size.rows for size in picked)
         assert together <= rows
-        assert together * max(size.length for size in picked) <= tokens
+        computed = together * max(size.length for size in picked)
+        assert computed <= tokens
+        # Together they are never dearer than each alone.
+        assert computed <= sum(size.tokens + overhead for size in picked) - overhead
 
 
 def test_the_nearest_in_length_come_along_first() -> None:
     sizes = [Size(1, length, ("a",)) for length in (10, 100, 11, 9, 50)]
-    assert choose(sizes, 3, 10_000) == [0, 2, 3]
+    assert choose(sizes, 3, 10_000, math.inf) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("overhead", "chosen"), [(0, [0]), (39, [0]), (40, [0, 1]), (1000, [0, 1])])
+def test_padding_that_costs_more_than_a_run_is_not_computed(overhead: float, chosen: list[int]) -> None:
+    assert choose([Size(1, 10, ("a",)), Size(1, 50, ("a",))], 8, 10_000, overhead) == chosen
+
+
+def test_a_line_is_found_through_runs() -> None:
+    curve = Curve()
+    assert curve.seconds(10) == 0
+    curve.add(10, 0.030)
+    assert curve.seconds(20) == pytest.approx(0.06)  # of one size nothing more is known
+    for tokens in (10, 20, 40, 80) * 5:
+        curve.add(tokens, 0.020 + tokens * 0.001)
+    assert curve.overhead == pytest.approx(20)
+    assert curve.seconds(50) == pytest.approx(0.070)
+    assert curve.tokens(0.120) == pytest.approx(100)
+    assert curve.tokens(0.010) == 0
+    for tokens in (10, 20, 40, 80) * 100:
+        curve.add(tokens, tokens * 0.002)
+    assert curve.seconds(50) == pytest.approx(0.1, rel=0.01)
 
 
 def test_a_request_without_kin_shares_with_nobody() -> None:

@@ -423,6 +423,7 @@ def test_classify_answers_with_names_and_scores(server: Process, session: Any, t
     assert ask(server, "POST", "/v1/classify", long)[0] == 200
     for wrong in ({"input": {"image": "/etc/passwd"}}, {"input": "a", "top_k": 0}, {"input": {"file": "x"}}, {}):
         assert ask(server, "POST", "/v1/classify", wrong)[0] == 400
+    assert ask(server, "POST", "/v1/classify", {"input": "a", "model": ""})[0] == 404
     picture = {"input": {"image": base64.b64encode(b"GIF89a").decode()}}
     assert ask(server, "POST", "/v1/classify", picture)[0] == 400
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from optimizer.serving.call import Call
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.text.answering import answer
-from optimizer.serving.text.asked import Fields
-from optimizer.serving.text.models import only_writer, writer_of
+from optimizer.serving.text.models import writer_of
 from optimizer.serving.text.plain import V2, Guide, guide_asked, v2_asked
 
 if TYPE_CHECKING:
@@ -18,8 +17,8 @@ __all__ = ["ROUTES"]
 
 
 async def _generate(call: Call) -> Response:
-    fields = Fields(body := await call.json())
-    writer = writer_of(call, fields.text("model")) if "model" in fields else only_writer(call)
+    body = await call.json()
+    writer = writer_of(call, body)
     asked = guide_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param))
     return await answer(call, writer, asked, Guide(writer.ref))
 

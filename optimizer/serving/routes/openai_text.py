@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from optimizer.serving.call import Call
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.text.answering import answer
-from optimizer.serving.text.asked import Fields
 from optimizer.serving.text.models import writer_of
 from optimizer.serving.text.openai_asked import chat_asked, completion_asked
 from optimizer.serving.text.openai_said import Chat, Completions
@@ -20,14 +19,14 @@ __all__ = ["ROUTES"]
 
 async def _completions(call: Call) -> Response:
     body = await call.json()
-    writer = writer_of(call, Fields(body).text("model"))
+    writer = writer_of(call, body)
     asked = completion_asked(body, _screen(call))
     return await answer(call, writer, asked, Completions(asked, writer.name, writer.fingerprint))
 
 
 async def _chat(call: Call) -> Response:
     body = await call.json()
-    writer = writer_of(call, Fields(body).text("model"))
+    writer = writer_of(call, body)
     asked = chat_asked(body, _screen(call))
     return await answer(call, writer, asked, Chat(asked, writer.name, writer.fingerprint))
 

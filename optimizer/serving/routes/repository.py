@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from optimizer.serving.answers import json_answer
+from optimizer.serving.answers import json_answer, parsed
 from optimizer.serving.call import Call
 from optimizer.serving.route import Route, Scope
 
@@ -16,7 +16,7 @@ __all__ = ["ROUTES"]
 
 async def _index(call: Call) -> Response:
     asked = await call.body()
-    ready_only = bool(asked) and (await call.json()).get("ready") is True
+    ready_only = bool(asked) and parsed(asked).get("ready") is True
     return json_answer(
         [
             {"name": served.name, "version": served.version, "state": served.phase, "reason": served.reason}

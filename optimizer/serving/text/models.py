@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from optimizer.generating.tokens import TextTokenizer
+from optimizer.serving.asking import named_model
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem
 from optimizer.serving.served import Served
@@ -15,7 +17,7 @@ from optimizer.serving.text.writers import Writer
 if TYPE_CHECKING:
     from optimizer.serving.call import Call
 
-__all__ = ["only_writer", "writer_for", "writer_of"]
+__all__ = ["writer_for", "writer_of"]
 
 
 def writer_for(served: Served, settings: Settings, metrics: Metrics) -> Writer:
@@ -31,27 +33,13 @@ def writer_for(served: Served, settings: Settings, metrics: Metrics) -> Writer:
     return Writer(served.name, served.version, served.ref, served.generator, tokenizer, most, observer)
 
 
-def writer_of(call: Call, name: str | None = None, version: str = "") -> Writer:
-    """What writes for a model: the one in the path, or a name.
+def writer_of(call: Call, document: Mapping[str, Any] | None = None) -> Writer:
+    """What writes for the model that a body names, or the only one that writes; without a body, the one in the path.
 
     Raises:
-        Problem: 404: there is no such model; 503: it is not ready; 400: it writes no text.
+        Problem: 404: there is no such model; 503: it is not ready; 400: it writes no text, or which is meant?
     """
-    served = call.served(name, version)
+    served = call.served() if document is None else named_model(call, document, ("text-generation",))
     if served.writer is None:
-        raise Problem(400, f"the model {served.name} writes no text: it is for {served.task}", param="model")
+        raise Problem(400, f"{served.name} is a model for {served.task}, and writes no text", param="model")
     return served.writer
-
-
-def only_writer(call: Call) -> Writer:
-    """The model that is meant where none is named: the only one that writes.
-
-    Raises:
-        Problem: 404: none does; 400: several do.
-    """
-    names = sorted({served.name for served in call.state.models if served.writer is not None})
-    if not names:
-        raise Problem(404, "no model of this server writes text", code="model_not_found")
-    if len(names) > 1:
-        raise Problem(400, f"several models write text: say which as model ({', '.join(names)})", param="model")
-    return writer_of(call, names[0])

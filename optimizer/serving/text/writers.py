@@ -215,8 +215,8 @@ class Writer:
 
 
 def _busy(message: str, seconds: float, reason: str) -> Problem:
-    after = max(1, math.ceil(seconds))
-    return Problem(429, message, {"Retry-After": str(after)}, code="overloaded", reason=reason)
+    headers = {"Retry-After": str(max(1, math.ceil(seconds))), "Retry-After-Ms": str(max(1, math.ceil(seconds * 1000)))}
+    return Problem(429, message, headers, code="overloaded", reason=reason)
 
 
 def _mean(before: float | None, new: float) -> float:

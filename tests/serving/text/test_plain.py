@@ -94,7 +94,7 @@ def test_v2_generate(text_server: str) -> None:
     [
         ("generate", {"prompt": "def "}, 400, "broken, llama, plain"),  # which of them?
         ("generate", {"model": "nobody", "prompt": "def "}, 404, "nobody"),
-        ("generate", {"model": "classes", "prompt": "def "}, 400, "writes no text"),
+        ("generate", {"model": "classes", "prompt": "def "}, 400, "is a model for"),
         ("generate", {"model": "llama"}, 400, "prompt"),
         ("generate", {"model": "llama", "prompt": ""}, 400, "prompt"),
         ("generate", {"model": "llama", "prompt": 5}, 400, "prompt"),
@@ -108,7 +108,7 @@ def test_v2_generate(text_server: str) -> None:
         ("v2/models/nobody/generate", {"text_input": "a"}, 404, "nobody"),
         ("v2/models/llama/versions/9/generate", {"text_input": "a"}, 404, "9"),
         ("v2/models/llama/generate", {"prompt": "a"}, 400, "prompt"),
-        ("v2/models/classes/generate", {"text_input": "a"}, 400, "writes no text"),
+        ("v2/models/classes/generate", {"text_input": "a"}, 400, "is a model for"),
         ("v2/models/llama/generate", {}, 400, "text_input"),
         ("v2/models/llama/generate", {"text_input": ["a"]}, 400, "text_input"),
         ("v2/models/llama/generate", {"text_input": "a", "id": 5}, 400, "id"),
