@@ -77,8 +77,9 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
     """A page, once it is loaded; the browser's own files go into a folder."""
     assert CHROMIUM is not None
     browser = await asyncio.create_subprocess_exec(
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
-        "--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank",
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={folder}",
+        "about:blank",
         stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from optimizer.generating.tokens import TextTokenizer
@@ -33,7 +32,7 @@ def writer_for(served: Served, settings: Settings, metrics: Metrics) -> Writer:
     return Writer(served.name, served.version, served.ref, served.generator, tokenizer, most, observer)
 
 
-def writer_of(call: Call, document: Mapping[str, Any] | None = None) -> Writer:
+def writer_of(call: Call, document: dict[str, Any] | None = None) -> Writer:
     """What writes for the model that a body names, or the only one that writes; without a body, the one in the path.
 
     Raises:
