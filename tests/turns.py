@@ -26,6 +26,7 @@ ALONE = (
     "house/test_docs_blocks",
     "house/test_imports",
     "search/",
+    "serving/test_ending",
     "test_kill",
     "test_loadgen",
     "test_peers",

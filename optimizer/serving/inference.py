@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-__all__ = ["HEADER_LENGTH", "Asked", "encoded", "parse", "parse_raw"]
+__all__ = ["HEADER_LENGTH", "Asked", "decoded", "encoded", "parse", "parse_raw", "written"]
 
 #: The header that says how many bytes of a body are JSON.
 HEADER_LENGTH = "inference-header-content-length"
@@ -152,6 +152,36 @@ def encoded(asked: Asked, answers: Mapping[str, Array], model: str, version: str
         return head, {"content-type": "application/json"}
     headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return b"".join((head, *blobs)), headers
+
+
+def written(feeds: Mapping[str, Array]) -> tuple[bytes, str]:
+    """The body that a client sends for these arrays, all of them and the answers as bytes, and its header length."""
+    import orjson
+
+    blobs = {name: to_bytes(array) for name, array in feeds.items()}
+    inputs = [
+        {
+            "name": name,
+            "shape": array.shape,
+            "datatype": datatype(array.dtype.name),
+            "parameters": {"binary_data_size": len(blobs[name])},
+        }
+        for name, array in feeds.items()
+    ]
+    head = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    return b"".join((head, *blobs.values())), str(len(head))
+
+
+def decoded(body: bytes, headers: Mapping[str, str]) -> dict[str, Array]:
+    """What a client reads out of the answer to :func:`written`."""
+    length = int(headers[HEADER_LENGTH])
+    blobs = memoryview(body)[length:]
+    found: dict[str, Array] = {}
+    for tensor in parsed(body[:length])["outputs"]:
+        size = tensor["parameters"]["binary_data_size"]
+        found[tensor["name"]] = from_bytes(blobs[:size], tensor["datatype"], tuple(tensor["shape"]), tensor["name"])
+        blobs = blobs[size:]
+    return found
 
 
 def _header_length(said: str | None, size: int) -> int:

@@ -1,8 +1,9 @@
 """A model proves itself before it is ready: its golden inputs go through its queue, and the answers are compared.
 
-Three ways: all rows in one request, each row in a request of its own, one after the other, and those requests all at
-once, at their different lengths. Every way is held to the tolerance of the artifact's number format, as ``verify`` has
-it. What fails only together is served without sharing runs: first without padding, then not joined at all.
+They are written and read as V2's binary bodies, as a client's are; only the socket is left out. Three ways: all rows in
+one request, each row in a request of its own, one after the other, and those requests all at once, at their different
+lengths. Every way is held to the tolerance of the artifact's number format, as ``verify`` has it. What answers wrong in
+rows of its own is served without sharing runs: first without padding, then not joined at all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from optimizer.data.golden import Golden
 from optimizer.errors import GateFailed
 from optimizer.evaluate.golden import GoldenSession
 from optimizer.evaluate.parity import TOLERANCES, Case, Inputs, Tolerance, compare, judge
+from optimizer.serving.inference import decoded, encoded, parse, written
 from optimizer.serving.problems import Problem
 from optimizer.serving.served import Served
 from optimizer.task import get_task
@@ -101,9 +103,14 @@ class _Way:
         """Answers to requests that enter the queue at once."""
 
         async def asked() -> list[dict[str, Any]]:
-            assert self._served.batcher is not None
-            tickets = self._served.batcher.submit_all(requests)
-            return list(await asyncio.gather(*(ticket.answer for ticket in tickets)))
+            served, batcher = self._served, self._served.batcher
+            assert batcher is not None
+            limits = served.model.get("limits") or {}
+            read = [parse(*written(feeds), served.inputs, served.outputs, limits) for feeds in requests]
+            tickets = batcher.submit_all([request.feeds for request in read])
+            outputs = await asyncio.gather(*(ticket.answer for ticket in tickets))
+            answers = zip(read, outputs, strict=True)
+            return [decoded(*encoded(request, output, served.name, served.version)) for request, output in answers]
 
         try:
             return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,13 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
     """The outputs of every ticket, in their order; a client that hangs up, or one that fails, takes all of them out.
 
     Raises:
-        Problem: what the first that failed met; 499: the client hung up.
+        Problem: what the first that failed met; 499: the client hung up; 504: their time is over.
     """
     everything: asyncio.Future[Any] = tickets[0].answer
     if len(tickets) > 1:
         everything = asyncio.gather(*(ticket.answer for ticket in tickets))
     try:
-        found = await _or_hung_up(call, everything)
+        found = await _in_time(call, everything, min(ticket.deadline for ticket in tickets))
     finally:
         for ticket in tickets:
             if not ticket.answer.done():
@@ -62,23 +63,34 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
     return found if len(tickets) > 1 else [found]
 
 
-async def _or_hung_up(call: Call, everything: asyncio.Future[Any]) -> Any:
-    """The answer, or :class:`Problem` 499 when the client goes away before it."""
+async def _in_time(call: Call, everything: asyncio.Future[Any], end: float) -> Any:
+    """The answer; :class:`Problem` 499 when the client goes away before it, 504 when its time is over."""
+    loop = asyncio.get_running_loop()
     listening: list[asyncio.Task[None]] = []
+    why: list[Problem] = []
+
+    def give_up(problem: Problem) -> None:
+        why.append(problem)
+        everything.cancel()
+
+    def heard(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and not everything.done():
+            give_up(Problem(499, "the client hung up", reason="disconnected"))
 
     def listen() -> None:
-        task = asyncio.ensure_future(call.hung_up())
-        task.add_done_callback(lambda done: done.cancelled() or everything.cancel())
-        listening.append(task)
+        listening.append(asyncio.ensure_future(call.hung_up()))
+        listening[0].add_done_callback(heard)
 
-    later = asyncio.get_running_loop().call_later(_LISTEN_AFTER, listen)
+    timers = [loop.call_later(_LISTEN_AFTER, listen)]
+    if end < math.inf:
+        late = Problem(504, "its time was over before it was answered", reason="late")
+        timers.append(loop.call_later(end - time.perf_counter(), give_up, late))
     try:
         return await everything
     except asyncio.CancelledError:
-        if listening and listening[0].done():
-            raise Problem(499, "the client hung up", reason="disconnected") from None
+        if why:
+            raise why[0] from None
         raise
     finally:
-        later.cancel()
-        for task in listening:
-            task.cancel()
+        for each in (*timers, *listening):
+            each.cancel()

@@ -50,7 +50,7 @@ def test_sigterm_is_503_at_once_and_loses_nothing(tmp_path: Path) -> None:
         thread.start()
     time.sleep(0.3)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
+    time.sleep(0.05)
     probe = http.client.HTTPConnection(server.address, timeout=5)
     probe.request("GET", "/v2/health/ready")
     response = probe.getresponse()

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import artifacts
 
+pytest.importorskip("prometheus_client")
+
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem

@@ -357,6 +357,22 @@ def test_a_client_that_hangs_up_leaves_the_queue(server: Process) -> None:
     assert 'ml_requests_cancelled_total{model="slow",reason="disconnected",version="1"} 1.0' in text
 
 
+def test_a_request_that_takes_too_long_is_504(server: Process) -> None:
+    status, answer, _ = ask(server, "POST", "/v2/models/slow/infer", {**slow(), "parameters": {"timeout": 50_000}})
+    assert status in (429, 504)  # by now it may be known how long a run takes
+    assert "time" in answer["error"]
+
+
+def test_a_body_that_is_cut_short_disturbs_nobody(server: Process) -> None:
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port))) as gone:
+        head = "POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nX-Request-Id: cut\r\nContent-Length: 500\r\n\r\n{"
+        gone.sendall(head.encode())
+        time.sleep(0.05)
+    assert eventually(lambda: [e for e in server.log if e["id"] == "cut"])[0]["status"] == 499
+    assert ask(server, "POST", "/v2/models/slow/infer", slow())[0] == 200
+
+
 # ---------------------------------------------------------------- tasks
 
 
