@@ -63,8 +63,9 @@ def pages() -> Iterator[tuple[Path, str]]:
         yield ROOT / "docs" / "cli" / f"{check.name}.md", "\n".join(body)
         index.append(f"| [`{words}`]({check.name}.md) | {check.help} |")
     for name, text in _written_by_hand():
-        yield ROOT / "docs" / "cli" / f"{name}.md", text
-        index.append(f"| [`{name}`]({name}.md) | {text.splitlines()[2]} |")
+        page = name.replace(" ", "-")
+        yield ROOT / "docs" / "cli" / f"{page}.md", text
+        index.append(f"| [`{name}`]({page}.md) | {text.splitlines()[2]} |")
     index += ["", _COMMON, _EXIT_CODES]
     yield ROOT / "docs" / "cli" / "index.md", "\n".join(index)
     yield ROOT / "optimizer" / "__init__.pyi", _stub()
@@ -173,8 +174,9 @@ def _written_by_hand() -> Iterator[tuple[str, str]]:
     """Pages of the commands that are neither a stage nor a check, from the command line's own parser."""
     root = typer.main.get_command(build_app())
     made = {name for s in stages.discover().values() for name in (s.words[0], *s.aliases)} | set(checks.discover())
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
-        if name in made or command.hidden:
+    for words, command in _commands(root, ()):
+        name = " ".join(words)
+        if words[0] in made or command.hidden:
             continue
         arguments, options = [], []
         for parameter in command.params:
@@ -187,6 +189,15 @@ def _written_by_hand() -> Iterator[tuple[str, str]]:
         if options:
             lines += ["## Options", "", *_rows([(", ".join(o.opts), o.help or "") for o in options]), ""]
         yield name, "\n".join([*lines, _COMMON])
+
+
+def _commands(group: typing.Any, before: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], typing.Any]]:
+    """Every command below a group, with the words that it is typed by."""
+    for name, command in group.commands.items():
+        if getattr(command, "commands", None):
+            yield from _commands(command, (*before, name))
+        else:
+            yield (*before, name), command
 
 
 def _stub() -> str:

@@ -70,8 +70,14 @@ def fsync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file whole: a reader sees the old one or the new one, never half of either."""
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Replace a text file whole: a reader sees the old one or the new one, never half of either.
+
+    Args:
+        path: the file.
+        text: what it holds from now on.
+        mode: its permissions, e.g. ``0o600`` for what only its owner may read; those of any new file when left out.
+    """
     fd, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as handle:
@@ -79,9 +85,11 @@ def write_text(path: Path, text: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         # mkstemp makes files that only their owner reads; the store is readable like any other folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temp, 0o666 & ~umask)
+        if mode is None:
+            umask = os.umask(0)
+            os.umask(umask)
+            mode = 0o666 & ~umask
+        os.chmod(temp, mode)
         os.replace(temp, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -90,9 +98,9 @@ def write_text(path: Path, text: str) -> None:
     fsync_folder(path.parent)
 
 
-def write_json(path: Path, value: JSON) -> None:
+def write_json(path: Path, value: JSON, mode: int | None = None) -> None:
     """Replace a JSON file whole, as :func:`write_text` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode)
 
 
 def write_report(path: Path, value: JSON) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from optimizer import check as checks
 from optimizer import stage as stages
-from optimizer.cli import store_commands
+from optimizer.cli import key_commands, store_commands
 from optimizer.cli.generate import check_command, plain, stage_command
 from optimizer.cli.groups import CommandWithSubcommands
 from optimizer.cli.machine_commands import doctor
@@ -71,6 +71,7 @@ def build_app() -> typer.Typer:
     app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
     app.command("serve", rich_help_panel="Serve artifacts")(serve)
     store_commands.add(app)
+    key_commands.add(app, "Serve artifacts")
     app.command("doctor", rich_help_panel="This machine")(doctor)
     return app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,13 +22,15 @@ def _serve(**values: Any) -> int:
     One JSON line on stderr for each request; with --json one on stdout when every model is ready. SIGTERM or Ctrl-C
     end it: not ready at once, what is under way finishes.
     """
+    from optimizer.serving.config import guard_of, read_config
     from optimizer.serving.server import MODULES, serve
 
     outside = Common(values)
-    refs = values.pop("refs")
-    settings = Settings.from_mapping(typed_values(Settings, values), "serve")
+    refs, log = values.pop("refs"), _Log(outside)
+    config = read_config(values.pop("config"), typed_values(Settings, values))
     need_modules(MODULES, "serve")
-    serve(refs, settings, outside.store, _Log(outside))
+    guard = guard_of(config, lambda text: log({"event": "keys", "error": text}))
+    serve(refs, config.server, outside.store, log, guard)
     return 0
 
 
@@ -67,7 +70,9 @@ def _command() -> Any:
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         for name, (annotation, default) in COMMON.items()
     ]
-    return with_parameters(_serve, [refs, *option_parameters(Settings), *common])
+    file = typer.Option("--config", metavar="FILE", help="serve.toml: these settings, keys, rates and privacy.")
+    config = Parameter("config", Parameter.KEYWORD_ONLY, annotation=Annotated[Path | None, file], default=None)
+    return with_parameters(_serve, [refs, config, *option_parameters(Settings), *common])
 
 
 serve = _command()

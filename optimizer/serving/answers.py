@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from optimizer.serving.guard.depth import MOST, too_deep
 from optimizer.serving.problems import Problem
 from optimizer.types import JSON
 
@@ -32,6 +33,8 @@ def parsed(body: bytes | memoryview, what: str = "the body") -> dict[str, Any]:
     """
     import orjson
 
+    if too_deep(body):
+        raise Problem(400, f"{what} is nested too deeply; {MOST} levels are the most", reason="too_deep")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

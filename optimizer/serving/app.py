@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
 from optimizer.serving.call import Call
+from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.state import State
@@ -100,9 +101,7 @@ class Door:
         request, state = call.request, self._state
         try:
             client = request.client.host if request.client else ""
-            refused = await state.guard.admit(self.route.scope, request.headers, client)
-            if refused is not None:
-                raise refused
+            call.admitted = await state.guard.admit(self.route.scope, request.headers, client)
             return await self.route.endpoint(call)
         except Exception as error:
             problem = as_problem(error)
@@ -125,6 +124,7 @@ class Door:
         parts = [f"{part};dur={took * 1000:.3f}" for part, took in call.times.items()]
         timing = ", ".join([*parts, f"total;dur={seconds * 1000:.3f}"])
         found = [(b"x-request-id", call.id.encode()), (b"server-timing", timing.encode())]
+        found += [(name.lower().encode(), value.encode()) for name, value in call.admitted.headers.items()]
         if self._state.draining:  # the client shall take its next request elsewhere
             found.append((b"connection", b"close"))
         return found
@@ -144,6 +144,8 @@ class Door:
             "status": status,
             "ms": round(seconds * 1000, 3),
         }
+        if call.admitted.who not in (ANYBODY, STRANGER):
+            event["who"] = call.admitted.who.id
         if call.model:
             event |= {"model": call.model, "version": call.version}
         event |= {f"{part}_ms": round(took * 1000, 3) for part, took in call.times.items()}

@@ -119,8 +119,9 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
     call.times["tokenize"] = took = time.perf_counter() - start
     if served.metrics is not None:
         served.metrics.tokenize.observe(took)
-    tickets = served.batcher.submit_all(prepared, end)
-    outputs = await answers(call, tickets)
+    async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
+        tickets = served.batcher.submit_all(prepared, end)
+        outputs = await answers(call, tickets)
     if served.metrics is not None:
         for ticket in tickets:
             served.metrics.wait.observe(ticket.waited)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optimizer.serving.answers import parsed
+from optimizer.serving.guard.scopes import Admitted, Reservation, joined
 from optimizer.serving.problems import Problem
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Call:
         version: of the model.
         times: part → seconds, for ``Server-Timing`` and the log, in the order that they came.
         notes: more for the log (rows, tokens, why it was refused).
+        admitted: who asks, and what the answer says about rates.
     """
 
     request: Request
@@ -46,6 +48,7 @@ class Call:
     version: str = ""
     times: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    admitted: Admitted = field(default_factory=Admitted)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -99,6 +102,27 @@ class Call:
     async def json(self) -> dict[str, Any]:
         """The body as a JSON object; raises as :meth:`body` does, and 400 where it is none."""
         return parsed(await self.body())
+
+    @asynccontextmanager
+    async def spending(self, tokens: int) -> AsyncIterator[Reservation]:
+        """Take what the request may at most come to from the caller's budget of tokens while it is answered.
+
+        Whoever knows better in the end says so by ``settle``; a request that fails costs nothing.
+
+        Args:
+            tokens: those it brings, and those it may generate.
+
+        Raises:
+            Problem: 429 or 400 of the budget.
+        """
+        reserved = await self.state.guard.reserve(self.admitted.who, tokens)
+        if reserved.headers:
+            self.admitted = replace(self.admitted, headers=joined(self.admitted.headers, reserved.headers))
+        try:
+            yield reserved
+        except BaseException:
+            await reserved.settle(0)
+            raise
 
     async def hung_up(self) -> None:
         """Returns when the client goes away; the body must have been read."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import MissingPiece
 from optimizer.serving.app import build_app
+from optimizer.serving.guard.connection import bounded_protocol
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
@@ -126,7 +127,7 @@ def _server(state: State) -> uvicorn.Server:
 
     config = uvicorn.Config(
         build_app(state),
-        http="httptools",
+        http=bounded_protocol(),
         loop="uvloop",
         ws="none",
         lifespan="off",

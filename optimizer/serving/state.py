@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from optimizer.serving.guard.redaction import Redactor
+from optimizer.serving.guard.scopes import Admitted, Principal, Reservation
 from optimizer.serving.metrics import Metrics
-from optimizer.serving.problems import Problem
 from optimizer.serving.repository import Repository
 from optimizer.serving.route import Scope
 from optimizer.serving.settings import Settings
@@ -19,7 +20,7 @@ __all__ = ["Anybody", "Guard", "State"]
 class Guard(Protocol):
     """Who is let in."""
 
-    async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Problem | None:
+    async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Admitted:
         """Decide before anything of the body is read.
 
         Args:
@@ -28,7 +29,17 @@ class Guard(Protocol):
             client: its address; empty where there is none (a Unix socket).
 
         Returns:
-            None to let it in; else what it is answered (401, 403, 429).
+            who it is, and what its answer says beside the rest.
+
+        Raises:
+            Problem: what it is answered instead: 401, 403, 429, 503.
+        """
+
+    async def reserve(self, who: Principal, tokens: int) -> Reservation:
+        """Take the tokens that a request may at most come to from its caller's budget; settled when it is over.
+
+        Raises:
+            Problem: 429: so much is not left; 400: it is more than the whole budget.
         """
 
     def screen(self, text: str, model: str, param: str) -> str:
@@ -38,15 +49,24 @@ class Guard(Protocol):
             Problem: 400, naming ``param``: the model is not given such texts.
         """
 
+    def output(self, model: str) -> Redactor | None:
+        """What a text that the model writes goes through, piece by piece; None where it is left as it is."""
+
 
 class Anybody:
     """Lets everybody in and every text through."""
 
-    async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Problem | None:
-        return None
+    async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Admitted:
+        return Admitted()
+
+    async def reserve(self, who: Principal, tokens: int) -> Reservation:
+        return Reservation()
 
     def screen(self, text: str, model: str, param: str) -> str:
         return text
+
+    def output(self, model: str) -> Redactor | None:
+        return None
 
 
 def _no_log(event: Mapping[str, Any]) -> None:

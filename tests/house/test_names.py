@@ -54,7 +54,7 @@ def test_no_two_declarations_share_a_name_or_hide_a_module() -> None:
     commands = [tuple(s.words) for s in stage.discover().values()]
     commands += [(alias,) for s in stage.discover().values() for alias in s.aliases]
     commands += [(name,) for name in check.discover()]
-    commands += [(name,) for name in ("run", "ls", "show", "diff", "alias", "rm", "gc", "check", "doctor")]
+    commands += [(name,) for name in ("run", "ls", "show", "diff", "alias", "rm", "gc", "check", "doctor", "keys")]
     assert len(commands) == len(set(commands))
     # `optimizer.bench` could not be both the function and a package: whichever was imported last would win.
     modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}

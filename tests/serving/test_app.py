@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("starlette")
 
 from optimizer.serving.app import build_app, routes
+from optimizer.serving.guard.scopes import Admitted
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem
 from optimizer.serving.repository import Repository
@@ -59,9 +60,9 @@ class Nobody(Anybody):
     def __init__(self) -> None:
         self.asked: list[tuple[Scope, str]] = []
 
-    async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Problem | None:
+    async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Admitted:
         self.asked.append((scope, client))
-        return Problem(401, "who are you?", {"WWW-Authenticate": "Bearer"})
+        raise Problem(401, "who are you?", {"WWW-Authenticate": "Bearer"})
 
 
 def test_every_route_asks_its_scope_before_its_body_is_read(tmp_path: Path) -> None:

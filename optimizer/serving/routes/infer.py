@@ -36,8 +36,10 @@ async def _infer(call: Call) -> Response:
         else:
             asked = parse(body, length, served.inputs, served.outputs, limits)
         call.times["parse"] = time.perf_counter() - start
-        ticket = batcher.submit(asked.feeds, deadline(call, asked.timeout))
-        (outputs,) = await answers(call, [ticket])
+        ids = asked.feeds.get("input_ids")
+        async with call.spending(0 if ids is None else int(ids.size)):
+            ticket = batcher.submit(asked.feeds, deadline(call, asked.timeout))
+            (outputs,) = await answers(call, [ticket])
         start = time.perf_counter()
         content, headers = encoded(asked, outputs, served.name, served.version)
         call.times["serialize"] = time.perf_counter() - start

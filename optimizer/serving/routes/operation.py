@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
 from optimizer.serving.route import Route, Scope
+from optimizer.types import JSON
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -17,8 +18,11 @@ __all__ = ["ROUTES"]
 async def _health(call: Call) -> Response:
     state = call.state
     status = "draining" if state.draining else "ready" if state.ready else "loading"
-    models = [{"name": served.name, "version": served.version, "state": served.phase} for served in state.models]
-    return json_answer({"status": status, "models": models}, 200 if state.ready else 503)
+    answer: dict[str, JSON] = {"status": status}
+    # What a server with keys serves is not for everybody who can reach it.
+    if Scope.INFER in call.admitted.who.scopes:
+        answer["models"] = [{"name": s.name, "version": s.version, "state": s.phase} for s in state.models]
+    return json_answer(answer, 200 if state.ready else 503)
 
 
 async def _metrics(call: Call) -> Response:

@@ -129,7 +129,7 @@ ROUTES = (
     Route("/v2/health/ready", ("GET",), Scope.OPEN, _ready, "Whether every model is ready; 503 where not."),
     Route("/v2/models/stats", ("GET",), Scope.METRICS, _all_stats, "Counts and times of every model."),
     *(Route(path, ("GET",), Scope.INFER, _model, "Inputs and outputs of a model.") for path in _both("")),
-    *(Route(path, ("GET",), Scope.OPEN, _model_ready, "Whether a model is ready.") for path in _both("/ready")),
+    *(Route(path, ("GET",), Scope.INFER, _model_ready, "Whether a model is ready.") for path in _both("/ready")),
     *(Route(path, ("GET",), Scope.INFER, _config, "Triton's configuration of a model.") for path in _both("/config")),
     *(Route(path, ("GET",), Scope.METRICS, _stats, "Counts and times of a model.") for path in _both("/stats")),
 )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from optimizer.serving.call import Call
+    from optimizer.serving.guard.redaction import Redactor
+    from optimizer.serving.guard.scopes import Reservation
 
 __all__ = ["Work", "answer", "unless_gone"]
 
@@ -41,6 +43,8 @@ class Work:
         self._deadline = _seconds(call)
         self._began = time.perf_counter()
         self._places = contextlib.ExitStack()
+        self._budget = contextlib.AsyncExitStack()
+        self._reserved: Reservation | None = None
         self._prompts: list[list[int]] = []
         self._replies: list[Reply] = []
         self._said: AsyncGenerator[tuple[int, Said], None] | None = None
@@ -64,9 +68,18 @@ class Work:
         with _in_time():
             async with asyncio.timeout(wanted):
                 self._prompts = await self._writer.encode(asked)
-                self._replies = await self._writer.begin(asked, self._prompts, self._began)
+                most = self._writer.most_tokens(asked, self._prompts)
+                self._reserved = await self._budget.enter_async_context(self._call.spending(most))
+                self._replies = await self._writer.begin(asked, self._prompts, self._began, self._redactor)
                 self._said = _merged(self._replies)
                 self._first = await anext(self._said)
+
+    def _redactor(self) -> Redactor | None:
+        """What an answer goes through on its way out."""
+        made = self._call.state.guard.output(self._call.model)
+        if made is not None and self.asked.sampling.logprobs:
+            raise Problem(400, "logprobs are not told of texts that are redacted", param="logprobs")
+        return made
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as a stream. An error that comes in the middle of it is its last event."""
@@ -129,6 +142,13 @@ class Work:
             self._call.notes["prompt_tokens"] = sum(map(len, self._prompts))
             self._call.notes["tokens"] = sum(reply.tokens for reply in self._replies)
 
+    async def end(self) -> None:
+        """:meth:`close`, and pay for what was read and written."""
+        self.close()
+        if self._reserved is not None:
+            read = sum(map(len, self._prompts)) if self._replies else 0
+            await self._reserved.settle(read + sum(reply.tokens for reply in self._replies))
+
     def __del__(self) -> None:
         self.close()  # a response that was made and never sent
 
@@ -151,10 +171,12 @@ async def answer(call: Call, writer: Writer, asked: Asked, dialect: Dialect) -> 
     work = Work(call, writer, asked, dialect)
     try:
         if not asked.stream:
-            return json_answer(await unless_gone(call.hung_up(), _all_of(work)))
+            whole = await unless_gone(call.hung_up(), _all_of(work))
+            await work.end()
+            return json_answer(whole)
         await unless_gone(call.hung_up(), work.begin())
     except BaseException:
-        work.close()
+        await work.end()
         raise
     return _Events(work)  # what a response is to Starlette
 
@@ -182,7 +204,7 @@ class _Events:
         except Problem:  # nobody is there to be told
             self._work.hung_up()
         finally:
-            self._work.close()
+            await self._work.end()
 
     async def _speak(self, send: Any) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from optimizer.errors import MissingPiece
 from optimizer.generating.stops import Stops
@@ -13,7 +14,10 @@ from optimizer.generator import Finish, Generation, Piece
 from optimizer.serving.text.observer import Observer
 from optimizer.serving.text.pieces import Pieces
 
-__all__ = ["Reply", "Said", "Told"]
+if TYPE_CHECKING:
+    from optimizer.serving.guard.redaction import Redactor
+
+__all__ = ["Reply", "Said", "Text", "Told"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,49 @@ class Said:
     finish: Finish | None = None
 
 
+class Text:
+    """Tokens on their way to text that can be said: whole characters, no stop string, no personal data.
+
+    Args:
+        tokenizer: the model's.
+        prompt: tokens.
+        stop: strings that end it.
+        redactor: takes personal data out; None for none.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, prompt: Sequence[int], stop: Sequence[str], redactor: Redactor | None
+    ) -> None:
+        self._decoded = tokenizer.after(prompt)
+        self._stops, self._redactor = Stops(stop), redactor
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.stopped
+
+    def would(self, token: int) -> str:
+        """What a token would add."""
+        return self._decoded.would(token)
+
+    def add(self, token: int) -> tuple[str, str]:
+        """What a token adds, and what can be said of it and of those before."""
+        new = self._decoded.add((token,))
+        said = self._stops.add(new)
+        return new, said if self._redactor is None else self._redactor.feed(said)
+
+    def end(self) -> str:
+        """What was held back, when no more tokens come."""
+        said = "" if self.stopped else self._stops.add(self._decoded.end()) + self._stops.end()
+        return said if self._redactor is None else self._redactor.feed(said) + self._redactor.finish()
+
+
 class Reply:
     """One text that is being written, with what it came to when it is over.
 
     Args:
         generation: begun just now.
-        tokenizer: the model's.
-        prompt: tokens.
-        stop: strings that end it.
+        text: what its tokens become.
         begun: when it was asked for, by ``time.perf_counter()``.
         observer: is told of tokens and times.
 
@@ -63,18 +102,9 @@ class Reply:
         finish: why it ended; None while it has not.
     """
 
-    def __init__(
-        self,
-        generation: Generation,
-        tokenizer: TextTokenizer,
-        prompt: Sequence[int],
-        stop: Sequence[str],
-        begun: float,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, generation: Generation, text: Text, begun: float, observer: Observer) -> None:
         self._pieces = Pieces(generation)
-        self._decoded = tokenizer.after(prompt)
-        self._stops = Stops(stop)
+        self._text = text
         self._begun, self._last = begun, begun
         self._observer = observer
         self.text, self.tokens = "", 0
@@ -111,19 +141,17 @@ class Reply:
             self._observe(len(piece.tokens), piece.at)
             for place, token in enumerate(piece.tokens):
                 others = piece.top[place] if piece.top else ()
-                top = tuple((self._decoded.would(other), chance) for other, chance in others)
-                new = self._decoded.add((token,))
-                said += self._stops.add(new)
+                top = tuple((self._text.would(other), chance) for other, chance in others)
+                new, more = self._text.add(token)
+                said += more
                 if piece.logprobs:
                     told.append(Told(new, piece.logprobs[place], top))
             if piece.finish is Finish.CANCELLED:
                 raise MissingPiece("the server ended this text: it is shutting down, or unloads the model")
-            if piece.finish is not None and not self._stops.stopped:
-                said += self._stops.add(self._decoded.end()) + self._stops.end()
-                self.finish = piece.finish
-            if self._stops.stopped:
-                self.finish = Finish.STOP
-                break  # what the model wrote behind it is of no use, and is not counted
+            if piece.finish is not None or self._text.stopped:
+                said += self._text.end()
+                self.finish = Finish.STOP if self._text.stopped else piece.finish
+                break  # what the model wrote behind a stop string is of no use, and is not counted
         self.text += said
         self.told += told
         return Said(said, tuple(told), self.finish)

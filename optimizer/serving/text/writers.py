@@ -6,8 +6,9 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from optimizer.digest import digest_json
 from optimizer.errors import BadInput
@@ -16,7 +17,10 @@ from optimizer.generator import Generator
 from optimizer.serving.problems import Problem
 from optimizer.serving.text.asked import Asked
 from optimizer.serving.text.observer import Observer
-from optimizer.serving.text.replies import Reply
+from optimizer.serving.text.replies import Reply, Text
+
+if TYPE_CHECKING:
+    from optimizer.serving.guard.redaction import Redactor
 
 __all__ = ["Writer"]
 
@@ -178,8 +182,28 @@ class Writer:
                 code="context_length_exceeded",
             )
 
-    async def begin(self, asked: Asked, prompts: Sequence[Sequence[int]], begun: float) -> list[Reply]:
+    def most_tokens(self, asked: Asked, prompts: Sequence[Sequence[int]]) -> int:
+        """Tokens that a request may at most come to: those of its prompts once, and all that may be written."""
+        return sum(len(prompt) + asked.n * self._most_new(asked, prompt) for prompt in prompts)
+
+    def _most_new(self, asked: Asked, prompt: Sequence[int]) -> int:
+        room = self.generator.context - len(prompt)
+        return min(asked.max_tokens or asked.default_tokens or room, room)
+
+    async def begin(
+        self,
+        asked: Asked,
+        prompts: Sequence[Sequence[int]],
+        begun: float,
+        redactor: Callable[[], Redactor | None],
+    ) -> list[Reply]:
         """Begin all texts, those of the first prompt first.
+
+        Args:
+            asked: which texts.
+            prompts: tokens of each prompt.
+            begun: when it was asked for, by ``time.perf_counter()``.
+            redactor: makes for each text what takes personal data out of it; None where it is left as it is.
 
         Answers to one prompt have seeds that follow each other, so that the first is the one that is given alone.
 
@@ -190,20 +214,20 @@ class Writer:
         try:
             for prompt in prompts:
                 self.observer.prompt(len(prompt))
-                room = self.generator.context - len(prompt)
-                wanted = asked.max_tokens or asked.default_tokens or room
+                most = self._most_new(asked, prompt)
                 for number in range(asked.n):
-                    seed = asked.sampling.seed
+                    out, seed = redactor(), asked.sampling.seed
                     sampling = dataclasses.replace(
                         asked.sampling,
-                        max_tokens=min(wanted, room),
+                        max_tokens=most,
                         seed=None if seed is None else (seed + number) % 2**64,
                     )
                     if sampling.json_schema or sampling.regex:  # a grammar takes a while
                         generation = await asyncio.to_thread(self.generator.submit, prompt, sampling)
                     else:
                         generation = self.generator.submit(prompt, sampling)
-                    replies.append(Reply(generation, self.tokenizer, prompt, asked.stop, begun, self.observer))
+                    text = Text(self.tokenizer, prompt, asked.stop, out)
+                    replies.append(Reply(generation, text, begun, self.observer))
         except BaseException as error:
             for reply in replies:
                 reply.close()
