@@ -78,8 +78,8 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
     assert CHROMIUM is not None
     browser = await asyncio.create_subprocess_exec(
         CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={folder}",
-        "about:blank",
+        "--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0",
+        f"--user-data-dir={folder}", "about:blank",
         stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:

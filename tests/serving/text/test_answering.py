@@ -11,8 +11,13 @@ import pytest
 from scripted import Server, server, until, write
 
 from benchmarks.decoders import decoder
-from optimizer.errors import GateFailed
+from optimizer.errors import BadInput, GateFailed
+from optimizer.generating.tokens import TextTokenizer
 from optimizer.generator import Finish
+from optimizer.serving.guard.redaction import Redactor
+from optimizer.serving.guard.scopes import Principal, Reservation
+from optimizer.serving.problems import Problem
+from optimizer.serving.state import Anybody
 
 COMPLETIONS = "/v1/completions"
 BODY = {"model": "m", "prompt": "def read", "max_tokens": 8}
@@ -109,8 +114,6 @@ def test_how_long_to_wait_is_how_fast_places_become_free(folder: Path, monkeypat
         place = writer.places(1)
         place.__enter__()
         places.append(place)
-    from optimizer.serving.problems import Problem
-
     with pytest.raises(Problem) as caught, writer.places(3):
         pass
     assert caught.value.headers["Retry-After"] == "12"
@@ -256,8 +259,6 @@ def test_a_slow_reader_gets_all_of_it_in_fewer_parts(folder: Path) -> None:
         write(text, *tokens, finish=Finish.LENGTH)
         await asked.task
         said = "".join(part["choices"][0]["text"] for part in asked.parts()[:-1])
-        from optimizer.generating.tokens import TextTokenizer
-
         assert said == TextTokenizer(folder).decode(tokens)
         assert len(asked.parts()) < 20
 
@@ -265,9 +266,6 @@ def test_a_slow_reader_gets_all_of_it_in_fewer_parts(folder: Path) -> None:
 
 
 def test_a_screened_prompt_never_reaches_the_model(folder: Path) -> None:
-    from optimizer.serving.problems import Problem
-    from optimizer.serving.state import Anybody
-
     class Strict(Anybody):
         def screen(self, text: str, model: str, param: str) -> str:
             if "@" in text:
@@ -291,5 +289,90 @@ def test_a_screened_prompt_never_reaches_the_model(folder: Path) -> None:
             await asked.task
             assert asked.status == 400
         assert server.generator.texts == []
+
+    run(folder, test)
+
+
+class Budget(Anybody):
+    """Every caller has so many tokens; what is taken and given back is written down."""
+
+    def __init__(self, tokens: int) -> None:
+        self.left = tokens
+
+    async def reserve(self, who: Principal, tokens: int) -> Reservation:
+        if tokens > self.left:
+            raise Problem(429, "so many tokens are not left", {"Retry-After": "60"}, reason="tokens")
+        self.left -= tokens
+
+        async def correct(more: int) -> None:
+            self.left -= more
+
+        return Reservation(tokens, {"RateLimit": f'"tokens";r={self.left}'}, correct)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_paid_for_once_whatever_happens(folder: Path, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken at most, given back what was not used: at the end, at a hang-up, at a refusal of the model's."""
+
+    def refusing(*asked: Any) -> Any:
+        raise BadInput("the schema cannot be followed")
+
+    async def test(server: Server) -> None:
+        server.state.guard = budget = Budget(1000)
+        body = {**BODY, "stream": stream, "n": 2}
+        asked = server.ask(COMPLETIONS, body)
+        await server.begun(2)
+        read = 1000 - budget.left - 16
+        write(server.generator.texts[0], 40, 41, finish=Finish.STOP)
+        write(server.generator.texts[1], 40, finish=Finish.STOP)
+        await asked.task
+        assert "tokens" in asked.headers["ratelimit"]
+        assert budget.left == 1000 - read - 3
+        gone = server.ask(COMPLETIONS, body)
+        await server.begun(4)
+        write(server.generator.texts[2], 40, 41)
+        await until(lambda: gone.body or not stream)
+        await until(lambda: server.counted("ml_generated_tokens_total") == 5)
+        gone.hang_up.set()
+        await gone.task
+        assert budget.left == 1000 - 2 * read - 5
+        monkeypatch.setattr(server.generator, "submit", refusing)
+        refused = server.ask(COMPLETIONS, body)
+        await refused.task
+        monkeypatch.undo()
+        assert refused.status == 400
+        assert budget.left == 1000 - 2 * read - 5
+        large = server.ask(COMPLETIONS, {**body, "n": 100, "max_tokens": 100})
+        await large.task
+        assert (large.status, large.headers["retry-after"]) == (429, "60")
+        assert budget.left == 1000 - 2 * read - 5
+        assert idle(server)
+
+    run(folder, test, slots=4, max_queue=200)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_personal_data_that_a_model_writes_is_taken_out(folder: Path, stream: bool) -> None:
+    class Redacting(Anybody):
+        def output(self, model: str) -> Redactor | None:
+            return Redactor()
+
+    async def test(server: Server) -> None:
+        server.state.guard = Redacting()
+        tokenizer = TextTokenizer(folder)
+        text = " write to jo@example.org now"
+        asked = server.ask(COMPLETIONS, {**BODY, "max_tokens": 90, "stream": stream})
+        generation = await server.begun(1)
+        for token in tokenizer.encode(text, special=False):
+            write(generation, token)
+            await asyncio.sleep(0)
+        generation.end(Finish.STOP)
+        await asked.task
+        choices = [part["choices"][0] for part in asked.parts()[:-1]] if stream else asked.json()["choices"]
+        assert "".join(choice["text"] for choice in choices) == " write to [EMAIL] now"
+        assert b"example" not in asked.body
+        told = server.ask(COMPLETIONS, {**BODY, "logprobs": 1})
+        await told.task
+        assert (told.status, told.json()["error"]["param"]) == (400, "logprobs")
 
     run(folder, test)
