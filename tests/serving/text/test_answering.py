@@ -12,6 +12,7 @@ from scripted import Server, server, until, write
 
 from benchmarks.decoders import decoder
 from optimizer.errors import BadInput, GateFailed
+from optimizer.generating.chat import ChatTemplate
 from optimizer.generating.tokens import TextTokenizer
 from optimizer.generator import Finish
 from optimizer.serving.guard.redaction import Redactor
@@ -376,3 +377,30 @@ def test_personal_data_that_a_model_writes_is_taken_out(folder: Path, stream: bo
         assert (told.status, told.json()["error"]["param"]) == (400, "logprobs")
 
     run(folder, test)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions", "/v2/models/m/generate_stream"])
+def test_a_first_token_without_text_is_in_time_too(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the tokens of one character: the status goes out, and no text before the character is there."""
+    body = {"text_input": "def"} if path.startswith("/v2") else {**BODY, "stream": True}
+    if "chat" in path:
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    async def test(server: Server) -> None:
+        (writer,) = (served.writer for served in server.state.models)
+        assert writer is not None
+        chat = ChatTemplate("{{ messages[0].content }}", {}, folder)
+        monkeypatch.setattr(writer.tokenizer, "chat", chat)
+        first, *rest = TextTokenizer(folder).encode("é", special=False)
+        assert rest
+        asked = server.ask(path, body)
+        generation = await server.begun(1)
+        write(generation, first)
+        await until(lambda: asked.status == 200)
+        assert "é" not in asked.body.decode()
+        write(generation, *rest, finish=Finish.STOP)
+        await asked.task
+        assert asked.body.decode().count("é") == 1
+        assert "\ufffd" not in asked.body.decode()
+
+    run(folder, test, deadline=5.0)

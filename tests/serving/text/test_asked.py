@@ -24,8 +24,8 @@ READERS: dict[str, tuple[Callable[..., Asked], dict[str, Any]]] = {
 NAMES = [
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "n",
     "stream", "stream_options", "stop", "seed", "logprobs", "top_logprobs", "response_format", "regex", "echo",
-    "best_of", "suffix", "tools", "tool_choice", "logit_bias", "user", "id", "text_input", "parameters", "role", "content",
-    "type", "schema", "json_schema", "include_usage", "details", "text",
+    "best_of", "suffix", "tools", "tool_choice", "logit_bias", "user", "id", "text_input", "parameters", "role",
+    "content", "type", "schema", "json_schema", "include_usage", "details", "text",
 ]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=8),
