@@ -11,7 +11,7 @@ from benchmarks.decoders import decoder
 
 
 def build_llama(folder: Path) -> Path:
-    """The tiny Llama in fp32, as a generator's folder."""
+    """The tiny Llama in fp32, as a generator's folder: its graph is the builder's own, as others make it too."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     source, out, cache = str(decoder("llama", size="tiny")), folder / "llama", folder / "cache"

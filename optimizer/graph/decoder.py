@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import Damaged
 from optimizer.graph.facts import WEIGHTED_OPS, graph_facts
+from optimizer.graph.head import chooses_rows
 from optimizer.graph.io import MODEL_NAME, graphs, load
 from optimizer.types import JSON
 
@@ -45,7 +46,8 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
       ``tables``; products ``by_bits``;
     - ``float_products``: names of products whose weights stayed in float;
     - ``decoder``: ``layers``, ``heads``, ``kv_heads``, ``head_size``, ``context``, ``vocabulary``, ``type`` (as
-      ``genai_config.json`` has them), ``cache_bytes_per_token`` (keys and values of one token in all layers).
+      ``genai_config.json`` has them), ``cache_bytes_per_token`` (keys and values of one token in all layers),
+      ``last_logits`` (whether logits of the last token alone may be asked for).
     """
     model = load(folder / MODEL_NAME)
     facts = graph_facts(model)
@@ -63,6 +65,7 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
         "context": config["context_length"],
         "vocabulary": config["vocab_size"],
         "cache_bytes_per_token": _cache_bytes(model, decoder),
+        "last_logits": chooses_rows(model),
     }
     return facts
 

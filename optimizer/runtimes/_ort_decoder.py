@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
 from optimizer.generating.config import DecoderConfig
+from optimizer.graph.head import LOGITS_FROM
 from optimizer.runtimes._ort_errors import ort_errors
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ __all__ = ["Decoder", "open_session"]
 
 #: The first capacity of the caches, in tokens; it doubles when a text outgrows it.
 _CAPACITY = 256
+#: Tokens of a prompt that are read in one run: attention makes ``[heads, tokens, tokens so far]`` numbers of them.
+_READ_AT_ONCE = 512
 #: ONNX Runtime's element types: numpy's, and ONNX's number where numpy has none (bits are held instead).
 _ELEMENTS: dict[str, tuple[str, int]] = {
     "tensor(float)": ("float32", 1),
@@ -75,6 +78,7 @@ class Decoder:
         if unknown:
             raise BadInput(f"{config.file} has the input {sorted(unknown)[0]}, which no decoder here feeds")
         self._cache_type = self._type_of(names[self._past[0]])
+        self._last_alone = LOGITS_FROM in {one.name for one in session.get_overridable_initializers()}
         logits = {one.name: one.type for one in session.get_outputs()}.get(self._logits)
         if logits is None:
             raise BadInput(f"{config.file} has no output {self._logits}")
@@ -157,22 +161,32 @@ class Decoder:
 
     def read(self, row: int, prompt: NDArray[np.int64]) -> NDArray[np.float32]:
         """Read a prompt into a row, whatever was there; logits of what follows, ``[vocabulary]``."""
+        self._room(row + 1, prompt.size + 1)
+        for begin in range(0, prompt.size, _READ_AT_ONCE):
+            logits = self._read(row, prompt[begin : begin + _READ_AT_ONCE], begin)
+        return self._floats(logits)
+
+    def _read(self, row: int, tokens: NDArray[np.int64], begin: int) -> NDArray[Any]:
+        """Read tokens that follow ``begin`` others; logits of what follows them, ``[vocabulary]``."""
         import numpy as np
 
-        length = prompt.size
-        self._room(row + 1, length + 1)
+        feeds = self._feeds(tokens.reshape(1, -1), np.ones((1, begin + tokens.size), np.int64))
+        if self._last_alone:
+            feeds[LOGITS_FROM] = np.array([-1], np.int64)
         binding = self._session.io_binding()
-        feeds = self._feeds(prompt.reshape(1, -1), np.ones((1, length), np.int64))
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
+            # Bound by its memory: by its array only what must be fed can be bound, and LOGITS_FROM has a default.
+            binding.bind_input(name, "cpu", 0, np.int64, list(array.shape), array.ctypes.data)
         for past, present, buffer in zip(self._past, self._present, self._buffers, strict=True):
             self._bind(binding.bind_input, past, buffer[row : row + 1])
             self._bind(binding.bind_output, present, buffer[row : row + 1])
-        logits = np.empty((1, length, self._config.vocabulary), self._logits_type[0])
-        self._bind_logits(binding, logits)
+        rows = 1 if self._last_alone else tokens.size
+        logits = np.empty((rows, self._config.vocabulary), self._logits_type[0])
+        self._bind_logits(binding, logits.reshape(1, *logits.shape))
         with ort_errors(self._config.file, "cpu"):
             self._session.run_with_iobinding(binding)
-        return self._floats(logits[0, -1])
+        last: NDArray[Any] = logits[-1]
+        return last
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
         """One more token of each of the first rows.

@@ -25,7 +25,7 @@ __all__ = ["MODULES", "serve"]
 #: Imports without which nothing is served.
 MODULES = ("uvicorn", "httptools", "uvloop", "starlette", "orjson", "prometheus_client", "numpy")
 #: Seconds that the port stays open after SIGTERM, so that who balances the load sees the 503 before it meets no one.
-_LINGER = 0.5
+_LINGER = 1.0
 
 
 def serve(

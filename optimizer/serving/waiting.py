@@ -92,5 +92,7 @@ async def _in_time(call: Call, everything: asyncio.Future[Any], end: float) -> A
             raise why[0] from None
         raise
     finally:
-        for each in (*timers, *listening):
-            each.cancel()
+        for timer in timers:
+            timer.cancel()
+        for task in listening:
+            task.cancel()

@@ -126,6 +126,8 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     else:
         _traced(loaded, out, options, context, progress)
     config = read_genai_config(out)
+    if options.provider == "cpu":
+        _choose_rows(out, config["model"]["decoder"]["outputs"])
     config["model"]["context_length"] = config["search"]["max_length"] = context
     (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     has_template = copy_text_files(tokenizer, source.path, out)
@@ -137,6 +139,18 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
         facts["parity"] = parity(out, golden)
         warnings += _judged(facts["parity"], options, golden)
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
+
+
+def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:
+    """Let the file's readers ask for logits of the last token alone; weights that lie beside it stay untouched."""
+    import onnx_ir
+
+    from optimizer.graph.head import choose_rows
+    from optimizer.graph.io import MODEL_NAME
+
+    model = onnx_ir.load(str(out / MODEL_NAME))
+    if choose_rows(model, outputs.get("logits", "logits")):
+        onnx_ir.save(model, str(out / MODEL_NAME))
 
 
 def _traced(loaded: LoadedModel, out: Path, options: ExportGenai, context: int, progress: Progress) -> None:
@@ -332,7 +346,7 @@ STAGE = Stage(
     run=_run,
     variant=_variant,
     verify=_verify,
-    version=1,
+    version=2,  # 2: logits of the last token alone may be asked for
     needs=("torch", "transformers", "onnxruntime-genai", "onnxruntime", "onnx", "onnx-ir", "onnxscript"),
     modules=("torch", "transformers", "onnx", "onnx_ir", "onnxruntime"),
 )

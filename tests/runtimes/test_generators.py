@@ -16,6 +16,7 @@ from generators import greedy, prompts, reference
 from scipy import stats
 
 from optimizer.errors import BadInput, MissingPiece, UnknownName
+from optimizer.generating.stream import Stream
 from optimizer.generator import (
     Finish,
     Generation,
@@ -111,14 +112,22 @@ def test_the_last_piece_says_why(generator: Generator) -> None:
     assert pieces[-1].finish is Finish.STOP
 
 
-def test_more_cancelled_than_rows_and_then_another_one(generator: Generator) -> None:
+def test_more_cancelled_than_rows_and_then_another_one(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompts(1)[0]
     wanted = tokens(generator.submit(prompt, Sampling(max_tokens=10)))
+    put, go_on = Stream.put, threading.Event()
+
+    def put_and_wait(stream: Stream, piece: Piece) -> None:
+        put(stream, piece)
+        go_on.wait(60)  # so that none is over before it is cancelled, however busy the machine
+
+    monkeypatch.setattr(Stream, "put", put_and_wait)
     begun = [generator.submit(prompt, Sampling(max_tokens=120)) for _ in range(2 * generator.facts["slots"] + 1)]
     next(iter(begun[0]))
     for generation in begun:
         generation.cancel()
         generation.cancel()
+    go_on.set()
     assert tokens(generator.submit(prompt, Sampling(max_tokens=10))) == wanted
     for generation in begun:
         pieces = list(generation)

@@ -171,7 +171,7 @@ def test_no_body_makes_it_fail(tmp_path: Path) -> None:
     loop.run_until_complete(state.models.start([f"fake:{tmp_path / 'fake.json'}"]))
 
     @given(paths, bodies, lengths, st.sampled_from([b"", b"gzip", b"deflate"]))
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=250, deadline=None)
     def fuzz(path: str, body: bytes, length: str | None, encoding: bytes) -> None:
         headers = [(b"content-encoding", encoding)] if encoding else []
         if length is not None:

@@ -48,7 +48,8 @@ def test_sigterm_is_503_at_once_and_loses_nothing(tmp_path: Path) -> None:
     threads = [threading.Thread(target=ask, args=(place,)) for place in range(6)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    while min(answered) < 3:
+        time.sleep(0.01)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     probe = http.client.HTTPConnection(server.address, timeout=5)
@@ -59,7 +60,6 @@ def test_sigterm_is_503_at_once_and_loses_nothing(tmp_path: Path) -> None:
         thread.join(20)
     assert server.process.wait(20) == 0
     assert asked == answered
-    assert min(answered) > 2
     assert statuses == {200}
 
 

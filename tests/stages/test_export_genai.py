@@ -142,6 +142,7 @@ def test_its_manifest_says_what_it_is(family: str, shared: Store) -> None:
         "context": 128,
         "vocabulary": 512,
         "cache_bytes_per_token": 2 * 2 * kv_heads * 16 * 4,
+        "last_logits": True,
     }
     assert facts["parity"]["max_abs"] <= 1e-3
     assert facts["parity"]["top1"] == 1.0
