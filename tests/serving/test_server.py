@@ -364,8 +364,8 @@ def test_a_request_that_takes_too_long_is_504(server: Process) -> None:
 def test_a_body_that_is_cut_short_disturbs_nobody(server: Process) -> None:
     host, port = server.address.split(":")
     with socket.create_connection((host, int(port))) as gone:
-        head = "POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nX-Request-Id: cut\r\nContent-Length: 500\r\n\r\n{"
-        gone.sendall(head.encode())
+        head = "POST /v2/models/slow/infer HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: cut\r\n"
+        gone.sendall(f"{head}Content-Length: 500\r\n\r\n{{".encode())
         time.sleep(0.05)
     assert eventually(lambda: [e for e in server.log if e["id"] == "cut"])[0]["status"] == 499
     assert ask(server, "POST", "/v2/models/slow/infer", slow())[0] == 200

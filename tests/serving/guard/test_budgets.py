@@ -95,7 +95,7 @@ def test_no_double_burst_where_two_windows_meet(clock: Clock) -> None:
     run(work)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, 6)), min_size=1, max_size=12), st.integers(1, 9))
 def test_retry_after_is_kept(steps: list[tuple[float, int]], amount: int) -> None:
     """Whatever came before: who waits as long as it is told is let in."""

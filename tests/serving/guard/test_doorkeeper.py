@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jwt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from optimizer.errors import BadInput, Damaged
@@ -198,9 +200,9 @@ def test_what_cannot_be_started(file: KeyFile, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no keys") as found:
         Doorkeeper(AuthSettings(keys=tmp_path / "none.json"))
     assert "ml-opt keys create --file" in found.value.hint
-    for settings in ({"rate": "lots"}, {"tokens": "0/day"}):
+    for wrong in ({"rate": "lots"}, {"tokens": "0/day"}):
         with pytest.raises(BadInput, match="auth"):
-            AuthSettings(**settings)
+            AuthSettings(**wrong)
     file.create(rate=Rate.parse("5/minute"))
     with pytest.raises(BadInput, match="2 workers"):
         Doorkeeper(workers=2)
@@ -257,6 +259,34 @@ def test_tokens_beside_keys(file: KeyFile, tmp_path: Path) -> None:
     assert admit(door, authorization=f"Bearer {token(sub='key:abc')}").who.id == "jwt:key:abc"
     secret.write_text("short")
     refused(door, 503, authorization=f"Bearer {token()}")
+
+
+ODD = ["Bearer ", "Bearer mlo_", "Bearer a.b.c", "http://[", "localhost:x", "//@:"]
+HEADERS = st.dictionaries(
+    st.sampled_from(["authorization", "x-api-key", "host", "origin", "sec-fetch-site", "forwarded", "cookie"]),
+    st.text(max_size=60) | st.sampled_from(ODD),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(HEADERS, st.sampled_from(list(Scope)), st.booleans())
+def test_whatever_the_headers_hold_they_are_refused_in_order(
+    tmp_path_factory: pytest.TempPathFactory, headers: dict[str, str], scope: Scope, keyed: bool
+) -> None:
+    """Any headers end in a place or in a Problem below 500, and with keys never in a place."""
+    path = tmp_path_factory.getbasetemp() / f"fuzz-{keyed}.json"
+    if keyed and not path.exists():
+        KeyFile(path).create(scopes=["infer", "admin", "metrics"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ML_OPT_KEYS", str(path))
+        door = Doorkeeper()
+    try:
+        let_in = asyncio.run(door.admit(scope, headers, ""))
+    except Problem as problem:
+        assert problem.status in (401, 403)
+        assert scope is not Scope.OPEN
+    else:
+        assert scope is Scope.OPEN or (not keyed and let_in.who.id == "anybody")
 
 
 def test_nothing_of_a_credential_is_said(file: KeyFile) -> None:
