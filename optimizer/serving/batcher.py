@@ -196,9 +196,10 @@ class Batcher:
             self._changed.notify()
         self._deliver([(ticket, Problem(503, "the model is being unloaded", reason="unloading")) for ticket in left])
 
-    def join(self) -> None:
-        """Wait until the thread has ended; call it from another thread than the event loop's."""
-        self._thread.join()
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait until the thread has ended, or so long; whether it has. For another thread than the event loop's."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _deliver(self, outcomes: list[tuple[Ticket, Any]], run: Run | None = None) -> None:
         if run is not None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Phase", "Served", "opened"]
 
+_LAST_RUN_S = 3.0
+
 
 class Phase(StrEnum):
     """Where a model is; the words are those of Triton's repository index."""
@@ -115,9 +117,9 @@ class Served:
             raise Problem(503, f"model {self.name} is not ready ({self.phase.lower()}){why}", reason="not_ready")
 
     def close(self) -> None:
-        """Give everything back; blocks until the last run is over."""
-        if self.batcher is not None:
-            self.batcher.join()
+        """Give everything back; blocks until the last run is over, but no longer than a few seconds."""
+        if self.batcher is not None and not self.batcher.join(_LAST_RUN_S):
+            return  # a run that hangs must not hold the server's end up; what it uses goes with it
         if self.prepare is not None:
             self.prepare.shutdown()
         for runs in (self.session, self.generator):

@@ -134,7 +134,7 @@ def _server(state: State) -> uvicorn.Server:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=max(1, int(state.settings.grace)),
+        timeout_graceful_shutdown=1,  # what was under way had its time before (_drained)
         backlog=2048,
     )
     server = uvicorn.Server(config)

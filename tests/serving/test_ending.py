@@ -63,6 +63,17 @@ def test_sigterm_is_503_at_once_and_loses_nothing(tmp_path: Path) -> None:
     assert statuses == {200}
 
 
+def test_a_model_that_hangs_does_not_hold_the_end_up(tmp_path: Path) -> None:
+    planted = tmp_path / "stuck.json"
+    planted.write_text(json.dumps({"hang_after": 0}))
+    server = Process([f"fake:{planted}", "--grace", "200ms", "--quiet"])
+    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection.request("POST", "/v2/models/stuck/infer", BODY)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    assert connection.getresponse().status == 500
+
+
 @pytest.mark.parametrize(("damage", "code", "word"), [(None, 4, "cannot listen"), ("bytes", 5, "is damaged")])
 def test_what_cannot_be_served_ends_with_its_code(tmp_path: Path, damage: str | None, code: int, word: str) -> None:
     import socket
