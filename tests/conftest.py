@@ -47,9 +47,13 @@ def small_roofs() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is kept for this machine lies in a folder of the tests, so that `gc` clears nothing of the user's."""
+    """What is kept for this machine lies in a folder of the tests, so that `gc` clears nothing of the user's.
+
+    And the user's keys close no server of the tests.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ML_OPT_KEYS", str(tmp_path_factory.mktemp("keys") / "keys.json"))
         yield
 
 

@@ -28,6 +28,8 @@ __all__ = ["Door", "build_app", "routes"]
 
 #: A client's own request id, as it may stand in a header and a log.
 _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
+#: A browser shall take nothing for another type than it has, and show no page of ours inside another.
+_BROWSERS = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"))
 #: The status of a request whose client went away; nobody is sent it (nginx' number).
 _HUNG_UP = 499
 
@@ -123,7 +125,7 @@ class Door:
     def _headers(self, call: Call, seconds: float) -> list[tuple[bytes, bytes]]:
         parts = [f"{part};dur={took * 1000:.3f}" for part, took in call.times.items()]
         timing = ", ".join([*parts, f"total;dur={seconds * 1000:.3f}"])
-        found = [(b"x-request-id", call.id.encode()), (b"server-timing", timing.encode())]
+        found = [(b"x-request-id", call.id.encode()), (b"server-timing", timing.encode()), *_BROWSERS]
         found += [(name.lower().encode(), value.encode()) for name, value in call.admitted.headers.items()]
         if self._state.draining:  # the client shall take its next request elsewhere
             found.append((b"connection", b"close"))

@@ -8,6 +8,8 @@ rebinding, a proxy that forwards for others), are refused.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import ipaddress
 import os
@@ -30,6 +32,9 @@ from optimizer.serving.route import Scope
 __all__ = ["AuthSettings", "Doorkeeper", "check_address", "is_loopback"]
 
 _LONGEST = 16384
+_WATCHED = frozenset(
+    (b"authorization", b"x-api-key", b"host", b"origin", b"sec-fetch-site", b"forwarded", b"x-forwarded-for")
+)
 
 
 class AuthSettings(Options):
@@ -122,6 +127,7 @@ class Doorkeeper:
         self._jwt = JwtVerifier(jwt) if jwt is not None else None
         self._rate = Rate.parse(self.settings.rate) if self.settings.rate else None
         self._tokens = Rate.parse(self.settings.tokens) if self.settings.tokens else None
+        self._hosts = frozenset(host.lower() for host in self.settings.hosts)
         held = self._keys.now()
         if self.settings.keys is not None and not held.keys:
             raise BadInput(
@@ -155,8 +161,10 @@ class Doorkeeper:
             Problem: 401 who asks is not known; 403 it may not do this; 429 too often; 503 that cannot be told now.
         """
         if scope is Scope.OPEN:
+            with contextlib.suppress(MlOptError, OSError):
+                self._keys.now()  # says whether there are any by now; what is wrong with them is for other routes
             return Admitted(STRANGER if self.configured else ANYBODY)
-        who = self._caller(headers)
+        who = self._caller(_watched(headers))
         if scope not in who.scopes:
             may = ", ".join(sorted(who.scopes)) or "nothing here"
             challenge = f'Bearer realm="ml-opt", error="insufficient_scope", scope="{scope}"'
@@ -180,7 +188,7 @@ class Doorkeeper:
             self._budgets = Budgets(self.settings.redis, workers=self._workers)
         return self._budgets
 
-    def _caller(self, headers: Mapping[str, str]) -> Principal:
+    def _caller(self, headers: Mapping[str, list[str]]) -> Principal:
         try:
             keys = self._keys.now()
         except (MlOptError, OSError) as error:
@@ -213,35 +221,50 @@ class Doorkeeper:
         who = Principal(f"key:{key.id}", key.scopes, key.rate, key.tokens)
         return replace(who, rate=who.rate or self._rate, tokens=who.tokens or self._tokens)
 
-    def _must_be_near(self, headers: Mapping[str, str]) -> None:
+    def _must_be_near(self, headers: Mapping[str, list[str]]) -> None:
         """Without keys: only what was sent by this machine, to this machine, and not by a page of another site."""
-        allowed = {h.lower() for h in self.settings.hosts}
-
-        def ours(host: str | None) -> bool:
-            return host is not None and (is_loopback(host) or host.lower() in allowed)
-
-        host = headers.get("host")
-        if host is not None and not ours(_name_of(f"//{host}")):
-            raise _far("it was called by a name that is not this machine's")
-        origin = headers.get("origin")
-        if origin is not None and not ours(_name_of(origin)):
-            raise _far("a page of another site sent this")
-        if headers.get("sec-fetch-site", "none").lower() == "cross-site":
+        allowed = self._hosts
+        for host in headers.get("host", ()):
+            if not _ours(f"//{host}", allowed):
+                raise _far("it was called by a name that is not this machine's")
+        for origin in headers.get("origin", ()):
+            if not _ours(origin, allowed):
+                raise _far("a page of another site sent this")
+        if any(site.lower() == "cross-site" for site in headers.get("sec-fetch-site", ())):
             raise _far("a page of another site sent this")
         if not allowed and ("x-forwarded-for" in headers or "forwarded" in headers):
             raise _far("a proxy forwards for others")
 
 
-def _name_of(url: str) -> str | None:
+@functools.lru_cache(maxsize=256)
+def _named_ours(url: str, allowed: frozenset[str]) -> bool:
     try:
-        return urlsplit(url).hostname
+        host = urlsplit(url).hostname
     except ValueError:
-        return None
+        return False
+    return host is not None and (is_loopback(host) or host.lower() in allowed)
 
 
-def _credential(headers: Mapping[str, str]) -> str:
+def _ours(url: str, allowed: frozenset[str]) -> bool:
+    """Whether a URL names this machine; what is longer than any name is not kept in mind."""
+    return len(url) <= 300 and _named_ours(url, allowed)
+
+
+def _watched(headers: Mapping[str, str]) -> dict[str, list[str]]:
+    """What the door looks at, in one walk: name → every value, as a header that was sent twice is two."""
+    raw = getattr(headers, "raw", None)  # Starlette's
+    if raw is None:
+        raw = [(name.lower().encode("latin-1", "replace"), value) for name, value in headers.items()]
+    found: dict[str, list[str]] = {}
+    for name, value in raw:
+        if name in _WATCHED:
+            found.setdefault(name.decode(), []).append(value if isinstance(value, str) else value.decode("latin-1"))
+    return found
+
+
+def _credential(headers: Mapping[str, list[str]]) -> str:
     """The one key or token of a request: ``Authorization: Bearer …`` or ``X-API-Key: …``."""
-    given, named = _every(headers, "authorization"), _every(headers, "x-api-key")
+    given, named = headers.get("authorization", []), headers.get("x-api-key", [])
     if not given and not named:
         challenge = {"WWW-Authenticate": 'Bearer realm="ml-opt"'}
         message = "this needs a key; send it as Authorization: Bearer KEY"
@@ -249,22 +272,15 @@ def _credential(headers: Mapping[str, str]) -> str:
     if len(given) + len(named) > 1:
         raise _unknown("there is more than one key in the request")
     if named:
-        typed = str(named[0])
+        typed = named[0]
     else:
-        scheme, _, typed = str(given[0]).strip().partition(" ")
+        scheme, _, typed = given[0].strip().partition(" ")
         if scheme.lower() != "bearer":
             raise _unknown("the key has to be sent as Authorization: Bearer KEY")
     typed = typed.strip()
     if not typed or len(typed) > _LONGEST or not typed.isascii():
         raise _unknown("the key is not known here")
     return typed
-
-
-def _every(headers: Mapping[str, str], name: str) -> list[str]:
-    """All values of a header; one that was sent twice is two where the mapping can tell (Starlette's can)."""
-    if (listed := getattr(headers, "getlist", None)) is not None:
-        return list(listed(name))
-    return [headers[name]] if name in headers else []
 
 
 def _unknown(message: str) -> Problem:

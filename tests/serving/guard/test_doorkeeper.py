@@ -125,9 +125,14 @@ def test_a_server_without_keys_has_them_as_soon_as_one_is_made(file: KeyFile) ->
     door = Doorkeeper()
     assert not door.configured
     admit(door, Scope.ADMIN, host="127.0.0.1:8000")
+    assert admit(door, Scope.OPEN).who.id == "anybody"
     _, shown = file.create()
+    assert admit(door, Scope.OPEN).who.id == "stranger"
     refused(door, 401, host="127.0.0.1:8000")
     assert door.configured
+    file.path.chmod(0o644)
+    assert admit(door, Scope.OPEN).who.id == "stranger"
+    file.path.chmod(0o600)
     admit(door, authorization=f"Bearer {shown}", host="example.com", x_forwarded_for="8.8.8.8")
 
 

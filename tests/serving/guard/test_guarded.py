@@ -150,7 +150,8 @@ def test_keys_over_http(guarded: Guarded) -> None:
     assert headers["www-authenticate"] == 'Bearer realm="ml-opt"'
     status, body, _ = guarded.ask("", "/v2/models/classes")
     assert (status, list(body)) == (401, ["error"])
-    assert guarded.ask(guarded.infer, "/v1/classify", ASKED)[0] == 200
+    status, _, headers = guarded.ask(guarded.infer, "/v1/classify", ASKED)
+    assert (status, headers["x-frame-options"], headers["x-content-type-options"]) == (200, "DENY", "nosniff")
     assert guarded.ask(guarded.infer, "/metrics")[0] == 403
     assert guarded.ask(guarded.admin, "/v1/classify", ASKED)[0] == 403
     assert b"ml_requests_total" in guarded.ask(guarded.admin, "/metrics")[1]
