@@ -49,6 +49,7 @@ class Sampling:
         json_schema: the text is JSON that fits this schema; empty for none.
         regex: the text matches this expression; empty for none.
         logprobs: say how likely each token was to the model.
+        top_logprobs: with ``logprobs``, say it also of so many of the likeliest tokens at each place.
         min_tokens: no end token is chosen before so many new tokens; with as many as ``max_tokens`` every text is of
             the same length, as in a benchmark.
     """
@@ -63,6 +64,7 @@ class Sampling:
     regex: str = ""
     logprobs: bool = False
     min_tokens: int = 0
+    top_logprobs: int = 0
 
 
 class Finish(StrEnum):
@@ -81,12 +83,14 @@ class Piece:
         tokens: new tokens; none in a piece that only says why the text ended. End tokens are left out.
         finish: why it ended, in the last piece.
         logprobs: of the tokens, in nats, where they were asked for and the runtime has them; else none.
+        top: of each token's place the likeliest tokens and their logprobs, the likeliest first, where asked for.
         at: when it was made, by ``time.perf_counter()``: the reader may come to it later.
     """
 
     tokens: tuple[int, ...]
     finish: Finish | None = None
     logprobs: tuple[float, ...] = field(default=())
+    top: tuple[tuple[tuple[int, float], ...], ...] = field(default=())
     at: float = field(default_factory=time.perf_counter, compare=False)
 
 

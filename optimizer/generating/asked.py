@@ -47,5 +47,7 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
         raise BadInput(f"top-k must be 0 (all) or more, not {sampling.top_k}")
     if sampling.seed is not None and not 0 <= sampling.seed < 2**64:
         raise BadInput(f"the seed must be from 0 to 2^64 - 1, not {sampling.seed}")
+    if not 0 <= sampling.top_logprobs <= vocabulary:
+        raise BadInput(f"top logprobs must be from 0 to {vocabulary}, not {sampling.top_logprobs}")
     if sampling.json_schema and sampling.regex:
         raise BadInput("a text follows a JSON schema or a regular expression, not both")

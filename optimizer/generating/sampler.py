@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Sampler", "logprob"]
+__all__ = ["Sampler", "logprob", "top_logprobs"]
 
 
 class Sampler:
@@ -73,7 +73,23 @@ class Sampler:
 
 def logprob(logits: NDArray[np.float32], token: int) -> float:
     """The logarithm of a token's probability, in nats, as the model has it: without temperature and limits."""
+    return float(logits[token]) - _log_total(logits)
+
+
+def top_logprobs(logits: NDArray[np.float32], count: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens with their logprobs, the likeliest first; those that must not come (-inf) are left out."""
+    import numpy as np
+
+    count = min(count, logits.size)
+    found = np.argpartition(logits, logits.size - count)[logits.size - count :]
+    found = found[np.argsort(-logits[found], kind="stable")]
+    total = _log_total(logits)
+    return tuple((int(token), float(logits[token]) - total) for token in found if np.isfinite(logits[token]))
+
+
+def _log_total(logits: NDArray[np.float32]) -> float:
+    """The logarithm of the sum of exp(logits)."""
     import numpy as np
 
     top = float(logits.max())
-    return float(logits[token]) - top - float(np.log(np.exp(logits - np.float32(top), dtype=np.float64).sum()))
+    return top + float(np.log(np.exp(logits - np.float32(top), dtype=np.float64).sum()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 
 from optimizer.generator import Finish, Piece
@@ -21,19 +22,36 @@ class Stream:
         self._pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
         self._wake = wake
         self._read = False
+        self._heard: Callable[[Piece | BaseException], None] = self._pieces.put
+        self._turn = threading.Lock()
         self.cancelled = False
 
     def put(self, piece: Piece) -> None:
         """Hand a piece to the reader."""
-        self._pieces.put(piece)
+        with self._turn:
+            self._heard(piece)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which the reader gets raised."""
-        self._pieces.put(error)
+        with self._turn:
+            self._heard(error)
 
     def end(self, finish: Finish) -> None:
         """End it without another token."""
-        self._pieces.put(Piece((), finish))
+        with self._turn:
+            self._heard(Piece((), finish))
+
+    def listen(self, heard: Callable[[Piece | BaseException], None]) -> None:
+        """Hand every piece to a function instead of the iterator, so that no thread has to wait for it.
+
+        Args:
+            heard: gets pieces in their order, those that came before first, and at the end the last piece or the error.
+                It is called by the thread that writes, which waits for it: it must be quick, and raise nothing.
+        """
+        with self._turn:
+            while not self._pieces.empty():
+                heard(self._pieces.get())
+            self._heard = heard
 
     def cancel(self) -> None:
         """End it before the next step; harmless when it is over."""

@@ -107,6 +107,11 @@ class Text:
             self._said = len(self._tokenizer.decode(self._tokens[self._start : self._known]))
         return new
 
+    def would(self, token: int) -> str:
+        """What one more token would add, which is not added."""
+        text = self._tokenizer.decode([*self._tokens[self._start :], token])
+        return text.rstrip(_BROKEN)[self._said :]
+
     def end(self) -> str:
         """What was held back: bytes that never became a character."""
         return self._tokenizer.decode(self._tokens[self._start :])[self._said :]

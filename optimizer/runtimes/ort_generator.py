@@ -20,7 +20,7 @@ from optimizer.errors import BadInput
 from optimizer.generating.asked import check_asked
 from optimizer.generating.config import read_config
 from optimizer.generating.guide import Guide, Guides
-from optimizer.generating.sampler import Sampler, logprob
+from optimizer.generating.sampler import Sampler, logprob, top_logprobs
 from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.runtimes._ort_decoder import Decoder, open_session
@@ -68,7 +68,9 @@ class _Text:
         self.written += 1
         finish = Finish.STOP if complete else Finish.LENGTH if self.left == 0 else None
         chances = (logprob(logits, self.token),) if self.sampling.logprobs else ()
-        self.stream.put(Piece((self.token,), finish, chances))
+        count = self.sampling.top_logprobs
+        top = (top_logprobs(logits, count),) if self.sampling.logprobs and count else ()
+        self.stream.put(Piece((self.token,), finish, chances, top))
         return finish is None
 
 

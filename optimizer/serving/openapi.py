@@ -30,6 +30,28 @@ _ROWS: dict[str, JSON] = {
     "required": ["input"],
     "properties": {"model": {"type": "string"}, "input": {}, "truncate": {"type": "boolean"}},
 }
+_TEXT_INPUT: dict[str, JSON] = {
+    "type": "object",
+    "required": ["text_input"],
+    "properties": {"id": {"type": "string"}, "text_input": {"type": "string"}, "parameters": {"type": "object"}},
+}
+
+
+def _text(prompt: dict[str, JSON]) -> dict[str, JSON]:
+    """A body that asks for a text; its dialect takes more fields."""
+    properties: dict[str, JSON] = {
+        "model": {"type": "string"},
+        **prompt,
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "seed": {"type": "integer"},
+        "stop": {},
+        "stream": {"type": "boolean"},
+    }
+    return {"type": "object", "required": [*prompt], "properties": properties}
+
+
 #: What a body is, by the end of the path; every other one is an object.
 _BODIES: dict[str, dict[str, JSON]] = {
     "/infer": {
@@ -42,6 +64,11 @@ _BODIES: dict[str, dict[str, JSON]] = {
             "parameters": {"type": "object"},
         },
     },
+    "/v1/completions": _text({"prompt": {}}),
+    "/v1/chat/completions": _text({"messages": {"type": "array", "items": {"type": "object"}}}),
+    "}/generate": _TEXT_INPUT,
+    "/generate_stream": _TEXT_INPUT,
+    "/generate": _text({"prompt": {"type": "string"}}),
     "/v1/embeddings": _ROWS,
     "/v1/classify": _ROWS,
 }

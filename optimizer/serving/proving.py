@@ -34,7 +34,9 @@ _MASK = "attention_mask"
 
 
 async def prove(served: Served) -> None:
-    """Replay what was kept beside a model; nothing where nothing was kept, and nothing for generators.
+    """Replay what was kept beside a model; nothing where nothing was kept.
+
+    Generators have a proof of their own (:mod:`optimizer.serving.text.proving`).
 
     Raises:
         GateFailed: an answer is not the one that was kept.

@@ -16,6 +16,8 @@ from optimizer.serving.problems import Problem
 from optimizer.serving.proving import prove
 from optimizer.serving.served import Phase, Served, opened
 from optimizer.serving.settings import Settings
+from optimizer.serving.text.models import writer_for
+from optimizer.serving.text.proving import prove_writer
 from optimizer.store import Store
 
 __all__ = ["Repository"]
@@ -121,8 +123,12 @@ class Repository:
             served.metrics = self._metrics.of(served.name, served.version)
             if served.session is not None:
                 self._queue(served)
+            if served.generator is not None:
+                served.writer = await asyncio.to_thread(writer_for, served, self._settings, self._metrics)
             if self._settings.verify:
                 await prove(served)
+                if served.generator is not None:
+                    await prove_writer(served)
         except MlOptError as error:
             served.phase, served.reason = Phase.UNAVAILABLE, error.message
             await self._close(served)
@@ -186,6 +192,8 @@ class Repository:
         served.phase = Phase.UNLOADING
         if served.metrics is not None:
             served.metrics.unloaded(served.ref, str(served.facts.get("provider", "")))
+        if served.writer is not None:
+            await served.writer.idle(self._settings.grace)
         await self._close(served)
         served.phase, served.reason = Phase.UNAVAILABLE, "unloaded"
 
@@ -193,7 +201,7 @@ class Repository:
         if served.batcher is not None:
             served.batcher.close()
         await asyncio.to_thread(served.close)
-        served.session = served.generator = served.batcher = None
+        served.session = served.generator = served.batcher = served.writer = None
 
 
 def _fill(served: Served) -> dict[str, int]:

@@ -24,6 +24,7 @@ from optimizer.types import JSON, Kind, TensorSpec
 if TYPE_CHECKING:
     from optimizer.serving.batcher import Batcher
     from optimizer.serving.metrics import ModelMetrics
+    from optimizer.serving.text.writers import Writer
 
 __all__ = ["Phase", "Served", "opened"]
 
@@ -53,6 +54,7 @@ class Served:
         path: the artifact's folder, or the file.
         session: what answers, for all but generators.
         generator: what writes text, for generators.
+        writer: who waits for the generator, and its tokenizer; None for all but generators.
         preprocessor: texts or images into arrays; None for a model that is fed arrays.
         batcher: its queue; None for generators, which have their own.
         prepare: the one thread in which texts and images become arrays, as a tokenizer is for one at a time.
@@ -71,6 +73,7 @@ class Served:
     artifact: Artifact | None = None
     session: Session | None = None
     generator: Generator | None = None
+    writer: Writer | None = None
     preprocessor: Preprocessor | None = None
     batcher: Batcher | None = None
     prepare: ThreadPoolExecutor | None = None

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from optimizer.errors import GateFailed
-from optimizer.generating.sampler import Sampler, logprob
+from optimizer.generating.sampler import Sampler, logprob, top_logprobs
 from optimizer.generator import Sampling
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, 1.5, 0.25, -0.25, 1.9, -3.0], np.float32)
@@ -82,3 +82,14 @@ def test_numbers_that_are_none_are_an_error(broken: float) -> None:
 
 def test_logprob_is_the_log_of_the_softmax() -> None:
     assert logprob(LOGITS, 7) == pytest.approx(np.log(softmax(LOGITS, 1.0)[7]), abs=1e-6)
+
+
+def test_the_likeliest_tokens_have_the_logarithms_of_the_softmax() -> None:
+    logits = LOGITS.copy()
+    logits[0] = -np.inf  # must not come, and is none of them
+    chances = softmax(logits, 1.0)
+    got = top_logprobs(logits, 4)
+    assert [token for token, _ in got] == sorted(range(len(logits)), key=lambda n: -chances[n])[:4]
+    np.testing.assert_allclose([chance for _, chance in got], np.log(chances[[token for token, _ in got]]), rtol=1e-6)
+    assert got[0][1] == logprob(logits, got[0][0])
+    assert len(top_logprobs(logits, 99)) == len(logits) - 1

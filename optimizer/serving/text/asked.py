@@ -1,0 +1,181 @@
+"""Fields of a JSON body, each refused by its own name; what a text is asked to be, whichever dialect asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optimizer.generator import Sampling
+from optimizer.serving.problems import Problem
+
+__all__ = ["Asked", "Fields", "stops"]
+
+#: As many stop strings as OpenAI takes.
+_STOPS = 4
+#: Text that may be the beginning of a stop string is held back: the longest one that is taken, in characters.
+_STOP_LENGTH = 1000
+#: Texts of one request.
+_TEXTS = 128
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts that one request asks for.
+
+    Attributes:
+        prompts: texts, tokens, or conversations (``role`` and ``content`` of each message).
+        sampling: how tokens are chosen; its ``max_tokens`` counts for nothing.
+        max_tokens: most new tokens; None for ``default_tokens``.
+        default_tokens: the same where nobody asked: cut to what the context leaves. None for all of that.
+        max_field: what the field is called.
+        prompt_field: what the field is called that has the prompts.
+        guided_field: what the field is called that holds the text to a grammar.
+        n: answers to each prompt.
+        stop: strings that end a text.
+        stream: answer while it is written.
+        usage: say at the end of a stream how many tokens it took.
+        echo: say the prompt before the answer.
+    """
+
+    prompts: tuple[str | Sequence[int] | Sequence[Mapping[str, str]], ...]
+    sampling: Sampling
+    max_tokens: int | None = None
+    default_tokens: int | None = None
+    max_field: str = "max_tokens"
+    prompt_field: str = "prompt"
+    guided_field: str = "response_format"
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    usage: bool = False
+    echo: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) * self.n > _TEXTS:
+            raise Problem(400, f"one request may ask for {_TEXTS} texts, not {len(self.prompts) * self.n}", param="n")
+
+
+class Fields:
+    """A body's fields.
+
+    Args:
+        body: parsed JSON.
+        prefix: what stands before the names in messages.
+
+    Raises:
+        Problem: 400: it is no object.
+    """
+
+    def __init__(self, body: Any, prefix: str = "") -> None:
+        if not isinstance(body, dict):
+            where = prefix.rstrip(".") or "the body"
+            raise Problem(400, f"{where} must be a JSON object, not {_sort(body)}", param=prefix.rstrip(".") or None)
+        self._body: dict[str, Any] = body
+        self._prefix = prefix
+
+    def __contains__(self, name: str) -> bool:
+        return self._body.get(name) is not None
+
+    def raw(self, name: str) -> Any:
+        """A field as it is; null is as good as not there."""
+        return self._body.get(name)
+
+    def refuse(self, name: str, why: str, code: str | None = None) -> Problem:
+        """An error about a field, to be raised."""
+        return Problem(400, f"{self._prefix}{name} {why}", param=f"{self._prefix}{name}", code=code)
+
+    def only(self, known: Collection[str]) -> None:
+        """Refuse every field that nobody knows."""
+        unknown = [name for name in self._body if name not in known]
+        if unknown:
+            name = f"{self._prefix}{unknown[0]}"[:100]
+            raise Problem(400, f"unknown field: {name}", param=name, code="unknown_field")
+
+    def not_used(self, harmless: Mapping[str, Any]) -> None:
+        """Refuse fields that this server cannot honour, unless they have the value that changes nothing."""
+        for name, value in harmless.items():
+            if name in self and self._body[name] not in (value, [], {}):
+                raise self.refuse(name, "is not supported by this server")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string; one that is no Unicode is refused."""
+        value = self._body.get(name)
+        if value is None and default is not None:
+            return default
+        if value is None:
+            raise self.refuse(name, "is missing", "missing_required_parameter")
+        return self.string(name, value)
+
+    def string(self, name: str, value: Any) -> str:
+        """A value that has to be a string."""
+        if not isinstance(value, str):
+            raise self.refuse(name, f"must be a string, not {_sort(value)}", "invalid_type")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.refuse(name, "is not Unicode: it has half of a surrogate pair") from None
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false; false where it is not there."""
+        value = self._body.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise self.refuse(name, f"must be true or false, not {_sort(value)}", "invalid_type")
+        return value
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A number in a range."""
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.refuse(name, f"must be a number, not {_sort(value)}", "invalid_type")
+        if not (math.isfinite(value) and low <= value <= high):
+            raise self.refuse(name, f"must be from {low:g} to {high:g}, not {value:g}", "out_of_range")
+        return float(value)
+
+    def integer(self, name: str, low: int, high: int) -> int | None:
+        """A whole number in a range; None where it is not there."""
+        value = self._body.get(name)
+        if value is None:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.refuse(name, f"must be a whole number, not {_sort(value)}", "invalid_type")
+        if not low <= value <= high:
+            raise self.refuse(name, f"must be from {low} to {high}, not {str(value)[:30]}", "out_of_range")
+        return value
+
+
+def stops(fields: Fields, name: str = "stop") -> tuple[str, ...]:
+    """Stop strings: one, or a list of at most four."""
+    value = fields.raw(name)
+    if value is None:
+        return ()
+    found = value if isinstance(value, list) else [value]
+    if len(found) > _STOPS:
+        raise fields.refuse(name, f"may have {_STOPS} strings, not {len(found)}")
+    strings = tuple(fields.string(name, one) for one in found)
+    if "" in strings:
+        raise fields.refuse(name, "may not be empty: it would end every text before it began")
+    if any(len(one) > _STOP_LENGTH for one in strings):
+        raise fields.refuse(name, f"may have {_STOP_LENGTH} characters")
+    return strings
+
+
+def _sort(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)

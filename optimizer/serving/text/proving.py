@@ -1,0 +1,104 @@
+"""A generator proves itself before it is ready: it writes its golden continuations, one by one and all at once.
+
+What PyTorch wrote is kept beside the artifact, with how far each token was ahead of the next one. Where it was further
+ahead than this artifact's logits are off, it has to be written again. Written together, the texts have to be those
+that were written one by one, but for places where two tokens were as good as equal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimizer.data.continuations import Continuation, load_continuations
+from optimizer.errors import BadInput, GateFailed
+from optimizer.generator import Sampling
+from optimizer.serving.text.pieces import Pieces
+
+if TYPE_CHECKING:
+    from optimizer.generator import Generator
+    from optimizer.serving.served import Served
+
+__all__ = ["prove_writer"]
+
+#: Tokens of each continuation: the server shall be ready soon.
+_TOKENS = 16
+#: Rounding changes the order of tokens that are nearer to each other than this, in nats: of float and of blocks in
+#: few bits, whose kernels for one row and for several do not round alike.
+_EQUAL, _EQUAL_IN_BLOCKS = 1e-3, 0.1
+#: Logits of other texts are further off than those of the golden one: by this factor, with room.
+_ROOM = 4
+
+
+@dataclass(frozen=True)
+class _Written:
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]
+
+
+async def prove_writer(served: Served) -> None:
+    """Write what was kept beside a generator; nothing where nothing was kept.
+
+    Raises:
+        GateFailed: it writes something else, and where.
+        Damaged: what was kept cannot be read.
+    """
+    assert served.generator is not None
+    golden = await asyncio.to_thread(load_continuations, served.path)
+    alone = [await _write(served.generator, each) for each in golden]
+    for number, (each, written) in enumerate(zip(golden, alone, strict=True)):
+        ends = served.generator.end_tokens
+        wanted = [token for token in each.tokens[:_TOKENS] if token not in ends]
+        place = _differ(wanted, written.tokens, each.margins, _off(served))
+        if place is not None:
+            raise _fails(served, number, place, "PyTorch wrote something else")
+    together = await asyncio.gather(*(_write(served.generator, each) for each in golden))
+    near = _EQUAL_IN_BLOCKS if _facts(served).get("quantized", {}).get("weight_only") else _EQUAL
+    for number, (one, other) in enumerate(zip(alone, together, strict=True)):
+        place = _differ(one.tokens, other.tokens, one.margins, near)
+        if place is not None:
+            raise _fails(served, number, place, "beside other texts it writes something else than alone")
+
+
+def _facts(served: Served) -> dict[str, dict[str, float]]:
+    facts = served.artifact.manifest.facts if served.artifact is not None else {}
+    return {name: value for name, value in facts.items() if isinstance(value, dict)}
+
+
+def _off(served: Served) -> float:
+    """How far a token has to be ahead for this artifact to write it for sure."""
+    return max(_EQUAL, _ROOM * float(_facts(served).get("parity", {}).get("max_abs", 0.0)))
+
+
+def _differ(wanted: Sequence[int], got: Sequence[int], margins: Sequence[float], near: float) -> int | None:
+    """The place of the first token that is another one; None up to the first where rounding may choose."""
+    for place, token in enumerate(wanted):
+        if place >= len(margins) or margins[place] <= near:
+            return None
+        if place >= len(got) or got[place] != token:
+            return place
+    return None
+
+
+async def _write(generator: Generator, golden: Continuation) -> _Written:
+    asked = Sampling(max_tokens=min(_TOKENS, len(golden.tokens)), logprobs=True, top_logprobs=2)
+    try:
+        generation = generator.submit(golden.prompt, asked)
+    except BadInput:  # a runtime that tells no chances
+        generation = generator.submit(golden.prompt, Sampling(max_tokens=asked.max_tokens))
+    tokens: list[int] = []
+    margins: list[float] = []
+    async for pieces in Pieces(generation):
+        for piece in pieces:
+            tokens += piece.tokens
+            margins += [first[1] - second[1] for first, second in piece.top]
+    return _Written(tuple(tokens), tuple(margins))
+
+
+def _fails(served: Served, number: int, place: int, what: str) -> GateFailed:
+    return GateFailed(
+        f"{served.ref} does not write its golden continuation {number + 1} as it should: at token {place + 1} {what}",
+        f"look at it: ml-opt verify {served.ref}; to serve it all the same: --no-verify",
+    )
