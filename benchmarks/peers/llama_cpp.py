@@ -122,7 +122,9 @@ class _Batch:
         import numpy as np
 
         self._tokens = np.concatenate([np.array(text.rest[:count], np.int32) for text, count in asked])
-        self._places = np.concatenate([np.arange(text.read, text.read + count, dtype=np.int32) for text, count in asked])
+        self._places = np.concatenate(
+            [np.arange(text.read, text.read + count, dtype=np.int32) for text, count in asked]
+        )
         self._texts = np.concatenate([np.full(count, text.place, np.int32) for text, count in asked])
         self._counts = np.ones(len(self._tokens), np.int32)
         self._pointers = self._texts.ctypes.data + 4 * np.arange(len(self._tokens), dtype=np.uint64)
@@ -150,6 +152,7 @@ def _prepare(source: str, folder: str, *weights: str) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     whole = out / "f32.gguf"
+    # Written anew each time: it takes a second, and is what the others are rounded from.
     config = written(Path(source), whole)
     for name in weights:
         if name != "f32":

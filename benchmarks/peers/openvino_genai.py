@@ -21,8 +21,8 @@ from optimizer.generator import Generator, Sampling
 from optimizer.runtime import Candidate
 from optimizer.types import JSON
 
-#: Weights in 4 bits share a scale in groups of 128, as is the exporter's own choice; matrices whose width is no multiple
-#: of that take the largest group that fits.
+#: Weights in 4 bits share a scale in groups of 128, as is the exporter's own choice; matrices whose width is no
+#: multiple of that take the largest group that fits.
 _INT4 = ("--group-size", "128", "--group-size-fallback", "adjust")
 
 
