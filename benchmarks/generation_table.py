@@ -69,7 +69,7 @@ def to_markdown(document: Mapping[str, Any]) -> str:
     bench = document["bench"]
     rows = [row for row in bench["rows"] if not row["error"]]
     if not rows:
-        return "\nNothing could be measured.\n"
+        return "Nothing could be measured.\n"
     shown = columns(rows)
     best = {column: max(column.value(row) for row in rows) for column in shown}
     alike = document.get("alike") or {}
@@ -85,13 +85,13 @@ def to_markdown(document: Mapping[str, Any]) -> str:
             label, *map(number, shown), brief(row["bytes"] / 1e6), "" if same is None else f"{same:.0%}",
         ]  # fmt: skip
 
-    lines = ["", *_said(document), ""]
+    lines = [*_said(document), ""]
     lines += md_table(["", *(column.head for column in shown), "MB", "alike"], [cells(row) for row in rows])
-    lines += [""]
     failed = {row["label"]: row["error"] for row in bench["rows"] if row["error"]}
-    lines += [f"- not run: {label}: {why}" for label, why in {**document["not_run"], **failed}.items()]
-    lost = list(behind(rows, shown))
-    lines += ["", "Behind:", "", *(f"- {line}" for line in lost)] if lost else ["", "Level or ahead in every column."]
+    if not_run := [f"- {label}: {why}" for label, why in {**document["not_run"], **failed}.items()]:
+        lines += ["", "Not run:", "", *not_run]
+    lost = [f"- {line}" for line in behind(rows, shown)]
+    lines += ["", "Behind:", "", *lost] if lost else ["", "Level or ahead in every column."]
     return "\n".join([*lines, ""])
 
 
