@@ -5,8 +5,8 @@
 writes benchmarks/results/generation.json (with --quick into .cache, as those numbers mean nothing) and prints the
 tables. Batch 1 and 8, prompts of 16 and (where the context has room) 448 or 512 tokens, 64 new tokens each. A row
 that cannot run says why in ``not_run``; peers want their environments (`make bench-peers`) and are left out without
-them. Before anything is timed each peer writes a few texts, and one whose unrounded weights do not write what
-transformers writes is not timed; ``alike`` is the share of tokens that are the same. ``--random`` takes a Llama of 40 M
+them. Before anything is timed each peer writes a few texts, and one that in fp32 does not write what transformers
+writes is not timed; ``alike`` is the share of tokens that are the same. ``--random`` takes a Llama of 40 M
 parameters that was never trained: times do not ask what a model knows. ``concurrent`` is tokens/s of 8 texts at once
 over those of one after another.
 """
@@ -98,20 +98,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cpu_threads())
     parser.add_argument("--quick", action="store_true", help="few tokens and rounds, to see that all works")
     options = parser.parse_args()
+    names = [name for name in options.peers.split(",") if name]
+    if unknown := [name for name in names if name not in GENERATORS]:
+        parser.error(f"there is no peer {', '.join(unknown)}; there are: {', '.join(GENERATORS)}")
     CACHE.mkdir(parents=True, exist_ok=True)
     folder = options.model or (untrained() if options.random else decoder("llama", size=options.size))
     not_run: dict[str, str] = {}
     base = Entrant(Candidate("transformers fp32", folder, Provider("torch")))
     halves = Entrant(Candidate("transformers bf16", folder, Provider("torch", "bf16")))
-    peers = arranged([GENERATORS[name] for name in options.peers.split(",") if name], folder, CACHE, options.threads)
+    peers = arranged([GENERATORS[name] for name in names], folder, CACHE, options.threads)
     not_run.update(peers.not_run)
     taking_part = [base, halves, *ours(folder, Store(CACHE / "store"), not_run), *peers.entrants]
     new = 8 if options.quick else 64
     room = (context_of(folder) or 1024) - new
-    prompts = tuple(dict.fromkeys((16, min(512, room))))
+    prompts = tuple(dict.fromkeys((16, min(64 if options.quick else 512, room))))
+    rounds = 3 if options.quick else options.rounds
     plan = Plan(
         tuple(Writing(batch, prompt, new) for batch in (1, 8) for prompt in prompts),
-        options.threads, 3 if options.quick else options.rounds, 0.0 if options.quick else 2.0, options.rounds,
+        options.threads, rounds, 0.0 if options.quick else 2.0, rounds,
         roofline=True, warm_limit_s=0.2 if options.quick else 3.0,
     )  # fmt: skip
     report = bench_generation(taking_part, base.label, plan, lambda *_: None, traffic=peers.traffic)

@@ -27,8 +27,8 @@ __all__ = ["GENERATORS", "Arranged", "Variant", "Writer", "agreeing", "arranged"
 #: Tokens of what is asked before anything is timed: prompts of these lengths, and so many new ones of each.
 _PROMPTS = (3, 16, 40, 64)
 _NEW = 24
-#: Least share of tokens that must be transformers' own where weights were not rounded. The order of additions, and keys
-#: and values in 16 bits, decide between tokens that are equally likely; a wrong conversion agrees in nothing.
+#: Least share of tokens that must be transformers' own in fp32. The order of additions, and keys and values that are
+#: kept in fewer bits, decide between tokens that are equally likely; a wrong conversion agrees in nothing.
 _ALIKE = 0.5
 
 
@@ -40,7 +40,7 @@ class Variant:
         weights: as the peer's ``prepare`` calls them.
         name: in the table.
         precision: what it is told to compute in; empty for its own choice.
-        exact: its weights are those of the source, so that it must write what transformers writes.
+        exact: it is in fp32, so that it must write what transformers writes; the others are made from the same file.
     """
 
     weights: str
@@ -99,7 +99,7 @@ GENERATORS: Mapping[str, Writer] = {
         Writer(
             "openvino-genai", "benchmarks.peers.openvino_genai",
             (
-                Variant("fp32", "fp32", "f32", exact=True), Variant("fp32", "bf16", "bf16", exact=True),
+                Variant("fp32", "fp32", "f32", exact=True), Variant("fp32", "bf16", "bf16"),
                 Variant("int8", "int8"), Variant("int4", "int4"),
             ),
             lambda folder, weights: folder / weights,
@@ -108,7 +108,7 @@ GENERATORS: Mapping[str, Writer] = {
         Writer(
             "llama-cpp", "benchmarks.peers.llama_cpp",
             (
-                Variant("f32", "F32", exact=True), Variant("bf16", "BF16", exact=True),
+                Variant("f32", "F32", exact=True), Variant("bf16", "BF16"),
                 Variant("q8_0", "Q8_0"), Variant("q4_0", "Q4_0"),
             ),
             lambda folder, weights: folder / f"{weights}.gguf",
