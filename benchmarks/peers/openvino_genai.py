@@ -25,6 +25,9 @@ from optimizer.types import JSON
 #: multiple of that take the largest group that fits.
 _INT4 = ("--group-size", "128", "--group-size-fallback", "adjust")
 
+#: Most tokens of a step, as llama.cpp has it by default; with 256, the pipeline's own choice, prompts are read slower.
+_STEP = 2048
+
 
 class PagedEngine:
     """A pipeline with a paged cache; caching of prompts is off, as everyone reads every prompt.
@@ -43,6 +46,7 @@ class PagedEngine:
         settings = openvino_genai.SchedulerConfig()
         settings.cache_size = 1  # GiB
         settings.enable_prefix_caching = False
+        settings.max_num_batched_tokens = _STEP
         properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
         if precision:
             properties["INFERENCE_PRECISION_HINT"] = precision
