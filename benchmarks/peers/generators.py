@@ -58,14 +58,14 @@ class Writer:
         module: what is run there.
         variants: its rows.
         path: of a variant's model, below the folder that ``prepare`` wrote.
-        traffic: what a step reads, of a variant's path and the source's config.json.
+        traffic: what a step reads, of a variant's path, the variant, and the source's config.json.
     """
 
     name: str
     module: str
     variants: tuple[Variant, ...]
     path: Callable[[Path, str], Path]
-    traffic: Callable[[Path, Mapping[str, Any]], Traffic]
+    traffic: Callable[[Path, Variant, Mapping[str, Any]], Traffic]
 
     @property
     def python(self) -> Path:
@@ -75,13 +75,15 @@ class Writer:
         return [str(self.python), "-m", self.module, *words]
 
 
-def _openvino_traffic(path: Path, config: Mapping[str, Any]) -> Traffic:
+def _openvino_traffic(path: Path, variant: Variant, config: Mapping[str, Any]) -> Traffic:
     """Keys and values are kept in 8 bits by default. A table of tokens that is no product's matrix is counted too."""
-    return Traffic((path / "openvino_model.bin").stat().st_size, _cached(config))
+    stored = (path / "openvino_model.bin").stat().st_size
+    # What runs in bf16 is converted when it is opened.
+    return Traffic(stored // 2 if variant.precision == "bf16" else stored, _cached(config))
 
 
-def _gguf_traffic(path: Path, config: Mapping[str, Any]) -> Traffic:
-    del config
+def _gguf_traffic(path: Path, variant: Variant, config: Mapping[str, Any]) -> Traffic:
+    del variant, config
     made = json.loads((path.parent / "made.json").read_text(encoding="utf-8"))
     return Traffic(made["weights"][path.stem], made["cache"])
 
@@ -168,7 +170,7 @@ def arranged(writers: Sequence[Writer], source: Path, cache: Path, threads: int)
                 continue
             provider = Provider(f"{writer.name}-peer", variant.precision)
             found.entrants.append(Entrant(Candidate(label, path, provider, command=tuple(writer.command()))))
-            found.traffic[label] = writer.traffic(path, config)
+            found.traffic[label] = writer.traffic(path, variant, config)
     return found
 
 
