@@ -50,7 +50,7 @@ docs: install
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
-PEERS := optimum olive openvino openvino-genai
+PEERS := optimum olive openvino openvino-genai llama-cpp
 
 # Each peer in an environment of its own: their requirements contradict ml-opt's and each other's.
 bench-peers: install $(PEERS:%=.venv-peers/%/.installed)
@@ -58,6 +58,21 @@ bench-peers: install $(PEERS:%=.venv-peers/%/.installed)
 .venv-peers/%/.installed: benchmarks/peers/requirements/%.txt
 	$(PYTHON) -m venv .venv-peers/$*
 	.venv-peers/$*/bin/python -m pip install -q -r $<
+	@touch $@
+
+# optimum-intel requires torchvision, which is built for CUDA where it comes from PyPI, and then keeps transformers from
+# being imported beside a torch for processors. Exporting a decoder needs none.
+.venv-peers/openvino-genai/.installed: benchmarks/peers/requirements/openvino-genai.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -r $<
+	$(@D)/bin/python -m pip uninstall -q -y torchvision
+	@touch $@
+
+# Five minutes of one core, with a C++ compiler: built for this very processor, and without what a library does not need.
+.venv-peers/llama-cpp/.installed: benchmarks/peers/requirements/llama-cpp.txt benchmarks/peers/requirements/llama-cpp.cmake
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS=-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/benchmarks/peers/requirements/llama-cpp.cmake \
+		$(@D)/bin/python -m pip install -q -r $<
 	@touch $@
 
 # ONNX Runtime's build for GPUs and PyTorch's for CUDA, in an environment of their own. TensorRT's libraries come from

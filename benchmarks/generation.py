@@ -1,33 +1,34 @@
 """Text generation: ml-opt's artifacts beside transformers.generate, OpenVINO GenAI and llama.cpp, in the same rounds.
 
-    python -m benchmarks.generation [--model FOLDER | --random] [--size small] [--rounds 8] [--quick]
+    python -m benchmarks.generation [--model FOLDER | --random] [--size small] [--peers NAMES] [--rounds 8] [--quick]
 
 writes benchmarks/results/generation.json (with --quick into .cache, as those numbers mean nothing) and prints the
-table. Batch 1 and 8, prompts of 16 and (where the context has room) 448 or 512 tokens, 64 new tokens each. A column
-that cannot run says why in ``not_run``. ``--random`` takes a Llama of 40 M parameters that was never trained: times do
-not ask what a model knows. ``concurrent`` is tokens/s of 8 texts at once over those of one after another.
+tables. Batch 1 and 8, prompts of 16 and (where the context has room) 448 or 512 tokens, 64 new tokens each. A row
+that cannot run says why in ``not_run``; peers want their environments (`make bench-peers`) and are left out without
+them. Before anything is timed each peer writes a few texts, and one that in fp32 does not write what transformers
+writes is not timed; ``alike`` is the share of tokens that are the same. ``--random`` takes a Llama of 40 M
+parameters that was never trained: times do not ask what a model knows. ``concurrent`` is tokens/s of 8 texts at once
+over those of one after another.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import optimizer
 from benchmarks.decoders import ROOT, decoder
-from benchmarks.peers.arrange import ENVIRONMENTS
+from benchmarks.generation_table import to_markdown
+from benchmarks.peers.generators import GENERATORS, arranged
 from optimizer.benching.candidates import Entrant, parse
 from optimizer.benching.decoding import context_of
 from optimizer.benching.formats.markdown import generation_to_markdown
 from optimizer.benching.generation import bench_generation
 from optimizer.benching.generation_report import GenerationBench
 from optimizer.benching.measure import Plan
-from optimizer.benching.process import worker_environment
 from optimizer.benching.workload import Writing
 from optimizer.environment import cpu_threads
 from optimizer.errors import MlOptError
@@ -37,8 +38,6 @@ from optimizer.store import Store
 RESULT = ROOT / "benchmarks" / "results" / "generation.json"
 CACHE = ROOT / ".cache" / "generation"
 OURS = ("fp32", "int8", "int4")
-#: Weights that OpenVINO gets, and what it computes in: by itself that is bf16 on a processor with AMX.
-OPENVINO = {"fp32 weights": ("fp32", ""), "int8": ("int8", ""), "int4": ("int4", "")}
 
 
 def untrained() -> Path:
@@ -77,40 +76,6 @@ def ours(folder: Path, store: Store, not_run: dict[str, str]) -> list[Entrant]:
     return found
 
 
-def openvino(folder: Path, not_run: dict[str, str]) -> list[Entrant]:
-    """OpenVINO GenAI, in an environment of its own."""
-    python = ENVIRONMENTS / "openvino-genai" / "bin" / "python"
-    if not python.exists():
-        return _none("openvino-genai", f"{python.relative_to(ROOT)} is not there; run: make bench-peers", not_run)
-    module, found = "benchmarks.peers.openvino_genai", []
-    for name, (weights, precision) in OPENVINO.items():
-        label, out = f"openvino-genai {name}", CACHE / f"openvino-{weights}-{folder.name}"
-        try:
-            if not (out / "openvino_model.xml").is_file():
-                words = [str(python), "-m", module, "prepare", str(folder), str(out), weights]
-                subprocess.run(words, check=True, capture_output=True, text=True, env=worker_environment(cpu_threads()))
-        except subprocess.CalledProcessError as error:
-            not_run[label] = (error.stderr.strip().splitlines() or ["it could not be exported"])[-1]
-            continue
-        provider = Provider("openvino-genai-peer", precision)
-        found.append(Entrant(Candidate(label, out, provider, command=(str(python), "-m", module))))
-    return found
-
-
-def llama_cpp(not_run: dict[str, str]) -> list[Entrant]:
-    """llama.cpp has no worker here yet: its package is source alone, and it wants GGUF files."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        why = "llama-cpp-python comes as source alone, which wants a C++ compiler and many minutes; it is not installed"
-    else:
-        why = "no worker speaks for llama-cpp-python yet, nor is the model made into GGUF"
-    return _none("llama.cpp", why, not_run)
-
-
-def _none(label: str, why: str, not_run: dict[str, str]) -> list[Entrant]:
-    not_run[label] = why
-    return []
-
-
 def concurrent(report: GenerationBench) -> dict[str, dict[str, float]]:
     """Of each candidate, by the length of prompts: tokens/s of the largest batch over those of one text."""
     found: dict[str, dict[str, float]] = {}
@@ -128,37 +93,43 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a decoder's folder [the trained Llama]")
     parser.add_argument("--random", action="store_true", help="a Llama of 40 M parameters that was never trained")
     parser.add_argument("--size", choices=("small", "tiny"), default="small", help="of the trained one")
+    parser.add_argument("--peers", default=",".join(GENERATORS), help="with commas between them; empty for none")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=cpu_threads())
     parser.add_argument("--quick", action="store_true", help="few tokens and rounds, to see that all works")
     options = parser.parse_args()
+    names = [name for name in options.peers.split(",") if name]
+    if unknown := [name for name in names if name not in GENERATORS]:
+        parser.error(f"there is no peer {', '.join(unknown)}; there are: {', '.join(GENERATORS)}")
     CACHE.mkdir(parents=True, exist_ok=True)
     folder = options.model or (untrained() if options.random else decoder("llama", size=options.size))
     not_run: dict[str, str] = {}
     base = Entrant(Candidate("transformers fp32", folder, Provider("torch")))
     halves = Entrant(Candidate("transformers bf16", folder, Provider("torch", "bf16")))
-    taking_part = [
-        base, halves, *ours(folder, Store(CACHE / "store"), not_run), *openvino(folder, not_run), *llama_cpp(not_run),
-    ]  # fmt: skip
+    peers = arranged([GENERATORS[name] for name in names], folder, CACHE, options.threads)
+    not_run.update(peers.not_run)
+    taking_part = [base, halves, *ours(folder, Store(CACHE / "store"), not_run), *peers.entrants]
     new = 8 if options.quick else 64
     room = (context_of(folder) or 1024) - new
-    prompts = tuple(dict.fromkeys((16, min(512, room))))
+    prompts = tuple(dict.fromkeys((16, min(64 if options.quick else 512, room))))
+    rounds = 3 if options.quick else options.rounds
     plan = Plan(
         tuple(Writing(batch, prompt, new) for batch in (1, 8) for prompt in prompts),
-        options.threads, 3 if options.quick else options.rounds, 0.0 if options.quick else 2.0, options.rounds,
+        options.threads, rounds, 0.0 if options.quick else 2.0, rounds,
         roofline=True, warm_limit_s=0.2 if options.quick else 3.0,
     )  # fmt: skip
-    report = bench_generation(taking_part, base.label, plan, lambda *_: None)
+    report = bench_generation(taking_part, base.label, plan, lambda *_: None, traffic=peers.traffic)
     bench = report.to_json()
     for row in bench["rows"]:
         row["path"] = Path(row["path"]).name  # where it lay says nothing to whoever reads it
     document: dict[str, Any] = {
-        "model": folder.name, "not_run": not_run, "concurrent": concurrent(report), "bench": bench,
+        "model": folder.name, "not_run": not_run, "alike": peers.alike, "concurrent": concurrent(report),
+        "bench": bench,
     }  # fmt: skip
     result = CACHE / "quick.json" if options.quick else RESULT
     result.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
     print(generation_to_markdown(report))
-    print("\n".join(f"not run: {label}: {why}" for label, why in not_run.items()))
+    print(to_markdown(document))
     print(result)
     raise SystemExit(report.exit_code)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conformance, engines, harness_overhead, self_check
+from benchmarks import conformance, engines, generation_table, harness_overhead, self_check
 from benchmarks.peers import side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "conformance": conformance.to_markdown,
     "harness_overhead": harness_overhead.to_markdown,
     "engines": engines.to_markdown,
+    "generation": generation_table.to_markdown,
 }
 
 
