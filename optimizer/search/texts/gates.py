@@ -12,18 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
 
 from optimizer.evaluate.generation import Score, paired_ratio
-from optimizer.search.bootstrap import bounded
+from optimizer.resampling import draws_for, exponential_weights
 from optimizer.search.gates import POWER, RISE, Bounded, Gate, Outcome, drop_outcome
-from optimizer.task import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
 
 __all__ = ["FEWEST", "PERPLEXITY", "agreement", "agreement_gate", "perplexity_of", "rise", "rise_gate", "student"]
 
@@ -65,6 +57,11 @@ def _below(t: float, degrees: int) -> float:
     return (1 + inside) / 2
 
 
+def _wider(confidence: float, count: int) -> float:
+    """How many times wider bounds of so many documents are than the normal distribution has them."""
+    return student(confidence, count - 1) / NormalDist().inv_cdf(confidence)
+
+
 def rise(documents: Sequence[Score], confidence: float, seed: int = 0) -> Bounded:
     """By what share the candidate's perplexity is higher than the original's, with its bounds.
 
@@ -76,7 +73,7 @@ def rise(documents: Sequence[Score], confidence: float, seed: int = 0) -> Bounde
     if len(documents) < FEWEST:
         raise ValueError(f"{len(documents)} documents")
     found = paired_ratio(documents, confidence, seed)
-    wider = student(confidence, len(documents) - 1) / NormalDist().inv_cdf(confidence)
+    wider = _wider(confidence, len(documents))
     middle = math.log(found.value)
     low, high = (middle + wider * (math.log(bound) - middle) for bound in (found.low, found.high))
     return Bounded(found.value - 1, math.expm1(low), math.expm1(min(high, _HIGHEST)))
@@ -121,12 +118,19 @@ def perplexity_of(documents: Sequence[Score], confidence: float, seed: int = 0) 
 
 
 def agreement(documents: Sequence[Score], confidence: float, seed: int = 0) -> Bounded:
-    """Share of tokens where both find the same one likeliest, with bounds over documents.
+    """Share of tokens where both find the same one likeliest, with bounds over documents, as those of :func:`rise`."""
+    import numpy as np
 
-    One document more, of usual length, in which they never agree (for the other bound, always) stands among those that
-    are drawn: see :mod:`optimizer.search.bootstrap`.
-    """
-    return bounded(_AGREEMENT, [(each.same, each.tokens) for each in documents], confidence, seed)
+    same = np.array([each.same for each in documents], np.float64)
+    tokens = np.array([each.tokens for each in documents], np.float64)
+    value, count = float(same.sum() / tokens.sum()), len(documents)
+    weights = exponential_weights(np.ones(count, np.int64), draws_for(confidence), seed)
+    drawn = np.concatenate([(each @ same) / (each @ tokens) for each in weights])
+    low, high = np.quantile(drawn, (1 - confidence, confidence)) - value
+    wider = math.sqrt((count + 1) / (count - 1)) * _wider(confidence, count)
+    return Bounded(
+        value, max(0.0, value + wider * min(0.0, float(low))), min(1.0, value + wider * max(0.0, float(high)))
+    )
 
 
 def agreement_gate(documents: Sequence[Score], least: float, confidence: float, seed: int = 0) -> Gate:
@@ -148,23 +152,3 @@ def agreement_gate(documents: Sequence[Score], least: float, confidence: float, 
         times = (1 + NormalDist().inv_cdf(POWER) / NormalDist().inv_cdf(confidence)) * reach
         needed = max(len(documents) + 1, math.ceil(len(documents) * (times / (found.value - least)) ** 2))
     return Gate("agreement", found.value, found.low, found.high, least, outcome, says, needed)
-
-
-def _shares(numbers: Array, weights: Array) -> Array:
-    """Of documents ``[documents, (same, tokens)]``, the share of tokens in each draw."""
-    found: Array = (weights @ numbers[:, 0]) / (weights @ numbers[:, 1])
-    return found
-
-
-def _one_more(numbers: Array) -> tuple[Array, Array]:
-    import numpy as np
-
-    usual = float(np.median(numbers[:, 1]))
-    return np.array([[usual, usual]]), np.array([[0.0, usual]])
-
-
-def _unused(*given: Any) -> Any:
-    raise NotImplementedError("documents are scored by their judge")
-
-
-_AGREEMENT = Metric("agreement", truths=_unused, score=_unused, aggregate=_shares, one_more=_one_more)

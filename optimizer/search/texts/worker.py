@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from optimizer.benching.generation_worker import GenerationWorker
 from optimizer.evaluate.documents import Document
 from optimizer.evaluate.generation import Sliding
 from optimizer.evaluate.remembered import remember, score_beside
+from optimizer.generator import Generator
+from optimizer.runtime import Candidate
 from optimizer.types import JSON
 
 __all__ = ["DocumentWorker", "main", "write_documents"]
@@ -34,10 +37,14 @@ def write_documents(path: Path, documents: list[Document], sliding: Sliding) -> 
 
 
 class DocumentWorker(GenerationWorker):
-    """Answers requests about one generator, and of what it says of documents."""
+    """Answers requests about one generator, and of what it says of documents.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        opener: opens a candidate with so many threads; None for what ml-opt's runtimes open.
+    """
+
+    def __init__(self, opener: Callable[[Candidate, int], Generator] | None = None) -> None:
+        super().__init__(opener)
         self._read: dict[str, Any] = {}
 
     def _answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
@@ -54,9 +61,9 @@ class DocumentWorker(GenerationWorker):
         return {"tokens": score.tokens, "nll": score.candidate, "kl": kl, "same": score.same}
 
 
-def main() -> None:
+def main(opener: Callable[[Candidate, int], Generator] | None = None) -> None:
     """Answer requests until stdin ends."""
-    worker.main(worker=DocumentWorker)
+    worker.main(worker=lambda: DocumentWorker(opener))
 
 
 if __name__ == "__main__":
