@@ -72,13 +72,7 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
             _exported(model, options, store, progress)
         rules = Rules(options.objective, timing_of(options, Shape(1)))
         return PlanReport(model, planned, rules.timing_s(1 + len(planned.ideas)), describe())
-    if not any(value is not None for value in (options.max_drop, options.min_agreement, options.min_cosine)):
-        raise BadInput(
-            "no budget is given, so that nothing could miss it",
-            "add --max-drop 0.01 (accuracy), --min-agreement 0.98 or --min-cosine 0.999 (likeness to the original)",
-        )
-    if options.eval is None and options.calib is None:
-        raise BadInput("there are no rows to judge on", "add --eval FILE")
+    _check_budgets(options)
     check_writable(options.report)
     began = time.monotonic()
     artifact = _exported(model, options, store, progress)
@@ -136,6 +130,17 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
     return keep(report, artifact, store, options)
+
+
+def _check_budgets(options: Optimize) -> None:
+    """Refuse a search that nothing could fail, or that has nothing to judge on."""
+    if not any(value is not None for value in (options.max_drop, options.min_agreement, options.min_cosine)):
+        raise BadInput(
+            "no budget is given, so that nothing could miss it",
+            "add --max-drop 0.01 (accuracy), --min-agreement 0.98 or --min-cosine 0.999 (likeness to the original)",
+        )
+    if options.eval is None and options.calib is None:
+        raise BadInput("there are no rows to judge on", "add --eval FILE")
 
 
 def _planned(options: Optimize, machine: Machine, columns: tuple[str, ...]) -> Plan:
