@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.generation import bench_generation
-from optimizer.benching.generation_report import GenerationBench, GenerationCell, GenerationRow
+from optimizer.benching.generation_calls import whole_calls
+from optimizer.benching.generation_report import GenerationCell
 from optimizer.benching.measure import Plan
-from optimizer.benching.report import BenchReport, Cell, Row
-from optimizer.benching.stats import summarize
+from optimizer.benching.report import BenchReport, Row
 from optimizer.search.report import TextSpeed
 from optimizer.stage import Progress
 from optimizer.types import JSON
@@ -46,50 +46,13 @@ class TextBench(BenchReport):
 def bench_texts(taking_part: Sequence[Entrant], baseline: str, plan: Plan, progress: Progress) -> TextBench:
     """Time generators against the baseline among them, at every load of the plan; its first one is the objective's."""
     found = bench_generation(taking_part, baseline, plan, progress)
-    return TextBench(
-        created=found.created,
-        settings=found.settings,
-        inputs={},
-        environment=found.environment,
-        baseline=found.baseline,
-        rows=tuple(_row(row) for row in found.rows),
-        cautions=found.cautions,
-        of_texts=_json(found),
+    calls = whole_calls(found)
+    rows = tuple(
+        TextRow(**vars(row), texts={str(cell.load.batch): _speed(cell) for cell in own.cells})
+        for row, own in zip(calls.rows, found.rows, strict=True)
     )
-
-
-def _json(found: GenerationBench) -> dict[str, JSON]:
-    return {name: value for name, value in found.to_json().items() if name != "path"}
-
-
-def _row(row: GenerationRow) -> TextRow:
-    return TextRow(
-        label=row.label,
-        path=row.path,
-        provider=row.provider,
-        key=row.key,
-        bytes=row.bytes,
-        load_s=row.load_s,
-        peak_rss=max((cell.peak_rss for cell in row.cells), default=0),
-        facts=row.facts,
-        cells=tuple(_cell(cell) for cell in row.cells),
-        error=row.error,
-        hint=row.hint,
-        texts={str(cell.load.batch): _speed(cell) for cell in row.cells},
-    )
-
-
-def _cell(cell: GenerationCell) -> Cell:
-    """A whole call: prompts read, and every text written to its end."""
-    return Cell(
-        shape=str(cell.load),
-        batch=cell.load.batch,
-        first_s=cell.first_s,
-        warm_ns=[],
-        rounds_ns=cell.rounds_ns,
-        summary=summarize(cell.rounds_ns),
-        speedup=cell.faster.get("whole"),
-    )
+    of_texts = {name: value for name, value in found.to_json().items() if name != "path"}
+    return TextBench(**{**vars(calls), "rows": rows, "of_texts": of_texts})
 
 
 def _speed(cell: GenerationCell) -> TextSpeed:
