@@ -40,7 +40,7 @@ def to_html(report: Mapping[str, JSON]) -> str:
 
 def _judged_by(report: Mapping[str, JSON]) -> str:
     if report["metric"] == "perplexity":
-        return "Rise of perplexity"
+        return "Rise of perplexity" if "max_drop" in report["budgets"] else "Agreement"
     return "Likeness" if report["metric"] == "fidelity" else str(report["metric"]).capitalize()
 
 

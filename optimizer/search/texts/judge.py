@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class TextJudge:
         rules: what decides; its plan has :class:`Writing` loads.
         scratch: where the documents and what the original said of them are kept.
         progress: told of every document.
-        kept: most bytes of probabilities on disk.
+        kept: most bytes of probabilities on disk, where half of what is free there is not less.
 
     Raises:
         BadInput: the original cannot answer.
@@ -68,7 +69,7 @@ class TextJudge:
         self._scratch, self._progress = scratch, progress
         self._file = scratch / "documents.json"
         write_documents(self._file, self._documents, sliding)
-        self._left = kept
+        self._left = min(kept, shutil.disk_usage(scratch).free // 2)
         self._vocabulary = 0
         try:
             self.known = TextScores(tuple(self._by_original()))
