@@ -121,6 +121,8 @@ def _value(field: OptionField) -> str:
         name = (
             "seconds, or a time such as 90s or 10m;" if field.opt.le is not None else "seconds, or a time such as 90s"
         )
+    if field.opt.share:
+        name += ", or percent such as 2%;"
     return f"{name} {bounds}".strip() if field.opt.le is not None else name
 
 

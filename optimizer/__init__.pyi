@@ -224,11 +224,12 @@ def inspect(
 ) -> Report: ...
 def optimize(
     *refs: str,
+    task: str | None = ...,
     eval: Path | str | None = ...,
     calib: Path | str | None = ...,
     allow_training: Path | str | None = ...,
     column: tuple[str, ...] | list[str] = ...,
-    max_drop: float | None = ...,
+    max_drop: float | str | None = ...,
     min_agreement: float | None = ...,
     min_cosine: float | None = ...,
     metric: str | None = ...,

@@ -116,7 +116,11 @@ def _dressed(
 ) -> Callable[..., Any]:
     """Give a generated function the name, signature and docstring that one written by hand would have."""
     keywords = [
-        _keyword(f.name, f.type | str if f.opt.time else f.type, inspect.Parameter.empty if f.required else f.default)
+        _keyword(
+            f.name,
+            f.type | str if f.opt.time or f.opt.share else f.type,
+            inspect.Parameter.empty if f.required else f.default,
+        )
         for f in options.fields()
     ]
     common = [_keyword("store", Store | Path | str | None, None), _keyword("progress", Progress, silent)]

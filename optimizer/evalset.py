@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EvalSet", "refuse_leak", "refuse_overlap"]
+__all__ = ["EvalSet", "histogram", "refuse_leak", "refuse_overlap"]
 
 #: Rows in a batch; sorted by length, a larger one gains little and takes memory.
 _BATCH = 16
@@ -80,7 +80,7 @@ class EvalSet:
         names = list(model.get("labels") or ())
         labels = [names[truth] if names else truth for truth in classes] if classes is not None else None
         summary = describe(path, rows, rows, lengths=lengths, labels=labels)
-        summary["histogram"] = _histogram(every) if every else None
+        summary["histogram"] = histogram(every) if every else None
         return cls(
             rows=tuple(rows),
             truths=tuple(truths) if truths else None,
@@ -134,7 +134,7 @@ def _longest(lengths: Sequence[int], rows: int) -> list[int]:
     return [max(lengths[parts * row : parts * (row + 1)]) for row in range(rows)]
 
 
-def _histogram(lengths: Sequence[int]) -> dict[str, JSON]:
+def histogram(lengths: Sequence[int]) -> dict[str, JSON]:
     """``low`` (first bin's start), ``width`` of every bin, and ``counts``."""
     low, high = min(lengths), max(lengths)
     width = max(1, -(-(high - low + 1) // _BINS))

@@ -143,7 +143,7 @@ def infer_task(config: Mapping[str, JSON]) -> str:
         hint = "--task feature-extraction exports its encoder alone"
         if not config.get("is_encoder_decoder"):
             hint = (
-                "ml-opt export-genai exports it with its cache of keys and values; "
+                "ml-opt export-genai exports it with its cache of keys and values (optimize: --task text-generation); "
                 "--task feature-extraction exports its hidden states alone"
             )
         raise BadInput(f"{name} generates text; export-onnx is for encoders and classifiers", hint)

@@ -54,6 +54,8 @@ class Opt:
     kind: Kind | None = None
     #: on the command line it stands behind the reference, without a flag
     positional: bool = False
+    #: a number, which may be written in percent: 2%
+    share: bool = False
 
 
 def opt(
@@ -70,6 +72,7 @@ def opt(
     ref: bool = False,
     kind: Kind | None = None,
     time: bool = False,
+    share: bool = False,
     positional: bool = False,
 ) -> Any:
     """Declare one parameter of an :class:`Options` class.
@@ -88,9 +91,10 @@ def opt(
         kind: the value is a file, or else the reference of an artifact of this kind; in a recipe it may be the id of
             an earlier step.
         time: the value is a number of seconds, which may be written with a unit (``500ms``, ``90s``, ``10m``, ``1h``).
+        share: the value is a number, which may be written in percent (``2%`` is 0.02).
         positional: on the command line the value stands behind the reference, without a flag; in Python too.
     """
-    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, time, kind, positional)}
+    meta = {"opt": Opt(help, ge, le, choices, data, key, short, metavar, ref, time, kind, positional, share)}
     if default is _REQUIRED:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -312,10 +316,21 @@ def _seconds(field: OptionField, text: str) -> float:
     return float(found["number"]) * _UNITS[found["unit"]]
 
 
+def _share(field: OptionField, text: str) -> float:
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        raise BadInput(f"{field.flag} {text!r} is no number", "write 0.02 or 2%") from None
+    return value / 100 if number != text.strip() else value
+
+
 def _converted(field: OptionField, value: Any) -> Any:
     want = field.element
     if field.opt.time and isinstance(value, str):
         value = _seconds(field, value)
+    if field.opt.share and isinstance(value, str):
+        value = _share(field, value)
     if isinstance(want, type) and issubclass(want, enum.Enum):
         try:
             return want(value)

@@ -254,6 +254,7 @@ def file_bytes(entrant: Entrant) -> int:
     path = entrant.candidate.path
     if path.is_dir():
         weights = [*path.glob("*.safetensors")] or [*path.glob("pytorch_model*.bin")]
+        weights = weights or [*path.glob("*.onnx"), *path.glob("*.onnx.data")]  # of a text generator
         return sum(f.stat().st_size for f in weights)
     if path.suffix == ".xml":  # OpenVINO's own format
         return path.stat().st_size + path.with_suffix(".bin").stat().st_size

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.benching.gates import Gate, Outcome, exit_code_of, worst_of
+from optimizer.benching.generation_report import REPORT as OF_TEXTS
+from optimizer.benching.generation_report import GenerationBench
 from optimizer.benching.reading import check_schema, read_json
 from optimizer.benching.report import BenchReport, Row
 from optimizer.errors import BadInput
@@ -193,13 +195,15 @@ class Comparison:
             raise BadInput(f"{where} is not a comparison: {type(error).__name__} {error}") from None
 
 
-def read_report(path: Path) -> BenchReport | Comparison:
-    """A report's JSON file, whichever of the two wrote it.
+def read_report(path: Path) -> BenchReport | Comparison | GenerationBench:
+    """A report's JSON file, whichever of them wrote it.
 
     Raises:
-        BadInput: it is neither, or a newer ml-opt wrote it.
+        BadInput: it is none of them, or a newer ml-opt wrote it.
     """
     data = read_json(path)
     if isinstance(data, Mapping) and data.get("report") == REPORT:
         return Comparison.from_json(data, str(path))
+    if isinstance(data, Mapping) and data.get("report") == OF_TEXTS:
+        return GenerationBench.from_json(data, str(path))
     return BenchReport.from_json(data, str(path))

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.benching.decoding import Traffic
-from optimizer.benching.report import Caution
+from optimizer.benching.reading import check_schema
+from optimizer.benching.report import Caution, Doubt
 from optimizer.benching.roofline import Bandwidth
 from optimizer.benching.stats import Ratio, speedup
 from optimizer.benching.workload import Writing
+from optimizer.errors import BadInput
 from optimizer.files import write_report
 from optimizer.types import JSON
 
-__all__ = ["SCHEMA", "GenerationBench", "GenerationCell", "GenerationRow", "faster"]
+__all__ = ["REPORT", "SCHEMA", "GenerationBench", "GenerationCell", "GenerationRow", "faster"]
 
 #: Raised by one whenever a reader of the older number would misread the report.
 SCHEMA = 1
+#: What the document says that it is.
+REPORT = "bench-generation"
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,13 @@ class GenerationCell:
             "parts": self.parts,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GenerationCell:
+        faster = {name: Ratio.from_json(ratio) for name, ratio in data["faster"].items()}
+        load = Writing(data["batch"], data["prompt"], data["new"])
+        same = {name: data[name] for name in ("first_s", "rounds_ns", "parts", "step_bytes", "bandwidth")}
+        return cls(load=load, faster=faster, **same)
+
 
 def faster(baseline: GenerationCell, cell: GenerationCell, seed: int) -> dict[str, Ratio]:
     """How many times faster than the baseline, round by round (:func:`~optimizer.benching.stats.speedup`)."""
@@ -200,6 +211,11 @@ class GenerationRow:
             "cells": [cell.to_json() for cell in self.cells],
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GenerationRow:
+        cells = tuple(GenerationCell.from_json(cell) for cell in data["cells"])
+        return cls(**{**data, "traffic": Traffic(**data["traffic"]) if data["traffic"] else None, "cells": cells})
+
 
 @dataclass(frozen=True)
 class GenerationBench:
@@ -241,13 +257,34 @@ class GenerationBench:
 
     def to_json(self) -> dict[str, JSON]:
         return {
-            "report": "bench-generation",
+            "report": REPORT,
             "schema": SCHEMA,
             **vars(self),
             "rows": [row.to_json() for row in self.rows],
             "cautions": [caution.to_json() for caution in self.cautions],
             "bandwidths": [each.to_json() for each in self.bandwidths],
         }
+
+    @classmethod
+    def from_json(cls, data: JSON, where: str = "this JSON") -> GenerationBench:
+        """The report that :meth:`to_json` gave.
+
+        Args:
+            data: the parsed document.
+            where: the file's name, for errors.
+
+        Raises:
+            BadInput: it is no such report, or a newer ml-opt wrote it.
+        """
+        check_schema(data, REPORT, SCHEMA, where, "ml-opt bench GENERATOR")
+        values = {name: value for name, value in data.items() if name not in ("report", "schema")}
+        try:
+            cautions = tuple(Caution(Doubt(each["doubt"]), each["about"], each["detail"]) for each in data["cautions"])
+            rows = tuple(GenerationRow.from_json(row) for row in data["rows"])
+            bandwidths = tuple(map(Bandwidth.from_json, data["bandwidths"]))
+            return cls(**{**values, "rows": rows, "cautions": cautions, "bandwidths": bandwidths})
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{where} is not a whole report of text generators: {error!r}") from None
 
     def written(self, path: Path) -> GenerationBench:
         """Write the report as JSON, and return it knowing its path."""

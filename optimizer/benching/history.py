@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from optimizer.benching.facts import machine_name, scenario_name
+from optimizer.benching.generation_calls import read_calls
 from optimizer.benching.report import BenchReport, Cell, Row
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shift import Shift, find_shift, least_p
@@ -162,7 +163,7 @@ def _read(name: str, versions: Sequence[int], store: Store) -> tuple[list[tuple[
             if not _KEPT.fullmatch(path.name):
                 continue
             try:
-                reports.append((version, replace(BenchReport.read(path), path=str(path))))
+                reports.append((version, replace(read_calls(path), path=str(path))))
             except BadInput as error:
                 unreadable.append(error.message)
     return sorted(reports, key=lambda each: each[1].created), sorted(unreadable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Load", "Workload", "Writing", "name_of"]
 
+_WRITING = re.compile(r"(\d+)x(\d+)\+(\d+)\Z")
 #: Rows of a data file that a pass is made of; more would say the same of their lengths, and take longer.
 _ROWS = 512
 
@@ -127,6 +129,14 @@ class Writing:
     batch: int
     prompt: int
     new: int
+
+    @classmethod
+    def parse(cls, text: str) -> Writing:
+        """Read ``BxP+N``; raises :class:`BadInput` for anything else."""
+        found = _WRITING.match(text.strip().lower())
+        if found is None or "0" in found.groups():
+            raise BadInput(f"{text!r} is no size of texts", "write texts × tokens of a prompt + new tokens: 8x128+64")
+        return cls(*(int(each) for each in found.groups()))
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.prompt}+{self.new}"

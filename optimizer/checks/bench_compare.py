@@ -37,13 +37,13 @@ class BenchCompare(Options):
 
 def _run(refs: tuple[str, ...], options: BenchCompare, store: Store, progress: Progress) -> Comparison:
     from optimizer.benching.comparing import compare_reports
-    from optimizer.benching.report import BenchReport
+    from optimizer.benching.generation_calls import read_calls
 
     if len(refs) != 2:
         raise BadInput(
             f"bench compare takes two reports, and got {len(refs)}", "run: ml-opt bench compare BASE.json HEAD.json"
         )
-    base, head = (BenchReport.read(Path(ref)) for ref in refs)
+    base, head = (read_calls(Path(ref)) for ref in refs)
     return compare_reports(
         base,
         head,

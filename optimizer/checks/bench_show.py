@@ -13,6 +13,7 @@ from optimizer.options import Options
 
 if TYPE_CHECKING:
     from optimizer.benching.comparison import Comparison
+    from optimizer.benching.generation_report import GenerationBench
     from optimizer.benching.report import BenchReport
     from optimizer.stage import Progress
     from optimizer.store import Store
@@ -30,7 +31,9 @@ class BenchShow(Options):
         check_formats(self.report)
 
 
-def _run(refs: tuple[str, ...], options: BenchShow, store: Store, progress: Progress) -> BenchReport | Comparison:
+def _run(
+    refs: tuple[str, ...], options: BenchShow, store: Store, progress: Progress
+) -> BenchReport | Comparison | GenerationBench:
     from optimizer.benching.comparison import read_report
 
     if len(refs) != 1:

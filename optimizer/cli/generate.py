@@ -204,13 +204,13 @@ def _option(field: OptionField, options: type[Options]) -> inspect.Parameter:
     Choices and ranges are checked by the options class alone, so that every door says the same.
     """
     kind: Any = bool if field.element is bool else Path if field.element is Path else field.element
-    if kind not in (bool, int, float, Path) or field.opt.time:
+    if kind not in (bool, int, float, Path) or field.opt.time or field.opt.share:
         kind = str
     if field.opt.positional:
         behind = typer.Argument(metavar=field.name.upper(), help=plain(field.opt.help), show_default=False)
         return _parameter(field.name, Annotated[str | None, behind], None)
     names = [field.flag] + ([field.opt.short] if field.opt.short else [])
-    metavar = field.opt.metavar or ("TIME" if field.opt.time else None)
+    metavar = field.opt.metavar or ("TIME" if field.opt.time else "SHARE" if field.opt.share else None)
     if field.opt.choices:
         metavar = "|".join(field.opt.choices)
     elif hasattr(field.element, "__members__"):

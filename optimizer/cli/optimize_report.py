@@ -27,8 +27,7 @@ def render_plan(report: PlanReport, output: Output) -> None:
     console = output.console()
     made = table("candidate", "provider", "stages", "why")
     for idea in report.plan.ideas:
-        steps = " → ".join(["export-onnx", *(step.stage for step in idea.steps)])
-        made.add_row(idea.name, str(idea.provider), steps, escape(idea.why))
+        made.add_row(idea.name, str(idea.provider), " → ".join(idea.chain), escape(idea.why))
     console.print(made)
     for each in report.plan.left_out:
         console.print(f"left out: {each.name}: {escape(each.reason)}", style="dim", soft_wrap=True)

@@ -20,15 +20,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput, GateFailed
-from optimizer.evaluate.documents import Document, Window, windows
+from optimizer.evaluate.documents import Document, windows
+from optimizer.evaluate.logits import divergence, log_softmax, logits_of, parts_of, taken, targets_of
 from optimizer.generator import Generator, Sampling
 from optimizer.resampling import draws_for, exponential_weights
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from optimizer.stage import Progress
 
 __all__ = [
@@ -45,8 +43,6 @@ __all__ = [
 
 #: Windows are no longer than this when nobody says: a context may be far longer than any text at hand.
 _USUAL = 2048
-#: Rows of logits that are made into probabilities at once: 128 of a vocabulary of 128 thousand are 128 MiB.
-_AT_ONCE = 128
 #: Fewer documents say nothing of how documents differ.
 _FEWEST = 3
 
@@ -214,10 +210,10 @@ def score_documents(generator: Generator, documents: Sequence[Document], sliding
     for document in documents:
         nll = 0.0
         for window in windows(len(document.tokens), sliding.window, sliding.stride):
-            logits = _logits(generator, document, window)
-            targets = _targets(document, window)
-            for part in _parts(len(targets)):
-                nll -= float(_taken(_log_softmax(logits[part]), targets[part]).sum())
+            logits = logits_of(generator, document, window)
+            targets = targets_of(document, window)
+            for part in parts_of(len(targets)):
+                nll -= float(taken(log_softmax(logits[part]), targets[part]).sum())
         yield Score(document.name, len(document.tokens) - 1, nll)
 
 
@@ -323,13 +319,13 @@ def _compared(original: Generator, candidate: Generator, document: Document, sli
     nll = other = kl = 0.0
     same = 0
     for window in windows(len(document.tokens), sliding.window, sliding.stride):
-        targets = _targets(document, window)
-        first, second = (_logits(each, document, window) for each in (original, candidate))
-        for part in _parts(len(targets)):
-            p, q = _log_softmax(first[part]), _log_softmax(second[part])
-            nll -= float(_taken(p, targets[part]).sum())
-            other -= float(_taken(q, targets[part]).sum())
-            kl += float(_divergence(p, q).sum())
+        targets = targets_of(document, window)
+        first, second = (logits_of(each, document, window) for each in (original, candidate))
+        for part in parts_of(len(targets)):
+            p, q = log_softmax(first[part]), log_softmax(second[part])
+            nll -= float(taken(p, targets[part]).sum())
+            other -= float(taken(q, targets[part]).sum())
+            kl += float(divergence(p, q).sum())
             same += int((p.argmax(-1) == q.argmax(-1)).sum())
     return Score(document.name, len(document.tokens) - 1, nll, other, kl, same)
 
@@ -343,51 +339,6 @@ def _continued(
     pairs = zip(wanted, got, strict=False)
     matched = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(wanted), len(got)))
     return Continuation(name, len(prompt), len(wanted), matched, wanted == got)
-
-
-def _logits(generator: Generator, document: Document, window: Window) -> NDArray[np.float32]:
-    """What the scored tokens of a window were predicted by, ``[scored, vocabulary]``."""
-    import numpy as np
-
-    tokens = np.array([document.tokens[window.begin : window.end]], np.int64)
-    logits = generator.score(tokens)[0, window.first - 1 - window.begin : -1]
-    if not np.isfinite(logits.max(-1)).all():
-        raise GateFailed(f"{document.name}: the logits of {generator.facts.get('runtime', 'a decoder')} are not finite")
-    return logits
-
-
-def _targets(document: Document, window: Window) -> NDArray[np.int64]:
-    import numpy as np
-
-    return np.array(document.tokens[window.first : window.end], np.int64)
-
-
-def _parts(count: int) -> Iterator[slice]:
-    for start in range(0, count, _AT_ONCE):
-        yield slice(start, min(start + _AT_ONCE, count))
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    import numpy as np
-
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found
-
-
-def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each row, Σ p ln(p / q); a token that cannot come adds nothing. Rounding may take a sum of 0 below it."""
-    import numpy as np
-
-    apart = np.subtract(p, q, out=np.zeros_like(p), where=np.isfinite(p))
-    found: NDArray[np.float64] = np.maximum((np.exp(p) * apart).sum(-1), 0.0)
-    return found
-
-
-def _taken(logs: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    import numpy as np
-
-    return np.take_along_axis(logs, targets[:, None], axis=-1)[:, 0]
 
 
 def _exp(value: float) -> float:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimizer.benching.agreement import compare_rows, read_arrays
 from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.process import WORKER, WorkerProcess
 from optimizer.runtime import Candidate
+from optimizer.search.bootstrap import bounded
+from optimizer.search.gates import Bounded, share
 from optimizer.stage import Progress
 from optimizer.task import Metric
 from optimizer.types import JSON
 
-__all__ = ["Answers", "Batches", "Scores", "answer", "score"]
+if TYPE_CHECKING:
+    from optimizer.search.contender import Rules
+
+__all__ = ["Answers", "Batches", "Measures", "Scores", "answer", "score"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,16 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """What the answers to many rows come to; see :class:`optimizer.search.report.CandidateReport`."""
+
+    accuracy: Bounded | None = None
+    agreement: Bounded | None = None
+    cosine: Mapping[str, float] = field(default_factory=dict)
+    kl: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Scores:
     """Row by row, in the order of the data file; of a row that is fed as several inputs the worst.
 
@@ -64,6 +79,40 @@ class Scores:
     top1: tuple[float, ...] | None = None
     right: tuple[Any, ...] | None = None
     kl: tuple[float, ...] | None = None
+
+    def rows(self, own: bool = False) -> dict[str, JSON]:
+        """Of each row, every number by which it was judged.
+
+        Args:
+            own: these are the original's, whose likeness to itself says nothing.
+        """
+        named = {"right": self.right} if own else vars(self)
+        return {name: list(values) if values else None for name, values in named.items()}
+
+    def measures(self, rules: Rules, whole: bool) -> Measures:
+        """What they come to together; bounds only where every row was answered."""
+        return Measures(
+            accuracy=self._scored(rules) if whole else None,
+            agreement=_share(self.top1, rules) if whole else None,
+            cosine={"worst": min(self.cosine), **_mean(self.cosine)} if self.cosine else {},
+            kl={"worst": max(self.kl), **_mean(self.kl)} if self.kl else {},
+        )
+
+    def _scored(self, rules: Rules) -> Bounded | None:
+        """The metric over all rows."""
+        if self.right is None or rules.metric is None:
+            return None
+        if rules.metric.binary:
+            return _share(self.right, rules)
+        return bounded(rules.metric, self.right, rules.confidence, rules.plan.seed)
+
+
+def _share(values: Sequence[float] | None, rules: Rules) -> Bounded | None:
+    return share(min(sum(values), len(values)), len(values), rules.confidence) if values else None
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": sum(values) / len(values)}
 
 
 def answer(

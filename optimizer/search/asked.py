@@ -94,6 +94,10 @@ def load_of(artifact: Artifact, info: Mapping[str, JSON], rows: EvalSet, options
         columns = named_columns(columns_of(options.shapes_from, options))
         preprocessor = Preprocessor.open(artifact.path, info, columns=columns)
         return Workload.open(options.shapes_from, preprocessor, batching, info, **count)
+    if options.shape is not None and "+" in options.shape:
+        raise BadInput(
+            f"--shape {options.shape}: new tokens are for models that write text", "write rows × steps: --shape 1x128"
+        )
     shape = Shape.parse(options.shape) if options.shape else _usual_shape(rows, options.objective, info)
     shape.check(info)
     return shape

@@ -5,7 +5,8 @@ what it held is given back; an export that does is the end of it, with a clear r
 :mod:`optimizer.benching.worker`, with one request out of two:
 
     {"do": "build", "stage": "cast", "ref": "m@1:fp32", "options": {…}, "store": "models"}  → {"ok": true, "ref": "…"}
-    {"do": "export", "model": "path", "name": null, "offline": null, "store": "models"}     → {"ok": true, "ref": "…"}
+    {"do": "export", "stage": "export-onnx", "options": {}, "model": "path", "name": null, "offline": null,
+     "store": "models"}                                                                     → {"ok": true, "ref": "…"}
 
 Lines before the answer say how far it is: {"progress": ["training", 3, 90]}.
 
@@ -79,9 +80,17 @@ def build(
 
 
 def export(
-    model: str, name: str | None, store: Store, threads: int, timeout: float, progress: Progress = silent
+    model: str,
+    name: str | None,
+    store: Store,
+    threads: int,
+    timeout: float,
+    progress: Progress = silent,
+    *,
+    stage: str = "export-onnx",
+    asked: Mapping[str, JSON] | None = None,
 ) -> Artifact:
-    """Export a model with the default options, in a new process unless the store has it.
+    """Export a model, in a new process unless the store has it.
 
     Args:
         model: a folder, an ``.onnx`` file or a hub id.
@@ -90,18 +99,23 @@ def export(
         threads: of the exporter's libraries.
         timeout: seconds of silence after which it counts as hung.
         progress: told what it does.
+        stage: that exports it.
+        asked: its options, those that are not the default.
 
     Raises:
         MlOptError: the export's own error.
         BadInput: it died or hung.
     """
-    stage = get_stage("export-onnx")
+    exporter = get_stage(stage)
+    options = exporter.options.from_mapping(asked or {}, stage)
     try:
-        return apply(replace(stage, run=_not_here), model, stage.options(), store, name=name).artifact
+        return apply(replace(exporter, run=_not_here), model, options, store, name=name).artifact
     except _NotCached:
         pass
     request: dict[str, JSON] = {
         "do": "export",
+        "stage": stage,
+        "options": dict(asked or {}),
         "model": model,
         "name": name,
         "offline": os.environ.get(_OFFLINE),
@@ -225,8 +239,9 @@ def _export(request: dict[str, Any], store: Store, progress: Progress) -> dict[s
     os.environ.pop(_OFFLINE, None)
     if request["offline"] is not None:
         os.environ[_OFFLINE] = request["offline"]
-    stage = get_stage("export-onnx")
-    made = apply(stage, request["model"], stage.options(), store, name=request["name"], progress=progress)
+    stage = get_stage(request["stage"])
+    options = stage.options.from_mapping(request["options"], stage.name)
+    made = apply(stage, request["model"], options, store, name=request["name"], progress=progress)
     return {"ref": made.artifact.ref}
 
 

@@ -12,7 +12,7 @@ from optimizer.runtime import TENSORRT_NATIVE, Provider
 from optimizer.search.machine import GPU_PROVIDERS, Machine
 from optimizer.types import JSON, Device, Precision
 
-__all__ = ["QAT", "STATIC", "TARGETS", "Idea", "LeftOut", "Plan", "StepOf", "plan", "split_names"]
+__all__ = ["QAT", "STATIC", "TARGETS", "TEXT_EXPORT", "Idea", "LeftOut", "Plan", "StepOf", "plan", "split_names"]
 
 #: What ``--target`` may name, and the providers behind each.
 TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +29,8 @@ STATIC = "quantize-static"
 #: The stage that may take its place (:mod:`optimizer.search.trained`).
 QAT = "quantize-qat"
 _ENGINE = "build-trt-engine"
+#: The stage that makes every candidate that writes text, from the source model itself.
+TEXT_EXPORT = "export-genai"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Idea:
     def asked(self) -> str:
         """What some of its products must be seen to run in; empty where that is not looked at."""
         return _SAID.get(self.precision, "")
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """Every stage from the model on: a text generator is exported in its precision, all else from one export."""
+        stages = tuple(step.stage for step in self.steps)
+        return stages if stages[:1] == (TEXT_EXPORT,) else ("export-onnx", *stages)
 
     @property
     def plain(self) -> bool:

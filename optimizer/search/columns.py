@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optimizer.search.gates import RISE
+
 __all__ = ["COLUMNS", "Column", "filled", "size"]
 
 
@@ -49,9 +51,16 @@ def _ran(runs: Mapping[str, Any]) -> str:
     return ", ".join(counts) + (f" ({back} fell back)" if back else "")
 
 
+def _rise(gates: Sequence[Mapping[str, Any]]) -> str:
+    """How far a metric rises that is the better the lower it is, and at most."""
+    found = next((gate for gate in gates if gate["name"].endswith(RISE)), None)
+    return "" if found is None else f"{found['value']:+.2%} (to {found['high']:+.2%})"
+
+
 #: From what is judged to what it costs. A column that no candidate fills is not shown.
 COLUMNS: tuple[Column, ...] = (
     Column("accuracy", ("accuracy", "value"), "{:.2%}".format, stays=8),
+    Column("rise", ("gates",), _rise, stays=10),
     Column("same decision", ("agreement", "value"), "{:.2%}".format, stays=4),
     Column("worst cosine", ("cosine", "worst"), "{:.5f}".format, stays=6),
     Column("mean cosine", ("cosine", "mean"), "{:.5f}".format, stays=1),
@@ -68,7 +77,41 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+#: Of candidates that write text: what tokens there are in place of rows, and what counts at each number of texts.
+_TOKENS = {"same decision": "same token", "rows seen": "texts seen", "ms": "ms a call"}
+_OF_TEXTS: tuple[Column, ...] = (
+    Column("decode/s", ("decode_per_s",), "{:,.0f}".format, stays=6),
+    Column("prefill/s", ("prefill_per_s",), "{:,.0f}".format, stays=2),
+    Column("first token ms", ("first_token_ms",), "{:.1f}".format),
+    Column("% of bandwidth", ("bandwidth_share",), "{:.0%}".format),
+)
+
+
 def filled(candidates: Sequence[Mapping[str, Any]], metric: str) -> list[Column]:
     """The columns that at least one candidate fills; that of the metric is called by its name."""
     columns = [replace(column, head=metric) if column.path[0] == "accuracy" else column for column in COLUMNS]
+    if metric == "perplexity":
+        columns = _for_texts(columns, candidates)
     return [column for column in columns if any(column.cell(each) for each in candidates)]
+
+
+def _for_texts(columns: Sequence[Column], candidates: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Columns of candidates that write text: their tokens at every number of texts that was timed."""
+    counts = sorted({count for each in candidates for count in (each["speed"] or {}).get("texts", {})}, key=int)
+    found = []
+    for column in columns:
+        if column.path[0] == "accuracy":
+            column = replace(column, form="{:.4g}".format)
+        if column.path[-1] == "rows_per_s":
+            found += [
+                replace(
+                    each,
+                    head=f"{each.head}, {count} text{'' if count == '1' else 's'}",
+                    path=("speed", "texts", count, *each.path),
+                )
+                for each in _OF_TEXTS
+                for count in counts
+            ]
+        else:
+            found.append(replace(column, head=_TOKENS.get(column.head, column.head)))
+    return found

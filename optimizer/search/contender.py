@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 from optimizer.benching.candidates import Entrant, file_bytes
 from optimizer.benching.gemm import ARITHMETICS
@@ -13,18 +14,28 @@ from optimizer.benching.measure import Plan
 from optimizer.benching.report import Row
 from optimizer.benching.roofline import roofline_s
 from optimizer.errors import GateFailed
-from optimizer.search.accuracy import Answers, Scores
+from optimizer.search.accuracy import Answers, Measures
 from optimizer.search.gates import Gate
-from optimizer.task import Metric
+from optimizer.task import FIDELITY, Metric
 from optimizer.types import JSON
 
-__all__ = ["Contender", "Rules"]
+__all__ = ["Contender", "Rules", "Scored"]
 
 #: What timing one candidate takes beside the seconds asked for: its warm-up, and the overrun of small samples.
 _WARM_S = 3.0
 _OVERRUN = 1.5
 #: The quick timing, which only sorts candidates, takes this share of the time of the one that counts.
 _QUICK = 4
+
+
+class Scored(Protocol):
+    """What is known of the answers to rows that were seen, one by one."""
+
+    def rows(self, own: bool = False) -> dict[str, JSON]:
+        """For a report: of each row, every number by which it was judged; ``own`` for the original itself."""
+
+    def measures(self, rules: Rules, whole: bool) -> Measures:
+        """What they come to together; bounds only where every row was answered."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +45,14 @@ class Rules:
     Attributes:
         objective: ``latency``, ``throughput`` or ``size``.
         plan: how candidates are timed; its first shape is the objective's.
-        metric: how right answers are; None when fidelity is judged.
+        metric: how right answers are; None when fidelity is judged, or what ``judged_by`` says.
         max_drop: budgets; None where nothing is asked.
         min_agreement: see ``max_drop``.
         min_cosine: see ``max_drop``.
         confidence: of the verdict; each candidate's bounds hold with more, see docs/verdict.md.
         budget_s: seconds for everything; None for as long as it takes.
         started: when those began, by ``time.monotonic``.
+        judged_by: the name of what is judged where there is no metric of rows.
     """
 
     objective: str
@@ -52,6 +64,12 @@ class Rules:
     confidence: float = 0.95
     budget_s: float | None = None
     started: float = field(default_factory=time.monotonic)
+    judged_by: str = FIDELITY
+
+    @property
+    def metric_name(self) -> str:
+        """What a report says that was judged."""
+        return self.metric.name if self.metric else self.judged_by
 
     def budgets(self) -> dict[str, JSON]:
         """The budgets that were given."""
@@ -69,7 +87,7 @@ class Rules:
         """
         quickly = self._lane_s(self.quick, call_s, _WARM_S / _QUICK)
         roofs = roofline_s(min(lanes, len(ARITHMETICS))) if self.plan.roofline else 0.0
-        return lanes * (quickly + self._lane_s(self.plan, call_s, _WARM_S)) + roofs
+        return lanes * (quickly + len(self.plan.shapes) * self._lane_s(self.plan, call_s, _WARM_S)) + roofs
 
     @staticmethod
     def _lane_s(plan: Plan, call_s: float, warm_s: float) -> float:
@@ -81,6 +99,7 @@ class Rules:
         plan = self.plan
         return replace(
             plan,
+            shapes=plan.shapes[:1],
             rounds=3,
             seconds=plan.seconds / _QUICK,
             samples=max(3, 3 * plan.samples // plan.rounds),
@@ -128,7 +147,7 @@ class Contender:
     runs: Mapping[str, JSON] | None = None
     seen: int = 0
     places: tuple[int, ...] = ()
-    scores: Scores | None = None
+    scores: Scored | None = None
     gates: tuple[Gate, ...] = ()
     cut: bool = False
     quick: Row | None = None

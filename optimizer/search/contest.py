@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,16 +14,15 @@ from optimizer.benching.candidates import Entrant
 from optimizer.benching.report import BenchReport, Row
 from optimizer.evalset import EvalSet
 from optimizer.search import timing
-from optimizer.search.accuracy import Scores
-from optimizer.search.contender import Contender, Rules
+from optimizer.search.contender import Contender, Rules, Scored
 from optimizer.search.gates import Outcome, outcome_of
-from optimizer.search.judge import Judge
+from optimizer.search.judge import Judge, Judging
 from optimizer.search.race import Escalate, Race, too_small
 from optimizer.search.verdict import Decision, Standing, decide
 from optimizer.stage import Progress
 from optimizer.types import JSON
 
-__all__ = ["Contender", "Contest", "Rules", "hold"]
+__all__ = ["Contender", "Contest", "Rules", "contested", "hold"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Contest:
     """
 
     contenders: tuple[Contender, ...]
-    original: Scores
+    original: Scored
     bench: BenchReport
     quick: BenchReport | None
     decision: Decision
@@ -85,11 +84,28 @@ def hold(
     Raises:
         BadInput: the original itself cannot answer, or the time budget is too small for one candidate.
     """
+
+    def judge(scratch: Path) -> Judge:
+        return Judge(original, rows, model, rules, scratch, progress)
+
+    return contested(judge, contenders, rules, progress, escalate, yardstick, resort)
+
+
+def contested(
+    judging: Callable[[Path], Judging],
+    contenders: Sequence[Contender],
+    rules: Rules,
+    progress: Progress,
+    escalate: Mapping[str, Escalate] | None = None,
+    yardstick: Entrant | None = None,
+    resort: Mapping[str, Escalate] | None = None,
+) -> Contest:
+    """As :func:`hold`, whoever judges: ``judging(scratch)`` makes what has the original's answers."""
     least = rules.timing_s(2)
     if rules.budget_s is not None and rules.left() < least:
         raise too_small(rules, least)
     with tempfile.TemporaryDirectory(prefix="ml-opt-optimize-") as name:
-        judge = Judge(original, rows, model, rules, Path(name), progress)
+        judge = judging(Path(name))
         race = Race(judge, rules, progress, escalate or {}, resort or {})
         race.run(contenders)
     found, rivals = race.tried, race.rivals
@@ -98,7 +114,7 @@ def hold(
     report = race.quick
     if passing or report is None:
         left = passing or [c for c in rivals if c.standing]
-        report = timing.timed(original, left, rules.plan, progress, yardstick if passing else None)
+        report = timing.timed(judge.original, left, rules.plan, progress, yardstick if passing else None)
     final_s = time.monotonic() - began
     plain = next((c for c in passing if c.plain and c.standing), None)
     decision = decide(

@@ -23,6 +23,7 @@ from optimizer.types import JSON
 
 __all__ = [
     "POWER",
+    "RISE",
     "Bounded",
     "Gate",
     "Outcome",
@@ -41,6 +42,8 @@ __all__ = [
 
 #: Chance that the rows which an inconclusive gate asks for do settle it, if shares stay as they were seen.
 POWER = 0.8
+#: How a gate's name ends whose metric is the better the lower it is: a share of the original's.
+RISE = " rise"
 #: Share of rows that must be known to reach ``--min-cosine`` when the worst row that was seen does.
 _COVERED = 0.95
 
@@ -67,7 +70,7 @@ class Gate:
     """One budget and how a candidate stands to it.
 
     Attributes:
-        name: ``accuracy drop`` (or that of another metric), ``agreement`` or ``worst cosine``.
+        name: ``accuracy drop`` (or that of another metric), ``perplexity rise``, ``agreement`` or ``worst cosine``.
         value: the estimate.
         low: lower bound.
         high: upper bound.
@@ -195,7 +198,7 @@ def drop_says(metric: str, found: Bounded, max_drop: float, confidence: float, o
 
 def is_drop(name: str) -> bool:
     """Whether a gate of this name is about what may be lost: low is good, and the original itself has 0."""
-    return name.endswith(" drop")
+    return name.endswith((" drop", RISE))
 
 
 def _points(share: float) -> str:

@@ -39,6 +39,8 @@ def to_html(report: Mapping[str, JSON]) -> str:
 
 
 def _judged_by(report: Mapping[str, JSON]) -> str:
+    if report["metric"] == "perplexity":
+        return "Rise of perplexity" if "max_drop" in report["budgets"] else "Agreement"
     return "Likeness" if report["metric"] == "fidelity" else str(report["metric"]).capitalize()
 
 
@@ -63,15 +65,10 @@ def _head(report: Mapping[str, JSON]) -> str:
             )
         )
     if accuracy := report["accuracy"]:
-        facts.append(
-            (f"{accuracy['value']:.2%}", f"{report['metric']}; the original has {accuracy['original']['value']:.2%}")
-        )
-        if drop := accuracy["drop"]:
-            facts.append(
-                (f"{100 * drop['high']:.2f} points", f"at most lost, with {report['confidence']:.0%} confidence")
-            )
+        facts += _right(report, accuracy)
     if agreement := report["agreement"]:
-        facts.append((f"{agreement['value']:.2%}", f"of decisions are the original's, at least {agreement['low']:.2%}"))
+        what = "likeliest tokens" if report["metric"] == "perplexity" else "decisions"
+        facts.append((f"{agreement['value']:.2%}", f"of {what} are the original's, at least {agreement['low']:.2%}"))
     if report["cosine"] and (report["metric"] == "fidelity" or "min_cosine" in report["budgets"]):
         facts.append((f"{report['cosine']['worst']:.5f}", "worst cosine to the original"))
     budgets = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in report["budgets"].items())
@@ -81,6 +78,16 @@ def _head(report: Mapping[str, JSON]) -> str:
         f"judged by {escape(report['metric'])}; {escape(report['created'][:16].replace('T', ' '))} UTC</p>\n"
         f"{boxes(facts)}"
     )
+
+
+def _right(report: Mapping[str, JSON], accuracy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How right the winner is, and what is lost of that at most."""
+    with_it = f"with {report['confidence']:.0%} confidence"
+    if report["metric"] == "perplexity":
+        found = [(f"{accuracy['value']:.4g}", f"perplexity; the original has {accuracy['original']['value']:.4g}")]
+        return found + ([(f"{d['high']:+.2%}", f"at most, {with_it}")] if (d := accuracy["drop"]) else [])
+    found = [(f"{accuracy['value']:.2%}", f"{report['metric']}; the original has {accuracy['original']['value']:.2%}")]
+    return found + ([(f"{100 * d['high']:.2f} points", f"at most lost, {with_it}")] if (d := accuracy["drop"]) else [])
 
 
 def _legend(report: Mapping[str, JSON]) -> str:

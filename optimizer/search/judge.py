@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.process import CandidateFailed
@@ -14,13 +15,42 @@ from optimizer.errors import BadInput
 from optimizer.evalset import EvalSet
 from optimizer.search.accuracy import Answers, Scores, answer, score
 from optimizer.search.bootstrap import bootstrapped_gate
-from optimizer.search.contender import Contender, Rules
+from optimizer.search.contender import Contender, Rules, Scored
 from optimizer.search.gates import Gate, Outcome, agreement_gate, cosine_gate, drop_gate, same_gate
 from optimizer.search.looks import Looks, early_confidence, final_confidence
 from optimizer.stage import Progress
 from optimizer.types import JSON
 
-__all__ = ["Judge", "gates"]
+__all__ = ["Judge", "Judging", "gates"]
+
+
+class Judging(Protocol):
+    """What a race asks of whoever judges."""
+
+    @property
+    def original(self) -> Entrant:
+        """What everything is compared with."""
+
+    @property
+    def known(self) -> Scored:
+        """The original's own scores."""
+
+    @property
+    def rows(self) -> int:
+        """That are answered in the end."""
+
+    @property
+    def seconds(self) -> float:
+        """That the original took for all of them."""
+
+    def call_s(self) -> float:
+        """About how long a timed call of the original takes."""
+
+    def first_look(self, contender: Contender) -> None:
+        """Let a candidate that was made answer the first rows."""
+
+    def every_row(self, contender: Contender, rivals: int) -> None:
+        """Let it answer the rest; its bounds are shared with so many others that may yet win."""
 
 
 class Judge:
@@ -99,7 +129,7 @@ class Judge:
         while contender.seen < self.rows and not contender.cut:
             self._look(contender)
         if not contender.cut and not contender.is_original:
-            assert contender.scores is not None
+            assert isinstance(contender.scores, Scores)
             confidence = final_confidence(self._rules.confidence, rivals)
             contender.gates = tuple(gates(self.known, contender.scores, self._rules, confidence))
 
@@ -117,14 +147,14 @@ class Judge:
             contender.runs = made.runs
             contender.check_runs()
         together = Answers(tuple(file for part in contender.parts for file in part.files), 0.0)
-        contender.scores = self._score(together, look)
+        scores = contender.scores = self._score(together, look)
         places = sorted(place for places in self.looks.upto(look).places for place in places)
         contender.seen = len(places)
         contender.places = tuple(places) if contender.seen < self.rows else ()
         looks = len(self.looks.parts)
         early = gates(
             self._score(self.looks.of_original(self.first, look), look),
-            contender.scores,
+            scores,
             self._rules,
             early_confidence(self._rules.confidence, looks),
         )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from optimizer.benching.process import CandidateFailed
 from optimizer.errors import MlOptError
 from optimizer.quantizing.sensitivity import NodeNoise
+from optimizer.search.accuracy import Scores
 from optimizer.search.candidates import STATIC, Idea, StepOf
 from optimizer.search.contender import Contender
 from optimizer.types import JSON
@@ -132,7 +133,7 @@ class Kin:
 
 def mean_cosine(contender: Contender) -> float:
     """Of the rows that it answered."""
-    assert contender.scores is not None
+    assert isinstance(contender.scores, Scores)
     return sum(contender.scores.cosine) / len(contender.scores.cosine)
 
 

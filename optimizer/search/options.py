@@ -7,26 +7,39 @@ from pathlib import Path
 from typing import ClassVar
 
 from optimizer.benching.shape import Shape
+from optimizer.benching.workload import Writing
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, UnknownName
+from optimizer.exporting.options import task_opt
 from optimizer.options import Options, opt
 from optimizer.ref import check_name
 from optimizer.search.candidates import TARGETS, split_names
-from optimizer.task import FIDELITY
+from optimizer.task import FIDELITY, get_task
 from optimizer.types import Device, Kind, Precision
 
-__all__ = ["METRICS", "REPORT_FORMATS", "Optimize", "check_formats"]
+__all__ = ["METRICS", "REPORT_FORMATS", "TEXTS", "Optimize", "check_formats"]
 
 #: Suffixes that ``--report`` can be given.
 REPORT_FORMATS = (".html", ".json")
 #: What can be judged; which of it fits is for the task to say (:meth:`Task.metric`).
-METRICS = ("accuracy", "f1", "exact-match", "spearman", "pearson", FIDELITY)
+METRICS = ("accuracy", "f1", "exact-match", "spearman", "pearson", "perplexity", FIDELITY)
+#: The task whose models write text; what is tried of them, how they are judged and timed is in :mod:`.texts`.
+TEXTS = "text-generation"
+
+
+_NOT_TEXTS = "leave --metric perplexity out, or write --task text-generation"
 
 
 class Optimize(Options):
     """Options of optimize."""
 
-    eval: Path | None = opt(None, "Rows to judge on, with labels for --max-drop.", data=True, metavar="FILE")
+    task: str | None = task_opt()
+    eval: Path | None = opt(
+        None,
+        "Rows to judge on, with labels for --max-drop; held-out texts for text-generation.",
+        data=True,
+        metavar="FILE",
+    )
     calib: Path | None = opt(
         None,
         "Other rows, for static quantization: a file, or a calibration set.",
@@ -42,7 +55,12 @@ class Optimize(Options):
     )
     column: tuple[str, ...] = column_opt()
     max_drop: float | None = opt(
-        None, "Most accuracy, or whatever --metric names, that may be lost: 0.01 is one point.", ge=0, le=1
+        None,
+        "Most accuracy, or whatever --metric names, that may be lost: 0.01 is one point. Of perplexity, by what share "
+        "it may rise: 2%.",
+        ge=0,
+        le=1,
+        share=True,
     )
     min_agreement: float | None = opt(None, "Smallest share of decisions that must be the original's.", ge=0, le=1)
     min_cosine: float | None = opt(None, "Smallest cosine to the original's answer, of any row.", ge=-1, le=1)
@@ -52,7 +70,9 @@ class Optimize(Options):
     confidence: float = opt(0.95, "Of every bound.", ge=0.5, le=0.9999)
     objective: str = opt("latency", "What the best has most of.", choices=("latency", "throughput", "size"))
     shape: str | None = opt(
-        None, "Rows × steps of a timed call, e.g. 1x128 [1 row, or 8 for throughput, of the data's median length]."
+        None,
+        "Rows × steps of a timed call, e.g. 1x128 [1 row, or 8 for throughput, of the data's median length]; of texts "
+        "8x128+64, which have 64 new tokens.",
     )
     shapes_from: Path | None = opt(
         None,
@@ -82,6 +102,12 @@ class Optimize(Options):
     }
 
     def check(self) -> None:
+        if self.task is not None and self.task != TEXTS:
+            get_task(self.task)
+            if self.metric == "perplexity":
+                raise BadInput(f"perplexity is of models that write text, and --task {self.task} does not", _NOT_TEXTS)
+        if self.eval is None and not self.dry_run and (self.task == TEXTS or self.metric == "perplexity"):
+            raise BadInput("a model that writes text is judged on held-out text", "add --eval FILE, a `text` each row")
         if self.max_drop is not None and self.eval is None:
             raise BadInput("--max-drop is about accuracy, which needs labelled rows", "add --eval FILE")
         if self.max_drop is not None and self.metric == FIDELITY:
@@ -101,7 +127,7 @@ class Optimize(Options):
                 )
         split_names(self.precision, "value of --precision", [p.value for p in Precision])
         if self.shape is not None:
-            Shape.parse(self.shape)
+            (Writing if "+" in self.shape else Shape).parse(self.shape)
             if self.shapes_from is not None:
                 raise BadInput("--shape and --shapes-from contradict each other", "leave one of them out")
         if self.name is not None:

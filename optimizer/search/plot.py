@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer.drawing.svg import circle, key, laid_out, line, text, ticks
-from optimizer.search.gates import is_drop
+from optimizer.search.gates import RISE, is_drop
 from optimizer.types import JSON
 
 __all__ = ["pareto"]
@@ -23,6 +23,16 @@ class _Axis:
     gate: str
     percent: bool
     budget: float
+
+    @property
+    def rises(self) -> bool:
+        """It is a share by which something rises: drawn downwards, so that what is better is higher everywhere."""
+        return self.gate.endswith(RISE)
+
+    def tick(self, value: float) -> str:
+        if self.rises:
+            return f"{-100 * value or 0:+.6g} %"
+        return f"{100 * value:.6g} %" if self.percent else f"{value:.6g}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ def _was_cut(each: Mapping[str, Any]) -> bool:
 def _axis(report: Mapping[str, JSON]) -> _Axis:
     budgets = report["budgets"]
     original = report["original"]["accuracy"]
+    if "max_drop" in budgets and report["metric"] == "perplexity":
+        return _Axis("perplexity, beside the original's", f"perplexity{RISE}", True, -budgets["max_drop"])
     if "max_drop" in budgets and original:
         return _Axis(str(report["metric"]), f"{report['metric']} drop", True, original["value"] - budgets["max_drop"])
     if "min_agreement" in budgets:
@@ -81,7 +93,7 @@ def _axis(report: Mapping[str, JSON]) -> _Axis:
 
 
 def _of_original(report: Mapping[str, JSON], axis: _Axis) -> tuple[float, float, float]:
-    value = report["original"]["accuracy"]["value"] if is_drop(axis.gate) else 1.0
+    value = 0.0 if axis.rises else report["original"]["accuracy"]["value"] if is_drop(axis.gate) else 1.0
     return value, value, value
 
 
@@ -90,6 +102,8 @@ def _height(each: Mapping[str, Any], report: Mapping[str, JSON], axis: _Axis) ->
     gate = next((gate for gate in each["gates"] if gate["name"] == axis.gate), None)
     if gate is None:
         return None
+    if axis.rises:
+        return -gate["value"], -gate["high"], -gate["low"]
     if is_drop(axis.gate):
         right = report["original"]["accuracy"]["value"]
         return right - gate["value"], max(0.0, right - gate["high"]), min(1.0, right - gate["low"])
@@ -118,7 +132,7 @@ def _drawn(points: Sequence[_Point], axis: _Axis) -> str:
         parts.append(text(across(tick), 100, f"{tick:g}", "middle", dy=18))
     for tick in y_ticks:
         parts.append(line(0, up(tick), 100, up(tick), "grid"))
-        parts.append(text(0, up(tick), f"{100 * tick:.6g} %" if axis.percent else f"{tick:.6g}", "end", dx=-6, dy=4))
+        parts.append(text(0, up(tick), axis.tick(tick), "end", dx=-6, dy=4))
     parts.append(text(50, 100, "time of a call, the original's = 1", "middle", dy=38))
     parts.append(text(0, 0, axis.title, "start", dx=-56, dy=-12))
     parts.append(line(0, up(axis.budget), 100, up(axis.budget), "budget"))

@@ -14,7 +14,7 @@ from optimizer.errors import BadInput, MlOptError
 from optimizer.search import timing
 from optimizer.search.contender import Contender, Rules
 from optimizer.search.gates import Outcome, misses, outcome_of
-from optimizer.search.judge import Judge
+from optimizer.search.judge import Judging
 from optimizer.stage import Progress
 
 __all__ = ["Escalate", "Race", "is_promising", "too_small"]
@@ -44,7 +44,7 @@ class Race:
 
     def __init__(
         self,
-        judge: Judge,
+        judge: Judging,
         rules: Rules,
         progress: Progress,
         escalate: Mapping[str, Escalate],

@@ -15,13 +15,34 @@ from optimizer.search.decode import decoded
 from optimizer.search.gates import Bounded, Gate, Outcome, is_drop
 from optimizer.types import JSON
 
-__all__ = ["SCHEMA", "CandidateReport", "OptimizeReport", "PlanReport", "Speed"]
+__all__ = ["SCHEMA", "CandidateReport", "OptimizeReport", "PlanReport", "Speed", "TextSpeed"]
 
 #: Raised by one whenever a reader of the older number would misread the file.
 SCHEMA = 1
 
 _AGAIN = "reach a verdict again: ml-opt optimize REF --eval FILE; what is in the store is not made again"
 _EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 3}
+
+
+@dataclass(frozen=True)
+class TextSpeed:
+    """How fast a text generator wrote so many texts at once.
+
+    Attributes:
+        load: ``8x128+64``: texts, tokens of each prompt, new tokens of each.
+        tokens_per_s: new tokens of all texts a second, reading prompts and all.
+        first_token_ms: to a text's first token, the median.
+        prefill_per_s: tokens of prompts a second.
+        decode_per_s: new tokens a second behind the first ones; None where noise hid it.
+        bandwidth_share: of what memory allows a step of decoding; None where it is not known.
+    """
+
+    load: str
+    tokens_per_s: float
+    first_token_ms: float
+    prefill_per_s: float
+    decode_per_s: float | None = None
+    bandwidth_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +60,7 @@ class Speed:
         peak_share: of what a GEMM gets on this machine in the same arithmetic; None when that was not measured.
         batching: how a pass got its rows (``tokens:2048``); empty for a shape.
         against: of a pass: the ratio to each way in which the original got the same rows.
+        texts: of a text generator: by how many texts it wrote at once; empty for what answers rows.
     """
 
     p50_ms: float
@@ -51,10 +73,12 @@ class Speed:
     peak_share: float | None = None
     batching: str = ""
     against: Mapping[str, Ratio] = field(default_factory=dict)
+    texts: Mapping[str, TextSpeed] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
         against = {way: ratio.to_json() for way, ratio in self.against.items()}
-        return {**vars(self), "ratio": self.ratio.to_json(), "against": against}
+        texts = {count: dict(vars(speed)) for count, speed in self.texts.items()}
+        return {**vars(self), "ratio": self.ratio.to_json(), "against": against, "texts": texts}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse, usually_batched
-from optimizer.benching.process import CandidateFailed
 from optimizer.benching.shape import Shape
 from optimizer.benching.workload import Workload
 from optimizer.data.readers import format_of
@@ -21,14 +20,15 @@ from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
 from optimizer.located import located
 from optimizer.quantizing.sensitivity import NodeNoise
-from optimizer.ref import is_name
+from optimizer.search.accuracy import Scores
 from optimizer.search.asked import columns_of, data_notes, load_of, rows_of, timing_of
-from optimizer.search.build import build, export, ranked
+from optimizer.search.build import export, ranked
 from optimizer.search.candidates import TARGETS, Idea, LeftOut, Plan, plan, split_names
 from optimizer.search.contest import Contender, Contest, Rules, hold
 from optimizer.search.keep import check_writable, keep
 from optimizer.search.kin import Kin
 from optimizer.search.machine import Machine
+from optimizer.search.making import is_reference, make, patience
 from optimizer.search.options import Optimize
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
@@ -66,19 +66,13 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     columns = columns_of(paths.calib, options)
     planned = _planned(options, machine, columns)
     if options.dry_run:
-        if not _is_reference(model, store):
+        if not is_reference(model, store):
             resolve_source(model)
         else:
             _exported(model, options, store, progress)
         rules = Rules(options.objective, timing_of(options, Shape(1)))
         return PlanReport(model, planned, rules.timing_s(1 + len(planned.ideas)), describe())
-    if not any(value is not None for value in (options.max_drop, options.min_agreement, options.min_cosine)):
-        raise BadInput(
-            "no budget is given, so that nothing could miss it",
-            "add --max-drop 0.01 (accuracy), --min-agreement 0.98 or --min-cosine 0.999 (likeness to the original)",
-        )
-    if options.eval is None and options.calib is None:
-        raise BadInput("there are no rows to judge on", "add --eval FILE")
+    _check_budgets(options)
     check_writable(options.report)
     began = time.monotonic()
     artifact = _exported(model, options, store, progress)
@@ -104,8 +98,8 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     with tempfile.TemporaryDirectory(prefix="ml-opt-build-") as logs:
 
         def contend(idea: Idea) -> Contender:
-            make = functools.partial(_make, idea, artifact, store, rules, Path(logs), progress)
-            return Contender(idea.name, make, idea.family, idea.asked, idea.plain)
+            making = functools.partial(make, idea, artifact, store, rules, Path(logs), progress)
+            return Contender(idea.name, making, idea.family, idea.asked, idea.plain)
 
         kin = _kin(planned.ideas, contend, artifact, options, columns, store, rules, Path(logs))
         trained, no_training = _trained(planned.ideas, contend, artifact, options)
@@ -117,6 +111,8 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
     untried = (*_untried(kin, trained, contest), *no_training)
     planned = replace(planned, left_out=(*planned.left_out, *untried))
     report = summarized(contest, original, planned, made, rules, store)
+    known = contest.original
+    assert isinstance(known, Scores)
     ranking = next((each.ranking for each in kin.values() if each.ranking), ())
     report = replace(
         report,
@@ -127,13 +123,24 @@ def optimize(model: str, options: Optimize, store: Store, progress: Progress) ->
         notes=(
             *report.notes,
             *(each.trouble for each in kin.values() if each.trouble),
-            *data_notes(options, metric, contest.original.right, rows.labels),
+            *data_notes(options, metric, known.right, rows.labels),
         ),
         sensitivity=tuple(asdict(node) for node in ranking[:_WORST_NODES]),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
     return keep(report, artifact, store, options)
+
+
+def _check_budgets(options: Optimize) -> None:
+    """Refuse a search that nothing could fail, or that has nothing to judge on."""
+    if not any(value is not None for value in (options.max_drop, options.min_agreement, options.min_cosine)):
+        raise BadInput(
+            "no budget is given, so that nothing could miss it",
+            "add --max-drop 0.01 (accuracy), --min-agreement 0.98 or --min-cosine 0.999 (likeness to the original)",
+        )
+    if options.eval is None and options.calib is None:
+        raise BadInput("there are no rows to judge on", "add --eval FILE")
 
 
 def _planned(options: Optimize, machine: Machine, columns: tuple[str, ...]) -> Plan:
@@ -165,7 +172,7 @@ def _kin(
     data: dict[str, JSON] = {"calib": str(options.calib), "column": list(columns)}
 
     def ranking() -> tuple[str, Sequence[NodeNoise]]:
-        return ranked(artifact, data, store, logs / "ranking.log", rules.plan.threads, _patience(rules))
+        return ranked(artifact, data, store, logs / "ranking.log", rules.plan.threads, patience(rules))
 
     families = dict.fromkeys(idea.family for idea in ideas if idea.family)
     return {family: Kin([idea for idea in ideas if idea.family == family], contend, ranking) for family in families}
@@ -209,28 +216,19 @@ def _yardstick(artifact: Artifact, options: Optimize, machine: Machine, store: S
     return parse(f"{artifact.ref}+{machine.openvino}:bf16", store)
 
 
-def _patience(rules: Rules) -> float:
-    """Seconds that making something may take."""
-    return rules.plan.timeout if rules.budget_s is None else min(rules.plan.timeout, max(1.0, rules.left()))
-
-
-def _is_reference(model: str, store: Store) -> bool:
-    """Whether what was typed names an artifact: nothing of that name lies in this folder, and the store knows it."""
-    if Path(model).exists() or model.endswith(".onnx"):
-        return False
-    head = model.partition("@")[0].partition(":")[0]
-    return is_name(head) and (head != model or head in store.names())
-
-
 def _exported(model: str, options: Optimize, store: Store, progress: Progress) -> Artifact:
     """The float export that every candidate is made from."""
-    if not _is_reference(model, store):
+    if not is_reference(model, store):
         progress("exporting")
-        return export(model, options.name, store, options.threads or cpu_threads(), options.timeout, progress)
+        asked = {} if options.task is None else {"task": options.task}
+        threads = options.threads or cpu_threads()
+        return export(model, options.name, store, threads, options.timeout, progress, asked=asked)
     if options.name is not None:
         raise BadInput(f"{model} is in the store under its own name; --name is for models that are not")
     artifact = store.get(model)
     artifact.expect(Kind.ONNX)
+    if options.task not in (None, (task := artifact.model_info.get("task"))):
+        raise BadInput(f"{artifact.ref} was exported for {task}", f"leave --task {options.task} out")
     artifact.check(store.digests)
     check_source(artifact, store)
     facts = artifact.manifest.facts
@@ -241,20 +239,3 @@ def _exported(model: str, options: Optimize, store: Store, progress: Progress) -
             "give the model itself, or the reference of its fp32 export",
         )
     return artifact
-
-
-def _make(idea: Idea, artifact: Artifact, store: Store, rules: Rules, logs: Path, progress: Progress) -> Entrant:
-    """Build one candidate, or find it in the store."""
-
-    def told(doing: str, done: float | None = None, total: float | None = None) -> None:
-        if rules.left() <= 0:
-            raise CandidateFailed(
-                "the time budget was spent while it was made",
-                "a training that was stopped goes on where it was when the same is asked again",
-            )
-        progress(f"{idea.name}: {doing}", done, total)
-
-    log = logs / f"{idea.name}.log"
-    made = build(artifact, idea.steps, store, log, rules.plan.threads, _patience(rules), told)
-    provider = "" if str(idea.provider) == "cpu" else f"+{idea.provider}"
-    return parse(made.ref + provider, store)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.report import Doubt, Row
 from optimizer.data.batching import Batching
-from optimizer.search.bootstrap import bounded
+from optimizer.search.accuracy import Measures
 from optimizer.search.candidates import Idea, Plan
 from optimizer.search.contest import Contender, Contest, Rules
-from optimizer.search.gates import Bounded, Outcome, outcome_of, share
+from optimizer.search.gates import Outcome, outcome_of
 from optimizer.search.rebuild import commands_of
 from optimizer.search.report import CandidateReport, OptimizeReport, Speed
+from optimizer.search.texts.timing import TextRow
 from optimizer.search.timing import ratio_of
 from optimizer.store import Store
-from optimizer.task import FIDELITY
-from optimizer.types import JSON
 
 __all__ = ["summarized"]
 
@@ -50,7 +48,7 @@ def summarized(
         verdict=contest.decision.verdict,
         best=best.ref if best else "",
         provider=best.provider if best else "",
-        metric=rules.metric.name if rules.metric else FIDELITY,
+        metric=rules.metric_name,
         objective=rules.objective,
         shape=str(rules.plan.shapes[0]),
         budgets=rules.budgets(),
@@ -81,13 +79,11 @@ def _place(candidate: CandidateReport, best: str, objective: str) -> tuple[bool,
 def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules, store: Store) -> CandidateReport:
     entrant, scores = contender.entrant, contender.scores
     artifact = entrant.artifact if entrant else None
-    rows: dict[str, JSON] = {}
-    if scores is not None:
-        rows = {name: list(values) if values else None for name, values in vars(scores).items()}
-        if contender.places:
-            rows["places"] = list(contender.places)
+    rows = scores.rows() if scores is not None else {}
+    if contender.places:
+        rows["places"] = list(contender.places)
     judged = bool(contender.gates) and not (contender.error or contender.skipped or contender.unjudged)
-    whole = scores is not None and not contender.places
+    measures = scores.measures(rules, not contender.places) if scores is not None else Measures()
     return CandidateReport(
         name=contender.name,
         ref=artifact.ref if artifact else "",
@@ -97,10 +93,10 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
         reason=contest.decision.reasons[contender.name],
         hint=contender.hint,
         gates=contender.gates,
-        accuracy=_scored(scores.right if scores and whole else None, rules),
-        agreement=_share(scores.top1 if scores and whole else None, rules),
-        cosine=_cosine(scores.cosine if scores else ()),
-        kl=_kl(scores.kl if scores else None),
+        accuracy=measures.accuracy,
+        agreement=measures.agreement,
+        cosine=measures.cosine,
+        kl=measures.kl,
         speed=_speed(contender.row),
         seconds=contender.seconds,
         commands=commands_of(artifact, store) if artifact else (),
@@ -112,7 +108,6 @@ def _candidate(contender: Contender, idea: Idea, contest: Contest, rules: Rules,
 
 def _original(contest: Contest, original: Entrant, rules: Rules) -> CandidateReport:
     row = next(row for row in contest.bench.rows if row.label == original.label)
-    right = contest.original.right
     provider = original.candidate.provider
     precision = provider.precision or "fp32"
     return CandidateReport(
@@ -123,31 +118,10 @@ def _original(contest: Contest, original: Entrant, rules: Rules) -> CandidateRep
         precision=precision,
         outcome=None,
         reason="what every candidate is compared with",
-        accuracy=_scored(right, rules),
+        accuracy=contest.original.measures(rules, whole=True).accuracy,
         speed=_speed(row),
-        rows={"right": list(right) if right else None},
+        rows=contest.original.rows(own=True),
     )
-
-
-def _scored(numbers: Sequence[Any] | None, rules: Rules) -> Bounded | None:
-    """The metric over all rows."""
-    if numbers is None or rules.metric is None:
-        return None
-    if rules.metric.binary:
-        return _share(numbers, rules)
-    return bounded(rules.metric, numbers, rules.confidence, rules.plan.seed)
-
-
-def _share(values: Sequence[float] | None, rules: Rules) -> Bounded | None:
-    return share(min(sum(values), len(values)), len(values), rules.confidence) if values else None
-
-
-def _cosine(values: Sequence[float]) -> dict[str, float]:
-    return {"worst": min(values), "mean": sum(values) / len(values)} if values else {}
-
-
-def _kl(values: Sequence[float] | None) -> dict[str, float]:
-    return {"worst": max(values), "mean": sum(values) / len(values)} if values else {}
 
 
 def _speed(row: Row | None) -> Speed | None:
@@ -165,6 +139,7 @@ def _speed(row: Row | None) -> Speed | None:
         peak_share=cell.position.peak_share if cell.position else None,
         batching=cell.batching,
         against=cell.against,
+        texts=row.texts if isinstance(row, TextRow) else {},
     )
 
 

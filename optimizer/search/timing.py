@@ -10,10 +10,11 @@ from optimizer.benching.measure import Plan
 from optimizer.benching.report import BenchReport, Row
 from optimizer.benching.run import bench
 from optimizer.benching.stats import Ratio, speedup
-from optimizer.benching.workload import Workload
+from optimizer.benching.workload import Workload, Writing
 from optimizer.data.batching import Batching, budgets
 from optimizer.errors import BadInput
 from optimizer.search.contender import Contender, Rules
+from optimizer.search.texts.timing import bench_texts
 from optimizer.stage import Progress
 
 __all__ = [
@@ -46,7 +47,8 @@ def timed(
     for contender in contenders:
         if not contender.is_original and contender.entrant is not None:
             taking_part.append(contender.entrant)
-    report = bench(taking_part, original.label, plan, progress)
+    measured = bench_texts if isinstance(plan.shapes[0], Writing) else bench
+    report = measured(taking_part, original.label, plan, progress)
     by_label = {row.label: row for row in report.rows}
     if error := by_label[original.label].error:
         raise BadInput(f"the original, {original.label}, cannot be timed: {error}", by_label[original.label].hint)

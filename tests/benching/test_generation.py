@@ -16,12 +16,13 @@ from optimizer.benching.candidates import Entrant
 from optimizer.benching.decoding import Traffic, context_of, traffic_of
 from optimizer.benching.generation import bench_generation, numbers, writings
 from optimizer.benching.generation_cells import HEAD, table_of
-from optimizer.benching.generation_report import GenerationCell, faster
+from optimizer.benching.generation_report import GenerationBench, GenerationCell, GenerationRow, faster
 from optimizer.benching.generation_worker import GenerationWorker, timed_texts
 from optimizer.benching.measure import Plan
 from optimizer.benching.report import Doubt
 from optimizer.benching.workload import Writing
 from optimizer.cli.main import run
+from optimizer.environment import describe
 from optimizer.errors import BadInput
 from optimizer.generator import Finish, Piece, Sampling
 from optimizer.runtime import Candidate, Provider
@@ -243,6 +244,9 @@ def test_a_run_from_end_to_end_with_one_that_fails() -> None:
     assert fp32.traffic is not None
     assert bf16.traffic.weights * 2 == fp32.traffic.weights
     document = json.loads(json.dumps(report.to_json()))
+    assert json.loads(json.dumps(GenerationBench.from_json(document).to_json())) == document
+    with pytest.raises(BadInput, match="whole report of text generators"):
+        GenerationBench.from_json({**document, "rows": [{}]})
     assert document["report"] == "bench-generation"
     assert len(document["rows"][0]["cells"][0]["parts"]) == 3
     assert [row[:3] for row in table_of(report)] == [
@@ -265,6 +269,27 @@ def test_the_command_takes_folders_and_writes_reports(tmp_path: Path, capsys: py
     assert "| candidate | texts | prompt |" in written[1].read_text()
     assert run([*words, "--report", str(tmp_path / "a.csv")]) == 2
     assert "not reported as .csv" in capsys.readouterr().err
+    # And again from the JSON alone: as it was, beside another run, and over time.
+    assert run(["bench", "show", str(written[0]), *("--report", str(tmp_path / "b.md"))]) == 0
+    assert (tmp_path / "b.md").read_text() == written[1].read_text()
+    assert "tokens/s" in capsys.readouterr().out
+    assert run(["bench", "show", str(written[0]), "--report", str(tmp_path / "b.csv")]) == 2
+    assert "not reported as .csv" in capsys.readouterr().err
+    assert run(["bench", "compare", str(written[0]), str(written[0])]) in (0, 3)
+    assert "1 × 8+4" in capsys.readouterr().out
+
+
+def test_whole_calls_are_compared_over_time(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    put_generator(store, decoder("llama", size="tiny"))
+    calls = cell(prefill=1.0, step=0.1)
+    for day in (1, 2):
+        row = GenerationRow("tiny:fp32", "models", "cpu", "k", 1, cells=(calls,))
+        settings: dict[str, Any] = {"loads": [str(calls.load)], "threads": 1, "rounds": 3}
+        report = GenerationBench(f"2026-11-0{day}T00:00:00+00:00", settings, describe(), row.label, (row,))
+        report.written(store.reports_folder("tiny", 1) / f"bench-2026110{day}T000000000000Z.json")
+    assert run(["bench", "history", "tiny:fp32", "--store", str(store.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 × 100+11" in shown
 
 
 @pytest.mark.parametrize(

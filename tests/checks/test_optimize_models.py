@@ -55,7 +55,7 @@ def slow_but_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every candidate but the plain export answers as it does, and takes longer."""
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
-    make = run._make
+    make = run.make
 
     def planted(idea: Any, *rest: Any) -> Any:
         entrant = make(idea, *rest)
@@ -63,7 +63,7 @@ def slow_but_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             return entrant
         return replace(entrant, candidate=replace(entrant.candidate, command=(sys.executable, str(script))))
 
-    monkeypatch.setattr(run, "_make", planted)
+    monkeypatch.setattr(run, "make", planted)
 
 
 def test_digits_get_a_verdict(vit: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from optimizer.search.candidates import QAT, STATIC, Idea, StepOf
 from optimizer.search.contest import Contender, Contest, Rules, hold
 from optimizer.search.gates import Outcome
 from optimizer.search.kin import Kin
+from optimizer.search.making import make
 from optimizer.search.options import Optimize
-from optimizer.search.run import _make, _trained, _untried
+from optimizer.search.run import _trained, _untried
 from optimizer.search.trained import Trained, training_of
 from optimizer.stage import silent
 from optimizer.store import Store
@@ -130,11 +131,11 @@ def test_what_cannot_be_trained_is_left_out_with_the_reason(small_store: Store, 
 def test_what_is_made_when_the_time_budget_ends_is_left_where_it_is(
     small_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimizer.search.run._patience", lambda rules: 60.0)
+    monkeypatch.setattr("optimizer.search.making.patience", lambda rules: 60.0)
     idea = replace(CPU, name="fp16", steps=(StepOf("cast", {"to": "fp16"}),))
     rules = Rules("latency", PLAN, min_agreement=0.9, budget_s=0.0)
     with pytest.raises(CandidateFailed, match="the time budget was spent while it was made") as found:
-        _make(idea, small_store.get("small:fp32"), small_store, rules, tmp_path, silent)
+        make(idea, small_store.get("small:fp32"), small_store, rules, tmp_path, silent)
     assert "goes on where it was" in found.value.hint
     assert leftovers(small_store) == []
 

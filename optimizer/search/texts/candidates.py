@@ -1,0 +1,99 @@
+"""What is worth trying of a model that writes text, and why the rest is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from optimizer.errors import BadInput, MissingPiece
+from optimizer.runtime import Provider
+from optimizer.search.candidates import TEXT_EXPORT, Idea, LeftOut, Plan, StepOf
+from optimizer.search.machine import Machine
+from optimizer.types import JSON, Device, Precision
+
+__all__ = ["plan_texts"]
+
+_CPU, _CUDA = Provider("cpu"), Provider("cuda")
+#: Precisions of 16 bits, and why no processor runs a decoder in them.
+_HALVES = (Precision.FP16, Precision.BF16)
+_NO_HALVES = "on a processor, ONNX Runtime lacks the kernels of a decoder in 16 bits"
+
+
+def _ideas(common: Mapping[str, JSON]) -> Iterable[Idea]:
+    """Every candidate there is, the likeliest winners right behind fp32, which anything must beat."""
+
+    def made(name: str, precision: Precision, provider: Provider, why: str, **options: JSON) -> Idea:
+        on = {} if provider is _CPU else {"provider": provider.name}
+        step = StepOf(TEXT_EXPORT, {"precision": precision.value, **options, **on, **common})
+        return Idea(name, precision, provider, (step,), why)
+
+    int8, int4 = Precision.INT8, Precision.INT4
+    yield made("fp32", Precision.FP32, _CPU, "exact; what is kept when nothing else is better")
+    for half in _HALVES:
+        yield made(f"{half}-cuda", half, _CUDA, "half the traffic, and tensor cores")
+        yield made(str(half), half, _CPU, "half the traffic")
+    why = "an eighth of the traffic: a step of decoding reads every weight"
+    yield made("int4-cuda", int4, _CUDA, why)
+    yield made("int4", int4, _CPU, why)
+    why = "the same, scales and zero points searched as llama.cpp does it"
+    yield made("int4-k_quant", int4, _CPU, why, algorithm="k_quant")
+    why = "the same with the head in 8 bits: what every token goes through"
+    yield made("int4-k_quant_last", int4, _CPU, why, algorithm="k_quant_last")
+    why = "the same with other sensitive products in 8 bits too: values and the ends of the first and last layers"
+    yield made("int4-k_quant_mixed", int4, _CPU, why, algorithm="k_quant_mixed")
+    why = "the most exact int4: a scale for 16 weights"
+    yield made("int4-k_quant-b16", int4, _CPU, why, algorithm="k_quant", block_size=16)
+    why = "4 bits with the head, and the table of tokens, in float"
+    yield made("int4-float-head", int4, _CPU, why, float_head=True, share_embeddings=False)
+    yield made("int4-b128", int4, _CPU, "the smallest: a scale for 128 weights", block_size=128)
+    yield made("int8", int8, _CPU, "a quarter of the traffic, and hardly any loss")
+    yield made("int8-b128", int8, _CPU, "the same with fewer scales", block_size=128)
+
+
+def plan_texts(
+    machine: Machine,
+    *,
+    common: Mapping[str, JSON] | None = None,
+    precisions: tuple[str, ...] = (),
+    device: Device = Device.AUTO,
+) -> Plan:
+    """List what is worth trying.
+
+    Args:
+        machine: what it would run on.
+        common: options of the export that every candidate has.
+        precisions: only these.
+        device: only there.
+
+    Raises:
+        BadInput: what was asked leaves nothing to try.
+        MissingPiece: ``--device cuda`` without a GPU that can be used.
+    """
+    if device is Device.CUDA and not machine.gpu:
+        raise MissingPiece(
+            "--device cuda needs an NVIDIA GPU and a provider that computes on it, and this machine lacks one of them",
+            "`ml-opt doctor` says which; or leave --device out",
+        )
+    ideas: list[Idea] = []
+    left: list[LeftOut] = []
+    for idea in _ideas(common or {}):
+        on_gpu = idea.provider is _CUDA
+        reason = ""
+        if precisions and idea.precision not in precisions:
+            reason = f"--precision {','.join(precisions)} was asked for"
+        elif device is not Device.AUTO and on_gpu != (device is Device.CUDA):
+            reason = f"--device {device} was asked for"
+        elif on_gpu and "cuda" not in machine.providers:
+            reason = machine.why_not("cuda")
+        elif not on_gpu and idea.precision in _HALVES:
+            reason = _NO_HALVES
+        if reason:
+            left.append(LeftOut(idea.name, reason))
+        else:
+            ideas.append(idea)
+    if not ideas:
+        reasons = "; ".join(f"{each.name}: {each.reason}" for each in left if "was asked for" not in each.reason)
+        raise BadInput(
+            "nothing is left to try" + (f" ({reasons})" if reasons else ": no candidate is all that was asked for"),
+            "ask for fewer things: --precision, --device",
+        )
+    return Plan(tuple(ideas), tuple(left))
