@@ -34,7 +34,7 @@ demo: install
 		--eval $(DATA)/sentiment-test.jsonl --calib $(DATA)/sentiment-train.jsonl --report $(STORE)/minilm.html
 	@echo "the same for a browser: $(STORE)/minilm.html"
 
-# Two at once, a file's tests together, as they share what was exported; those that measure run alone (tests/turns.py).
+# Two at once, a file's tests together, as they share what was exported; those that assert times run alone (tests/turns.py).
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 

@@ -14,6 +14,8 @@ import turns
 # Set before any library is imported: nothing may reach for the hub, and two cores are all there are.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Two tests share the cores: a thread of one that waits for its next product must not keep the other from them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("ML_OPT_STORE", None)
 # What a terminal shows is broken into lines of this width, whoever runs the tests and wherever.
 os.environ["COLUMNS"] = "160"

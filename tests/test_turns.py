@@ -67,5 +67,5 @@ def test_what_measures_exists() -> None:
     files = [str(path.relative_to(here)) for path in here.rglob("test_*.py")]
     for beginning in turns.ALONE:
         assert any(path.startswith(beginning) for path in files), beginning
-    assert turns.runs_alone("search/test_kin.py")
-    assert not turns.runs_alone("stages/test_cast.py")
+    assert turns.runs_alone("test_loadgen.py")
+    assert not turns.runs_alone("search/test_kin.py")

@@ -1,4 +1,4 @@
-"""Tests that run side by side, and those that must not: a measurement has the machine for itself.
+"""Tests that run side by side, and those that must not: what asserts a time has the machine for itself.
 
 Where tests run in several processes, each one takes the machine before its fixtures are made and gives it back when
 they are gone: shared, or alone where times decide what it sees. Those that wait to be alone are let in before any more
@@ -14,22 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What measures, by the beginning of its path below ``tests/``: whoever runs beside it decides who is the fastest,
-#: whether a machine is busy, and how long a command takes.
+#: What asserts how long something takes, by the beginning of its path below ``tests/``. Tests that measure and assert
+#: who is the fastest are not here: what they plant differs by more than a neighbour can hide (they pass on a machine
+#: that is loaded many times over), and alone they would leave a core idle for most of the suite's time.
 ALONE = (
-    "benching/",
-    "checks/test_bench",
-    "checks/test_optimize",
-    "checks/test_report",
-    "cli/test_machine_commands",
-    "house/test_cached",
-    "house/test_docs_blocks",
     "house/test_imports",
-    "search/",
     "serving/test_ending",
-    "test_kill",
     "test_loadgen",
-    "test_peers",
     "test_self_check",
 )
 
