@@ -9,9 +9,11 @@ from optimizer.errors import BadInput
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
+    from optimizer.artifact import Artifact
     from optimizer.benching.candidates import Entrant
     from optimizer.checks.verify import Verify
     from optimizer.evaluate.generation_report import GenerationLimits, GenerationReport
+    from optimizer.evaluate.replay import ReplayReport
     from optimizer.generator import Generator
     from optimizer.stage import Progress
     from optimizer.store import Store
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["verify_generator"]
 
 
-def verify_generator(judged: Entrant, options: Verify, store: Store, progress: Progress) -> GenerationReport:
-    """Hold a generator beside its original, or beside another one.
+def verify_generator(
+    judged: Entrant, options: Verify, store: Store, progress: Progress
+) -> GenerationReport | ReplayReport:
+    """Hold a generator beside its original, beside another one, or to what was kept of its original.
 
     Raises:
         BadInput: there is no text to compare on, or an option is about sessions.
@@ -38,6 +42,8 @@ def verify_generator(judged: Entrant, options: Verify, store: Store, progress: P
     artifact = judged.artifact
     assert artifact is not None
     _refuse(options, artifact.ref)
+    if options.against == "golden":
+        return _replayed(judged, artifact, options, progress)
     assert options.data is not None
     if options.against.partition(":")[0] == "source":
         check_source(artifact, store)
@@ -86,11 +92,45 @@ def _opened(entrant: Entrant, threads: int) -> Generator:
     return open_generator(candidate.path, GeneratorOptions(provider=str(candidate.provider), threads=threads))
 
 
+def _replayed(judged: Entrant, artifact: Artifact, options: Verify, progress: Progress) -> ReplayReport:
+    """What a generator writes after the prompts whose continuations were kept."""
+    from optimizer.checks.verify import precision_of
+    from optimizer.data.continuations import load_continuations
+    from optimizer.environment import describe
+    from optimizer.evaluate.replay import ReplayReport, replay
+    from optimizer.generating.golden import reach
+
+    golden = load_continuations(artifact.path)
+    if not golden:
+        raise BadInput(f"{artifact.ref} has no golden continuations", "compare with its source: --against source")
+    progress("opening the candidate")
+    candidate = _opened(judged, options.threads)
+    near = reach(artifact.manifest.facts)
+    try:
+        progress("writing golden continuations")
+        rows, failures = replay(candidate, golden, near)
+        facts: dict[str, JSON] = {"candidate": candidate.facts, "environment": describe()}
+    finally:
+        candidate.close()
+    precision = precision_of(artifact, judged.candidate)
+    return ReplayReport(judged.label, precision.value, near, rows, failures, facts)
+
+
+#: What is about held-out text.
+_ABOUT_TEXT = ("data", "samples", "column", "max_drop", "max_kl", "min_top1", "window", "stride", "continuations")
+
+
 def _refuse(options: Verify, ref: str) -> None:
-    if options.data is None:
-        raise BadInput(f"{ref} writes text, and is judged on held-out text", "add --data FILE, rows with a text each")
     if options.against == "golden":
-        raise BadInput(f"{ref} has no golden answers", "compare with its source: --against source")
+        for name in _ABOUT_TEXT:
+            if name in options.changed():
+                flag = "--" + name.replace("_", "-")
+                raise BadInput(f"{flag} is about held-out text, and golden continuations are kept", "leave it out")
+    elif options.data is None:
+        raise BadInput(
+            f"{ref} writes text, and is judged on held-out text",
+            "add --data FILE, rows with a text each; or replay what PyTorch wrote: --against golden",
+        )
     for name in ("max_abs", "min_cosine"):
         if getattr(options, name) is not None:
             flag = "--" + name.replace("_", "-")

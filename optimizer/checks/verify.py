@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optimizer.data.golden import Golden
     from optimizer.evaluate.generation_report import GenerationReport
     from optimizer.evaluate.parity import Case, Tolerance
+    from optimizer.evaluate.replay import ReplayReport
     from optimizer.evaluate.report import VerifyReport
     from optimizer.runtime import Candidate, Session
     from optimizer.stage import Progress
@@ -82,7 +83,9 @@ class Verify(Options):
             raise BadInput("--no-sweep without --data leaves nothing to compare on", "add --data FILE")
 
 
-def _run(refs: tuple[str, ...], options: Verify, store: Store, progress: Progress) -> VerifyReport | GenerationReport:
+def _run(
+    refs: tuple[str, ...], options: Verify, store: Store, progress: Progress
+) -> VerifyReport | GenerationReport | ReplayReport:
     from optimizer.benching.candidates import check_source, parse, provider_of
     from optimizer.data.golden import Golden
     from optimizer.environment import describe
@@ -261,7 +264,7 @@ CHECK = Check(
     details="Per output the largest, mean and 99.9th percentile difference, cosine and top-1 agreement; padding never "
     "counts. The tolerance follows the precision. Exit code 1 when it is missed. A text generator is compared on "
     "held-out text: perplexity with its bounds, divergence, top-1 agreement and how far both write alike; exit code 3 "
-    "when the text is too little to tell.",
+    "when the text is too little to tell; with --against golden it writes again what PyTorch wrote at the export.",
     options=Verify,
     run=_run,
     modules=("numpy", "onnxruntime"),

@@ -11,8 +11,9 @@ from optimizer.cli.tables import escape, table
 if TYPE_CHECKING:
     from optimizer.benching.generation_report import GenerationBench
     from optimizer.evaluate.generation_report import GenerationReport
+    from optimizer.evaluate.replay import ReplayReport
 
-__all__ = ["render_bench_generation", "render_verify_generation"]
+__all__ = ["render_bench_generation", "render_replay", "render_verify_generation"]
 
 #: Columns of the terminal, and the one with the ratio that stands beside a number there.
 _SHOWN = ("first token ms", "token ms", "tokens/s", "prefill/s", "decode/s", "of bandwidth", "memory MiB")
@@ -81,3 +82,25 @@ def render_verify_generation(report: GenerationReport, output: Output) -> None:
         console.print(f"[red]✗[/red] {escape(failure)}", soft_wrap=True)
     for doubt in report.doubts:
         console.print(f"[yellow]?[/yellow] {escape(doubt)}", soft_wrap=True)
+
+
+def render_replay(report: ReplayReport, output: Output) -> None:
+    """The verdict, and how far every continuation was written again."""
+    console = output.console()
+    verdict = "[red]FAIL[/red]" if report.failures else "[green]PASS[/green]"
+    console.print(
+        f"{verdict} [bold]{escape(report.ref)}[/bold] against [bold]golden[/bold]: {report.precision}, "
+        f"{len(report.rows)} continuations"
+    )
+    made = table("prompt", "tokens", "held to", "written alike", right=("tokens", "held to", "written alike"))
+    for row in report.rows:
+        made.add_row(escape(repr(row.text)), str(row.tokens), str(row.held), str(row.alike))
+    console.print(made)
+    console.print(
+        f"a text is held to PyTorch's up to the first token that was ahead by {report.reach:.2g} nats or less, where "
+        "rounding may choose another",
+        style="dim",
+        soft_wrap=True,
+    )
+    for failure in report.failures:
+        console.print(f"[red]✗[/red] {escape(failure)}", soft_wrap=True)

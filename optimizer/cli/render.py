@@ -243,7 +243,11 @@ def render_doctor(facts: Mapping[str, JSON], output: Output) -> None:
 
 def render_report(report: Report, output: Output) -> None:
     """A check's report in its own form."""
-    from optimizer.cli.generation_reports import render_bench_generation, render_verify_generation
+    from optimizer.cli.generation_reports import (
+        render_bench_generation,
+        render_replay,
+        render_verify_generation,
+    )
     from optimizer.cli.inspect_report import render_inspect
     from optimizer.cli.optimize_report import render_optimize, render_plan
     from optimizer.cli.reports import render_bench, render_comparison, render_history, render_verify
@@ -251,6 +255,7 @@ def render_report(report: Report, output: Output) -> None:
     forms: dict[str, Callable[[Any, Output], None]] = {
         "verify": render_verify,
         "verify-generation": render_verify_generation,
+        "verify-golden-text": render_replay,
         "inspect": render_inspect,
         "bench": render_bench,
         "bench-generation": render_bench_generation,

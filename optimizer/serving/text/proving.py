@@ -8,12 +8,12 @@ that were written one by one, but for places where two tokens were as good as eq
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimizer.data.continuations import Continuation, load_continuations
 from optimizer.errors import BadInput, GateFailed
+from optimizer.generating.golden import EQUAL, EQUAL_IN_BLOCKS, first_difference, reach
 from optimizer.generator import Sampling
 from optimizer.serving.text.pieces import Pieces
 
@@ -25,11 +25,6 @@ __all__ = ["prove_writer"]
 
 #: Tokens of each continuation: the server shall be ready soon.
 _TOKENS = 16
-#: Rounding changes the order of tokens that are nearer to each other than this, in nats: of float and of blocks in
-#: few bits, whose kernels for one row and for several do not round alike.
-_EQUAL, _EQUAL_IN_BLOCKS = 1e-3, 0.1
-#: Logits of other texts are further off than those of the golden one: by this factor, with room.
-_ROOM = 4
 
 
 @dataclass(frozen=True)
@@ -51,13 +46,13 @@ async def prove_writer(served: Served) -> None:
     for number, (each, written) in enumerate(zip(golden, alone, strict=True)):
         ends = served.generator.end_tokens
         wanted = [token for token in each.tokens[:_TOKENS] if token not in ends]
-        place = _differ(wanted, written.tokens, each.margins, _off(served))
+        place, _ = first_difference(wanted, written.tokens, each.margins, reach(_facts(served)))
         if place is not None:
             raise _fails(served, number, place, "PyTorch wrote something else")
     together = await asyncio.gather(*(_write(served.generator, each) for each in golden))
-    near = _EQUAL_IN_BLOCKS if _facts(served).get("quantized", {}).get("weight_only") else _EQUAL
+    near = EQUAL_IN_BLOCKS if _facts(served).get("quantized", {}).get("weight_only") else EQUAL
     for number, (one, other) in enumerate(zip(alone, together, strict=True)):
-        place = _differ(one.tokens, other.tokens, one.margins, near)
+        place, _ = first_difference(one.tokens, other.tokens, one.margins, near)
         if place is not None:
             raise _fails(served, number, place, "beside other texts it writes something else than alone")
 
@@ -65,21 +60,6 @@ async def prove_writer(served: Served) -> None:
 def _facts(served: Served) -> dict[str, dict[str, float]]:
     facts = served.artifact.manifest.facts if served.artifact is not None else {}
     return {name: value for name, value in facts.items() if isinstance(value, dict)}
-
-
-def _off(served: Served) -> float:
-    """How far a token has to be ahead for this artifact to write it for sure."""
-    return max(_EQUAL, _ROOM * float(_facts(served).get("parity", {}).get("max_abs", 0.0)))
-
-
-def _differ(wanted: Sequence[int], got: Sequence[int], margins: Sequence[float], near: float) -> int | None:
-    """The place of the first token that is another one; None up to the first where rounding may choose."""
-    for place, token in enumerate(wanted):
-        if place >= len(margins) or margins[place] <= near:
-            return None
-        if place >= len(got) or got[place] != token:
-            return place
-    return None
 
 
 async def _write(generator: Generator, golden: Continuation) -> _Written:
@@ -100,5 +80,5 @@ async def _write(generator: Generator, golden: Continuation) -> _Written:
 def _fails(served: Served, number: int, place: int, what: str) -> GateFailed:
     return GateFailed(
         f"{served.ref} does not write its golden continuation {number + 1} as it should: at token {place + 1} {what}",
-        f"look at it: ml-opt verify {served.ref}; to serve it all the same: --no-verify",
+        f"look at it: ml-opt verify {served.ref} --against golden; to serve it all the same: --no-verify",
     )

@@ -1,0 +1,48 @@
+"""Where a text leaves the one that it should be, and whether rounding may be the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["EQUAL", "EQUAL_IN_BLOCKS", "first_difference", "reach"]
+
+#: Rounding changes the order of tokens that are nearer to each other than this, in nats: of float and of blocks in
+#: few bits, whose kernels for one row and for several do not round alike.
+EQUAL, EQUAL_IN_BLOCKS = 1e-3, 0.1
+#: Logits of other texts are further off than those of the golden one: by this factor, with room.
+_ROOM = 4
+
+
+def reach(facts: Mapping[str, Any]) -> float:
+    """How far a token has to be ahead of the next one for an artifact to write it for sure, in nats.
+
+    Args:
+        facts: of its manifest; ``parity`` says how far its logits were from PyTorch's.
+    """
+    parity = facts.get("parity")
+    off = parity.get("max_abs") if isinstance(parity, Mapping) else None
+    return max(EQUAL, _ROOM * float(off or 0.0))
+
+
+def first_difference(
+    wanted: Sequence[int], got: Sequence[int], margins: Sequence[float], near: float
+) -> tuple[int | None, int]:
+    """The place of the first token that is another one, and how many places were compared.
+
+    Args:
+        wanted: tokens that it should be.
+        got: those that it is.
+        margins: how far each wanted token was ahead of the next one.
+        near: where one was no further ahead than this, rounding may choose another, and all that follows is another
+            text.
+
+    Returns:
+        the place, None where there is none; and how many tokens were held to what they should be.
+    """
+    for place, token in enumerate(wanted):
+        if place >= len(margins) or margins[place] <= near:
+            return None, place
+        if place >= len(got) or got[place] != token:
+            return place, place + 1
+    return None, len(wanted)
