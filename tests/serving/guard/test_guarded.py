@@ -281,7 +281,7 @@ def test_the_log_knows_who_and_no_secret(guarded: Guarded) -> None:
     everything = json.dumps(guarded.process.log)
     for secret in (guarded.infer, guarded.admin, guarded.slow):
         assert secret not in everything
-        assert secret.rpartition("_")[2] not in everything
+        assert secret.split("_", 2)[2] not in everything  # it may have underscores of its own
     assert "bad cab" not in everything
     assert "a@example.com" not in everything
 
