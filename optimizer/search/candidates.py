@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,19 @@ from optimizer.runtime import TENSORRT_NATIVE, Provider
 from optimizer.search.machine import GPU_PROVIDERS, Machine
 from optimizer.types import JSON, Device, Precision
 
-__all__ = ["QAT", "STATIC", "TARGETS", "TEXT_EXPORT", "Idea", "LeftOut", "Plan", "StepOf", "plan", "split_names"]
+__all__ = [
+    "QAT",
+    "STATIC",
+    "TARGETS",
+    "TEXT_EXPORT",
+    "Idea",
+    "LeftOut",
+    "Plan",
+    "StepOf",
+    "plan",
+    "planned",
+    "split_names",
+]
 
 #: What ``--target`` may name, and the providers behind each.
 TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -251,11 +263,16 @@ def plan(
             left.append(LeftOut(idea.name, reason))
         else:
             ideas.append(idea)
+    return planned(ideas, left, "--precision, --target, --device")
+
+
+def planned(ideas: Sequence[Idea], left: Sequence[LeftOut], narrowed_by: str) -> Plan:
+    """The plan; raises :class:`BadInput` where nothing is left to try, and names the options that leave it out."""
     if not ideas:
         reasons = "; ".join(f"{each.name}: {each.reason}" for each in left if "was asked for" not in each.reason)
         raise BadInput(
             "nothing is left to try" + (f" ({reasons})" if reasons else ": no candidate is all that was asked for"),
-            "ask for fewer things: --precision, --target, --device",
+            f"ask for fewer things: {narrowed_by}",
         )
     return Plan(tuple(ideas), tuple(left))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from optimizer.errors import BadInput, MissingPiece
+from optimizer.errors import MissingPiece
 from optimizer.runtime import Provider
-from optimizer.search.candidates import TEXT_EXPORT, Idea, LeftOut, Plan, StepOf
+from optimizer.search.candidates import TEXT_EXPORT, Idea, LeftOut, Plan, StepOf, planned
 from optimizer.search.machine import Machine
 from optimizer.types import JSON, Device, Precision
 
@@ -90,10 +90,4 @@ def plan_texts(
             left.append(LeftOut(idea.name, reason))
         else:
             ideas.append(idea)
-    if not ideas:
-        reasons = "; ".join(f"{each.name}: {each.reason}" for each in left if "was asked for" not in each.reason)
-        raise BadInput(
-            "nothing is left to try" + (f" ({reasons})" if reasons else ": no candidate is all that was asked for"),
-            "ask for fewer things: --precision, --device",
-        )
-    return Plan(tuple(ideas), tuple(left))
+    return planned(ideas, left, "--precision, --device")
