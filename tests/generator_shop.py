@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import commit
 
 from optimizer import generator
 from optimizer.artifact import Artifact
-from optimizer.digest import digest_file
 from optimizer.generator import GeneratorOptions, GeneratorRuntime
-from optimizer.manifest import Manifest
 from optimizer.source import resolve_source
-from optimizer.store import Store, file_entries
+from optimizer.store import Store
 from optimizer.types import Kind
 
 
@@ -47,21 +46,17 @@ def put_generator(store: Store, folder: Path, variant: str = "fp32", off: float 
             (scratch.path / name).write_bytes((folder / name).read_bytes())
         (scratch.path / "genai_config.json").write_text("{}")
         source = resolve_source(str(folder)).to_json()
-        Manifest(
+        return commit(
+            store,
+            scratch,
+            "tiny",
+            source,
+            variant,
+            f"{variant:0<64}",
             kind=Kind.GENERATOR,
-            key=f"{variant:0<64}",
-            stage={"name": "toy-make", "version": 1},
-            source=source,
             model={"task": "text-generation", "source": source},
-            options={},
             facts={"weights": {"float32": 1}, "blocks": {"bits": [bits] if bits else []}},
-            files=file_entries(scratch.path, digest_file),
-            environment={},
-            command="ml-opt toy make",
-            seconds=0.0,
-            created="2026-11-24T00:00:00+00:00",
-        ).write(scratch.path)
-        return store.commit(scratch, "tiny", source, variant, f"{variant:0<64}")
+        )
 
 
 def opened_by_torch(patch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stores import commit
+
 from optimizer.artifact import Artifact
-from optimizer.digest import digest_file
-from optimizer.manifest import Manifest
-from optimizer.store import Store, file_entries
+from optimizer.store import Store
 from optimizer.types import Kind
 
 ROOT = Path(__file__).parents[1]
@@ -34,22 +34,9 @@ def put_text(store: Store, folder: Path, name: str, template: str = "") -> Artif
         shutil.copytree(folder, scratch.path, dirs_exist_ok=True)
         if template:
             (scratch.path / "chat_template.jinja").write_text(template)
-        source = {"digest": name}
-        Manifest(
-            kind=Kind.GENERATOR,
-            key=f"{digest_of(name):0<64}",
-            stage={"name": "toy-make", "version": 1},
-            source=source,
-            model={"task": "text-generation"},
-            options={},
-            facts={},
-            files=file_entries(scratch.path, digest_file),
-            environment={},
-            command="ml-opt toy make",
-            seconds=0.0,
-            created="2026-11-24T00:00:00+00:00",
-        ).write(scratch.path)
-        return store.commit(scratch, name, source, "fp32", f"{digest_of(name):0<64}")
+        key = f"{digest_of(name):0<64}"
+        model = {"task": "text-generation"}
+        return commit(store, scratch, name, {"digest": name}, "fp32", key, kind=Kind.GENERATOR, model=model)
 
 
 def digest_of(name: str) -> str:

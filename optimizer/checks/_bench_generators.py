@@ -42,10 +42,9 @@ def bench_texts(
         BadInput: something takes part that writes no text, or an option is about sessions.
     """
     from optimizer.benching.generation import bench_generation, numbers, writings
-    from optimizer.benching.measure import Plan
+    from optimizer.benching.timed import plan_of
     from optimizer.benching.writing import format_of, no_generation
     from optimizer.data.columns import named_columns
-    from optimizer.environment import cpu_threads
 
     del store
     for each in taking_part:
@@ -71,16 +70,7 @@ def bench_texts(
             text += document.tokens
         if len(text) <= max(load.prompt for load in loads):
             raise BadInput(f"{options.data} has {len(text)} tokens, too few to cut prompts from", "give more text")
-    plan = Plan(
-        shapes=loads,
-        threads=options.threads or cpu_threads(),
-        rounds=options.rounds,
-        seconds=options.duration,
-        samples=options.rounds,
-        seed=options.seed,
-        timeout=options.timeout,
-        roofline=options.roofline,
-    )
+    plan = plan_of(options, loads, options.rounds)
     return bench_generation(taking_part, baseline, plan, progress, text)
 
 

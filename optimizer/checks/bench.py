@@ -18,7 +18,6 @@ from optimizer.check import Check, keep
 from optimizer.data.batching import Batching
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.engines.profiles import Profile
-from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
 from optimizer.search.options import METRICS
@@ -163,8 +162,8 @@ class Bench(Options):
 
 
 def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress) -> BenchReport | GenerationBench:
-    from optimizer.benching.measure import Plan
     from optimizer.benching.run import bench
+    from optimizer.benching.timed import plan_of
     from optimizer.checks._bench_generators import bench_texts, wants_texts
     from optimizer.search.labelled import Labelled
 
@@ -185,15 +184,10 @@ def _run(refs: tuple[str, ...], options: Bench, store: Store, progress: Progress
     shapes = _shapes(options, taking_part, model)
     if options.shapes_from is not None:
         taking_part = [usually_batched(e) if e.label == baseline else e for e in taking_part]
-    plan = Plan(
-        shapes=shapes,
-        threads=options.threads or cpu_threads(),
-        rounds=options.rounds,
-        seconds=options.duration,
-        samples=options.min_samples,
-        seed=options.seed,
-        timeout=options.timeout,
-        roofline=options.roofline,
+    plan = plan_of(
+        options,
+        shapes,
+        options.min_samples,
         scenario=Scenario.OFFLINE if options.shapes_from is not None else options.scenario,
         qps=options.qps,
         streams=options.streams,

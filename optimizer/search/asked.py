@@ -9,13 +9,13 @@ from typing import Any
 from optimizer.artifact import Artifact
 from optimizer.benching.measure import Plan as Timing
 from optimizer.benching.shape import Shape
+from optimizer.benching.timed import plan_of
 from optimizer.benching.workload import Load, Workload
 from optimizer.data.batching import ONE_BY_ONE, budgets
 from optimizer.data.calibration import digest_data
 from optimizer.data.columns import ANSWERS, named_columns
 from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import kept_set, read_rows
-from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput
 from optimizer.evalset import EvalSet, refuse_overlap
 from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
@@ -123,17 +123,9 @@ def columns_of(path: Path | None, options: Optimize) -> tuple[str, ...]:
 
 def timing_of(options: Optimize, load: Load) -> Timing:
     """How candidates are timed at what is timed."""
-    return Timing(
-        shapes=(load,),
-        threads=options.threads or cpu_threads(),
-        rounds=options.rounds,
-        seconds=options.duration,
-        # A pass over data is many calls by itself.
-        samples=(1 if isinstance(load, Workload) else _CALLS_A_ROUND) * options.rounds,
-        seed=options.seed,
-        timeout=options.timeout,
-        roofline=options.roofline,
-    )
+    # A pass over data is many calls by itself.
+    calls = 1 if isinstance(load, Workload) else _CALLS_A_ROUND
+    return plan_of(options, (load,), calls * options.rounds)
 
 
 def data_notes(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from optimizer.artifact import Artifact
 from optimizer.benching.candidates import Entrant, check_source, default_baseline, parse
-from optimizer.benching.measure import Plan as Timing
 from optimizer.benching.shape import Shape
+from optimizer.benching.timed import plan_of
 from optimizer.benching.workload import Writing
 from optimizer.data.calibration import digest_data
 from optimizer.data.columns import named_columns
@@ -245,16 +245,7 @@ def _loads(options: Optimize, context: int) -> tuple[Writing, ...]:
 def _rules(options: Optimize, started: float, loads: tuple[Writing, ...]) -> Rules:
     return Rules(
         objective=options.objective,
-        plan=Timing(
-            shapes=loads,
-            threads=options.threads or cpu_threads(),
-            rounds=options.rounds,
-            seconds=options.duration,
-            samples=options.rounds,
-            seed=options.seed,
-            timeout=options.timeout,
-            roofline=options.roofline,
-        ),
+        plan=plan_of(options, loads, options.rounds),
         max_drop=options.max_drop,
         min_agreement=options.min_agreement,
         confidence=options.confidence,
