@@ -25,6 +25,7 @@ from optimizer.generating.config import read_config
 from optimizer.generating.guide import check_schema, spaced
 from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
+from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_decoder import Decoder, open_session
 from optimizer.types import JSON
 
@@ -89,6 +90,7 @@ class GenaiGenerator:
             "threads": self._threads,
             "slots": self._slots,
             "batching": "continuous" if paged else "static",
+            "huge_pages": onto_huge_pages() if options.provider == "cpu" else 0,
             "load_seconds": time.perf_counter() - started,
             "onnxruntime_genai": og.__version__,
         }

@@ -22,6 +22,7 @@ from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, GateFailed, MlOptError, missing_package
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
+from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._openvino import PRECISIONS, config, need_capability
 from optimizer.runtimes._openvino_errors import openvino_errors
 from optimizer.runtimes._openvino_kernels import kernels_of
@@ -134,6 +135,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
             "use the provider cpu",
         )
     facts["nodes"] = {_PROVIDER: len(graph.graph)}
+    facts["huge_pages"] = onto_huge_pages()
     facts["load_seconds"] = time.perf_counter() - started
     return OpenVinoSession(compiled, path, inputs, outputs, model.get("limits") or {}, facts)
 

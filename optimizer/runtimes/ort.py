@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.errors import BadInput, MlOptError
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
+from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_context import compile_context
 from optimizer.runtimes._ort_errors import ort_errors
 from optimizer.runtimes._ort_gpu import tf32_allowed, without_tf32
@@ -191,6 +192,8 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, model: Map
         if release:
             release()
         raise
+    if row.device == "cpu":
+        facts["huge_pages"] = onto_huge_pages()
     facts["load_seconds"] = time.perf_counter() - started
     limits = model.get("limits") or {}
     return OrtSession(session, path, row, limits, facts, watch, asked.shapes, release)

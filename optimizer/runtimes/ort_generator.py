@@ -23,6 +23,7 @@ from optimizer.generating.guide import Guide, Guides
 from optimizer.generating.sampler import Sampler, logprob, top_logprobs
 from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
+from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_decoder import Decoder, open_session
 from optimizer.types import JSON
 
@@ -99,6 +100,7 @@ class OrtGenerator:
             "threads": threads,
             "slots": self._decoder.slots,
             "batching": "continuous",
+            "huge_pages": onto_huge_pages(),
             "load_seconds": time.perf_counter() - started,
             "onnxruntime": onnxruntime.__version__,
         }
