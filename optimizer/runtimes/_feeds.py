@@ -16,6 +16,7 @@ __all__ = ["Limits", "check_feeds"]
 
 #: The manifest's ``limits``: input name → smallest and largest allowed value, both included.
 Limits = Mapping[str, Sequence[float]]
+_UNSIGNED = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[np.generic]], limits: Limits) -> None:
@@ -47,7 +48,8 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[np.gene
             raise BadInput(f"input {spec.name!r} takes {spec.dtype}, not {array.dtype.name}")
         if spec.name in limits and array.dtype.kind in "iu" and array.size:
             low, high = limits[spec.name]
-            if (least := array.min()) < low or (most := array.max()) > high:
+            if not _within(array, low, high):
+                least, most = array.min(), array.max()
                 wrong = least if least < low else most
                 raise BadInput(f"input {spec.name!r} holds {wrong}; the model takes {low:g} to {high:g}")
         if array.ndim != len(spec.shape):
@@ -63,3 +65,15 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[np.gene
                 raise BadInput(
                     f"input {spec.name!r} has {got} in dimension {axis} ({want}), but {owner!r} has {size} there"
                 )
+
+
+def _within(array: NDArray[np.generic], low: float, high: float) -> bool:
+    """Whether no whole number of a filled array is outside; one look at each number where the least one is 0.
+
+    What is negative is huge to whoever reads its bits without a sign.
+    """
+    if low == 0 and array.dtype.kind == "i":
+        array = array.view(_UNSIGNED[array.dtype.itemsize])
+    elif array.min() < low:
+        return False
+    return bool(array.max() <= high)

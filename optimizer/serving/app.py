@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 import time
 import traceback
-import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
 from optimizer.serving.call import Call
+from optimizer.serving.guard.connection import WHOLE
 from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
@@ -46,7 +47,7 @@ def routes(state: State) -> tuple[Route, ...]:
     return tuple(sorted(found, key=lambda route: route.scope is not Scope.INFER or "POST" not in route.methods))
 
 
-def build_app(state: State) -> Starlette:
+def build_app(state: State) -> Front:
     """The ASGI application of a server."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -59,16 +60,50 @@ def build_app(state: State) -> Starlette:
         problem = Problem(error.status_code, message, error.headers)
         return answer(problem, openai=path.startswith("/v1/"))
 
-    table = [StarletteRoute(r.path, Door(r, state), methods=r.methods) for r in routes(state)]
-    return Starlette(routes=table, exception_handlers={HTTPException: unknown})
+    doors = [Door(route, state) for route in routes(state)]
+    table = [StarletteRoute(door.route.path, door, methods=door.route.methods) for door in doors]
+    return Front(Starlette(routes=table, exception_handlers={HTTPException: unknown}), doors)
+
+
+class Front:
+    """Finds the door of a request: the paths that models are asked by in one look, all others as Starlette does.
+
+    Args:
+        others: the application with every route.
+        doors: of all of them.
+    """
+
+    def __init__(self, others: Starlette, doors: Sequence[Door]) -> None:
+        from starlette.routing import compile_path
+
+        self._others = others
+        asked = [door for door in doors if door.route.scope is Scope.INFER and "POST" in door.route.methods]
+        self._exact = {door.route.path: door for door in asked if "{" not in door.route.path}
+        self._patterns = [(compile_path(d.route.path)[0].match, d) for d in asked if "{" in d.route.path]
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Hand a request to its door."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path = scope["path"]
+            if (door := self._exact.get(path)) is not None:
+                scope["path_params"] = {}
+                return await door(scope, receive, send)
+            for match, door in self._patterns:
+                if (found := match(path)) is not None:
+                    scope["path_params"] = found.groupdict()
+                    return await door(scope, receive, send)
+        await self._others(scope, receive, send)
 
 
 class Door:
     """What stands before an endpoint: a plain ASGI application of one route."""
 
     def __init__(self, route: Route, state: State) -> None:
+        from starlette.responses import Response
+
         self.route = route
         self._state = state
+        self._whole = Response
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -78,7 +113,7 @@ class Door:
         state = self._state
         request = Request(scope, receive)
         asked = request.headers.get("x-request-id", "")
-        call = Call(request, state, asked if _ID.match(asked) else uuid.uuid4().hex)
+        call = Call(request, state, asked if _ID.match(asked) else os.urandom(16).hex())
         status = 500
 
         async def sent(message: Message) -> None:
@@ -92,11 +127,22 @@ class Door:
         state.metrics.active.inc()
         try:
             response = await self._answered(call)
-            await response(scope, receive, sent)
+            if not (type(response) is self._whole and self._sent_whole(call, response, start)):
+                await response(scope, receive, sent)
+            else:
+                status = response.status_code
         finally:
             state.in_flight -= 1
             state.metrics.active.dec()
             self._count(call, status, time.perf_counter() - start)
+
+    def _sent_whole(self, call: Call, response: Response, start: float) -> bool:
+        """Send a response that is all there in one piece, where the connection can."""
+        send = call.request.scope.get("extensions", {}).get(WHOLE)
+        if send is None:
+            return False
+        extra = self._headers(call, time.perf_counter() - start)
+        return bool(send(response.status_code, [*response.raw_headers, *extra], response.body))
 
     async def _answered(self, call: Call) -> Response:
         """The endpoint's response, or that to what went wrong."""

@@ -8,7 +8,9 @@ with HTTP does not hold the model up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import queue
 import threading
 import time
 from collections import Counter
@@ -63,6 +65,7 @@ class Ticket:
         seconds: how long its run took.
         mates: requests in its run, itself included.
         dropped: nobody waits for it any more.
+        leave: tells its queue so.
     """
 
     feeds: Arrays
@@ -74,6 +77,7 @@ class Ticket:
     seconds: float = 0.0
     mates: int = 0
     dropped: bool = False
+    leave: Callable[[Ticket], None] | None = None
 
     @property
     def waited(self) -> float:
@@ -82,6 +86,8 @@ class Ticket:
 
     def drop(self) -> None:
         """Take it out of the queue, if it is still there; what already runs is finished and thrown away."""
+        if self.leave is not None:
+            self.leave(self)
         self.dropped = True
         self.answer.cancel()
 
@@ -130,10 +136,14 @@ class Batcher:
         self._run = run
         self._watch = watch
         self._waiting: list[Ticket] = []
+        self._rows = self._tokens = 0  # of those that wait and were not dropped
         self._busy = 0  # tokens that run now
         self._curve = Curve()
         self._closed = False
-        self._changed = threading.Condition()
+        self._changed = threading.Lock()
+        # Waits without a line of Python: a thread that still works on going to sleep keeps the loop from the answers.
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._idle = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name=f"batcher {name}", daemon=True)
         self._thread.start()
@@ -143,14 +153,11 @@ class Batcher:
     @property
     def depth(self) -> int:
         """Rows that wait."""
-        with self._changed:
-            return sum(ticket.size.rows for ticket in self._waiting if not ticket.dropped)
+        return self._rows
 
     def predicted(self) -> float:
         """Seconds until a request that came now would begin, by what runs have taken so far."""
-        with self._changed:
-            tokens = self._busy + sum(ticket.size.tokens for ticket in self._waiting if not ticket.dropped)
-        return self._curve.seconds(tokens)
+        return self._curve.seconds(self._busy + self._tokens)
 
     def need_room(self, rows: int, deadline: float = math.inf) -> None:
         """Refuse before work is put into a request that has no place.
@@ -178,22 +185,41 @@ class Batcher:
         sizes = [self.plan.size(feeds) for feeds in requests]
         self.need_room(sum(size.rows for size in sizes), deadline)
         tickets = [
-            Ticket(feeds, size, deadline, self._loop.create_future())
+            Ticket(feeds, size, deadline, self._loop.create_future(), leave=self._leave)
             for feeds, size in zip(requests, sizes, strict=True)
         ]
         with self._changed:
             if self._closed:
                 raise Problem(503, "the model is being unloaded", reason="unloading")
             self._waiting += tickets
-            self._changed.notify()
+            self._rows += sum(size.rows for size in sizes)
+            self._tokens += sum(size.tokens for size in sizes)
+            self._wake()
         return tickets
+
+    def _wake(self) -> None:
+        """Let the thread look at the queue again, if it waits; the lock is held."""
+        if self._idle:
+            self._idle = False
+            self._woken.put(None)
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._changed:
+            ticket.dropped = True
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        """Anew, where some have left: counted at every change, as everyone who comes asks. The lock is held."""
+        sizes = [ticket.size for ticket in self._waiting if not ticket.dropped]
+        self._rows, self._tokens = sum(size.rows for size in sizes), sum(size.tokens for size in sizes)
 
     def close(self) -> None:
         """Answer what waits with 503, and end the thread when its run is over."""
         with self._changed:
             self._closed = True
             left, self._waiting = self._waiting, []
-            self._changed.notify()
+            self._count_waiting()
+            self._wake()
         self._deliver([(ticket, Problem(503, "the model is being unloaded", reason="unloading")) for ticket in left])
 
     def join(self, seconds: float | None = None) -> bool:
@@ -202,10 +228,6 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _deliver(self, outcomes: list[tuple[Ticket, Any]], run: Run | None = None) -> None:
-        if run is not None:
-            self.sizes[run.rows] += 1
-            if self._watch is not None:
-                self._watch(run)
         for ticket, outcome in outcomes:
             if ticket.answer.done():
                 continue
@@ -213,6 +235,10 @@ class Batcher:
                 ticket.answer.set_exception(outcome)
             else:
                 ticket.answer.set_result(outcome)
+        if run is not None:
+            self.sizes[run.rows] += 1
+            if self._watch is not None:
+                self._loop.call_soon(self._watch, run)  # whoever waits for an answer goes first
 
     # ---------------------------------------------------------------- in the thread
 
@@ -228,17 +254,17 @@ class Batcher:
 
     def _take(self) -> tuple[list[Ticket], list[Ticket]] | None:
         """Those that are too late and those that run next; None when the batcher is closed."""
-        with self._changed:
-            self._busy = 0
-            while not self._closed:
-                if not self._waiting:
-                    self._changed.wait()
-                    continue
-                if (rest := self._worth_waiting()) > 0:
-                    self._changed.wait(rest)
-                    continue
-                return self._picked()
-        return None
+        while True:
+            rest = None
+            with self._changed:
+                self._busy = 0
+                if self._closed:
+                    return None
+                if self._waiting and (rest := self._worth_waiting()) <= 0:
+                    return self._picked()
+                self._idle = True
+            with contextlib.suppress(queue.Empty):
+                self._woken.get(timeout=rest)
 
     def _worth_waiting(self) -> float:
         """Seconds that the oldest may still wait for others; none when a batch is full."""
@@ -256,6 +282,7 @@ class Batcher:
         batch = [alive[place] for place in places]
         picked = set(places)
         self._waiting = [ticket for place, ticket in enumerate(alive) if place not in picked]
+        self._count_waiting()
         self._busy = sum(ticket.size.tokens for ticket in batch)
         return late, batch
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -113,16 +115,24 @@ def from_bytes(blob: memoryview, name: str, shape: tuple[int, ...], where: str) 
 
     if name == "BYTES":
         return _strings(_elements(blob, where), shape, where)
-    dtype = np.dtype("uint16" if name == "BF16" else DATATYPES[name])
+    dtype = _little_endian(name)
     expected = math.prod(shape) * dtype.itemsize
     if len(blob) != expected:
         raise Problem(400, f"{where}: {list(shape)} of {name} are {expected} bytes, not {len(blob)}", param=where)
-    found = np.frombuffer(blob, dtype.newbyteorder("<")).reshape(shape)
+    found = np.frombuffer(blob, dtype).reshape(shape)
     if name == "BF16":  # the upper half of a float32
         return (found.astype(np.uint32) << 16).view(np.float32)
     if name == "BOOL" and found.size and blob.tobytes().strip(b"\0\1"):
         raise Problem(400, f"{where}: a BOOL is one byte, 0 or 1", param=where)
     return found if found.flags.aligned else found.copy()
+
+
+@functools.cache
+def _little_endian(name: str) -> np.dtype[np.generic]:
+    """Numpy's type of what lies in a request's bytes."""
+    import numpy as np
+
+    return np.dtype("uint16" if name == "BF16" else DATATYPES[name]).newbyteorder("<")
 
 
 def to_json(array: Array) -> JSON:
@@ -138,12 +148,12 @@ def to_json(array: Array) -> JSON:
 
 def to_bytes(array: Array) -> bytes:
     """The raw bytes of a response's tensor, little-endian; strings with their length in four bytes before each."""
-    import numpy as np
-
     if array.dtype == object:
         parts = (each if isinstance(each, bytes) else str(each).encode() for each in array.ravel())
         return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
 
 
 def _text(value: object) -> str:

@@ -8,9 +8,16 @@ request has a size and a time, and a body that stops coming is not waited for.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["HEAD_BYTES", "bounded_protocol"]
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+__all__ = ["HEAD_BYTES", "WHOLE", "bounded_protocol"]
+
+#: In ``scope["extensions"]``: ``send(status, headers, body)`` → whether it was sent, all in one piece.
+WHOLE = "ml-opt.whole"
 
 #: Bytes of a request's line and headers together, and how many headers. Keys and tokens need a twentieth of it.
 HEAD_BYTES = 65536
@@ -76,6 +83,8 @@ def bounded_protocol(head_seconds: float = _HEAD_SECONDS, stall_seconds: float =
             super().on_headers_complete()
             self._in_head, self._in_body, self._received = False, True, 0
             self._since = self.loop.time()
+            # What is whole goes out in one piece: head and body of their own would wake the client twice.
+            self.scope["extensions"] = {WHOLE: functools.partial(_whole, self.cycle)}
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
@@ -107,3 +116,38 @@ def bounded_protocol(head_seconds: float = _HEAD_SECONDS, stall_seconds: float =
             self._timer = self.loop.call_later(look_every, self._look)
 
     return Bounded
+
+
+def _whole(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Send a response that is all there, as :meth:`RequestResponseCycle.send` would; whether it could be done.
+
+    Args:
+        cycle: of the request.
+        status: of HTTP.
+        headers: in lower case, with the ``content-length``.
+        body: all of it.
+
+    Uvicorn looks through every header with two expressions and writes the head before it is given the body. Here it
+    is looked through once.
+    """
+    from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+    if cycle.disconnected or cycle.flow.write_paused or cycle.response_started or cycle.scope["method"] == "HEAD":
+        return False
+    every = [*cycle.default_headers, *headers]
+    closes = (b"connection", b"close") in every
+    cycle.keep_alive = cycle.keep_alive and not closes
+    if not cycle.keep_alive and not closes:
+        every.append((b"connection", b"close"))
+    lines = [part for name, value in every for part in (name, b": ", value, b"\r\n")]
+    head = b"".join((STATUS_LINE[status], *lines, b"\r\n"))
+    if head.count(b"\n") != len(every) + 2:
+        return False  # a line that ends within a header would be a header of somebody else's: uvicorn refuses it
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(head + body)
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
