@@ -8,7 +8,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Message, Receive, Send
 
-__all__ = ["Door", "build_app", "routes"]
+__all__ = ["Door", "build_app", "routes", "unmatched"]
 
 #: A client's own request id, as it may stand in a header and a log.
 _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
@@ -52,15 +52,34 @@ def build_app(state: State) -> Starlette:
     from starlette.exceptions import HTTPException
     from starlette.routing import Route as StarletteRoute
 
-    async def unknown(request: Request, error: Exception) -> Response:
+    async def unknown(request: Request, error: Exception) -> Door:
         assert isinstance(error, HTTPException)
-        path = request.url.path
-        message = f"there is nothing at {path[:100]}" if error.status_code == 404 else str(error.detail)
-        problem = Problem(error.status_code, message, error.headers)
-        return answer(problem, openai=path.startswith("/v1/"))
+        return Door(unmatched(request.url.path, error.status_code, error.headers), state)
 
     table = [StarletteRoute(r.path, Door(r, state), methods=r.methods) for r in routes(state)]
-    return Starlette(routes=table, exception_handlers={HTTPException: unknown})
+    app = Starlette(routes=table, exception_handlers={HTTPException: unknown})
+    # Starlette would answer a path with a slash too many by itself: uncounted, and with an address out of `Host`.
+    app.router.redirect_slashes = False
+    return app
+
+
+def unmatched(path: str, status: int, headers: Mapping[str, str] | None = None) -> Route:
+    """The route of a request that has none: refused at the same door, so that it is counted and logged as all are.
+
+    Args:
+        path: that was asked for; no metric has it, as there are as many as clients think of.
+        status: 404 no such path, 405 no such method there.
+        headers: of the answer.
+    """
+
+    async def refused(call: Call) -> Response:
+        if status == 404:
+            raise Problem(404, f"there is nothing at {path[:100]}", headers, reason="unknown_path")
+        message = f"{call.request.method[:20]} is not what {path[:100]} takes"
+        raise Problem(status, message, headers, reason="wrong_method")
+
+    # Two names in the metrics, as errors of OpenAI's routes have a form of their own.
+    return Route("/v1/(unmatched)" if path.startswith("/v1/") else "(unmatched)", (), Scope.OPEN, refused)
 
 
 class Door:
@@ -107,7 +126,7 @@ class Door:
             return await self.route.endpoint(call)
         except Exception as error:
             problem = as_problem(error)
-            call.notes["error"] = problem.message
+            call.notes["error"], call.notes["reason"] = problem.message, problem.reason
             cause = error.__cause__ if isinstance(error, Problem) else error
             if problem.status == 500 and cause is not None:
                 call.notes["traceback"] = "".join(traceback.format_exception(cause))
@@ -136,6 +155,8 @@ class Door:
         labels = (call.model, call.version, self.route.path, str(status))
         state.metrics.requests.labels(*labels).inc()
         state.metrics.duration.labels(*labels).observe(seconds)
+        for told in state.watchers:
+            told(call, self.route, status, seconds)
         if not state.settings.access_log:
             return
         event: dict[str, Any] = {

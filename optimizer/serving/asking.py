@@ -120,7 +120,7 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
     if served.metrics is not None:
         served.metrics.tokenize.observe(took)
     async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
-        tickets = served.batcher.submit_all(prepared, end)
+        tickets = served.batcher.submit_all(prepared, end, call.id)
         outputs = await answers(call, tickets)
     if served.metrics is not None:
         for ticket in tickets:

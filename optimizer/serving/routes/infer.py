@@ -38,7 +38,7 @@ async def _infer(call: Call) -> Response:
         call.times["parse"] = time.perf_counter() - start
         ids = asked.feeds.get("input_ids")
         async with call.spending(0 if ids is None else int(ids.size)):
-            ticket = batcher.submit(asked.feeds, deadline(call, asked.timeout))
+            ticket = batcher.submit(asked.feeds, deadline(call, asked.timeout), call.id)
             (outputs,) = await answers(call, [ticket])
         start = time.perf_counter()
         content, headers = encoded(asked, outputs, served.name, served.version)
