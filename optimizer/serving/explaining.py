@@ -20,6 +20,8 @@ PARTS: Mapping[str, str] = {
     "tokenize": "texts or images into the model's inputs",
     "queue": "waiting for the model",
     "compute": "the run of the model",
+    "cache_hit": "finding the answer, which was kept",
+    "cache_miss": "looking for a kept answer, in vain",
     "serialize": "writing the answer",
     "first_token": "waiting for a place, and reading the prompt",
     "write": "writing the text, token by token, and sending it",
@@ -75,7 +77,7 @@ def document(record: Record, same_id: int, settings: Settings, batching: str) ->
         "refused": None,
         "advice": [],
     }
-    for name in ("prompt_tokens", "tokens"):
+    for name in ("prompt_tokens", "tokens", "cache"):
         if name in record.notes:
             known[name] = record.notes[name]
     if (message := record.notes.get("error")) is not None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import MissingPiece
 from optimizer.serving.app import build_app
+from optimizer.serving.cache import Cache
 from optimizer.serving.guard.connection import bounded_protocol
+from optimizer.serving.kept import kept_in
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
@@ -66,6 +68,8 @@ async def _serve(
     state = State(settings, repository, metrics, log=log)
     if guard is not None:
         state.guard = guard
+    if settings.cache:
+        state.cache = Cache(kept_in(settings.cache, lambda text: log({"event": "cache", "error": text})), metrics)
     listening = _listen(settings)
     server = _server(state)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
@@ -93,6 +97,8 @@ async def _serve(
         server.should_exit = True
         await running
         await repository.close()
+        if state.cache is not None:
+            await state.cache.close()
 
 
 def _listen(settings: Settings) -> socket.socket:

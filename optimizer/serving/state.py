@@ -16,6 +16,7 @@ from optimizer.serving.route import Route, Scope
 from optimizer.serving.settings import Settings
 
 if TYPE_CHECKING:
+    from optimizer.serving.cache import Cache
     from optimizer.serving.call import Call
 
 __all__ = ["Anybody", "Guard", "State"]
@@ -90,6 +91,7 @@ class State:
         draining: SIGTERM has come: not ready any more, and what is under way finishes.
         in_flight: requests that are not answered yet.
         drainer: waits for them after SIGTERM.
+        cache: answers that are kept; None where none are.
         records: what is kept of the last requests.
         watchers: each is told of a request that is over: its call, route, status and seconds.
     """
@@ -102,6 +104,7 @@ class State:
     draining: bool = False
     in_flight: int = 0
     drainer: asyncio.Task[None] | None = None
+    cache: Cache | None = None
     records: Records = field(default_factory=Records)
     watchers: list[Callable[[Call, Route, int, float], None]] = field(default_factory=list)
 
