@@ -108,6 +108,8 @@ def _head(found: dict[str, Any]) -> list[str]:
         lines.append(f"asked by {found['who']}")
     if "tokens" in found:
         lines.append(f"{found.get('prompt_tokens', 0)} tokens of prompt, {found['tokens']} written")
+    if "trace" in found:
+        lines.append(f"trace {found['trace']}")
     if "cache" in found:
         lines.append(f"answers that were kept: {found['cache']}")
     if found["same_id"] > 1:

@@ -98,6 +98,8 @@ class Door:
         request = Request(scope, receive)
         asked = request.headers.get("x-request-id", "")
         call = Call(request, state, asked if _ID.match(asked) else uuid.uuid4().hex)
+        if state.tracing is not None:
+            state.tracing.begin(call, self.route)
         status = 500
 
         async def sent(message: Message) -> None:

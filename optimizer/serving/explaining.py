@@ -77,7 +77,7 @@ def document(record: Record, same_id: int, settings: Settings, batching: str) ->
         "refused": None,
         "advice": [],
     }
-    for name in ("prompt_tokens", "tokens", "cache"):
+    for name in ("prompt_tokens", "tokens", "cache", "trace"):
         if name in record.notes:
             known[name] = record.notes[name]
     if (message := record.notes.get("error")) is not None:

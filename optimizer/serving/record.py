@@ -31,6 +31,8 @@ SLOWEST = 100
 #: Runs that are kept of one request; only one with more rows than a run takes has several.
 _RUNS = 32
 _LONGEST = 300
+#: Notes that are kept of a request that was refused or failed, beside what went wrong.
+_NOTES = ("reason", "mates", "prompt_tokens", "tokens", "trace")
 
 
 class Part(NamedTuple):
@@ -151,5 +153,5 @@ def unfinished(call: Call, tickets: Sequence[Ticket]) -> None:
 
 def _short(notes: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a failure: no traceback, and no message of any length."""
-    kept = {name: notes[name] for name in ("reason", "mates", "prompt_tokens", "tokens") if name in notes}
+    kept = {name: notes[name] for name in _NOTES if name in notes}
     return {"error": str(notes.get("error", ""))[:_LONGEST], **kept}

@@ -17,6 +17,7 @@ from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import Guard, State
+from optimizer.serving.tracing import tracing_of
 from optimizer.store import Store
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ async def _serve(
     started = time.perf_counter()
     metrics = Metrics()
     repository = Repository(store, settings, metrics)
-    state = State(settings, repository, metrics, log=log)
+    tracing = tracing_of(settings, lambda text: log({"event": "otel", "error": text}))
+    state = State(settings, repository, metrics, log=log, tracing=tracing)
     if guard is not None:
         state.guard = guard
     if settings.cache:
@@ -99,6 +101,8 @@ async def _serve(
         await repository.close()
         if state.cache is not None:
             await state.cache.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -33,6 +33,9 @@ class Settings(Options):
         "(redis://HOST:6379/0). Off when left out.",
         metavar="SIZE|URL",
     )
+    otel: bool = opt(
+        False, "Send OpenTelemetry's spans over OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says or localhost:4318."
+    )
     access_log: bool = opt(True, "One line of JSON on stderr for each request.")
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ from optimizer.serving.settings import Settings
 if TYPE_CHECKING:
     from optimizer.serving.cache import Cache
     from optimizer.serving.call import Call
+    from optimizer.serving.tracing import Tracing
 
 __all__ = ["Anybody", "Guard", "State"]
 
@@ -92,6 +93,7 @@ class State:
         in_flight: requests that are not answered yet.
         drainer: waits for them after SIGTERM.
         cache: answers that are kept; None where none are.
+        tracing: makes OpenTelemetry's spans; None where none are made.
         records: what is kept of the last requests.
         watchers: each is told of a request that is over: its call, route, status and seconds.
     """
@@ -105,11 +107,14 @@ class State:
     in_flight: int = 0
     drainer: asyncio.Task[None] | None = None
     cache: Cache | None = None
+    tracing: Tracing | None = None
     records: Records = field(default_factory=Records)
     watchers: list[Callable[[Call, Route, int, float], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watchers.append(self.records.add)
+        if self.tracing is not None:
+            self.watchers.append(self.tracing.over)
 
     @property
     def ready(self) -> bool:

@@ -142,8 +142,8 @@ class Work:
         for reply in self._replies:
             reply.close()
         self._places.close()
-        if self._spoke:
-            self._call.times.setdefault("write", time.perf_counter() - self._spoke)
+        if self._spoke and "write" not in self._call.times:
+            self._call.times["write"] = time.perf_counter() - self._spoke
         if self._replies:
             self._call.notes["prompt_tokens"] = sum(map(len, self._prompts))
             self._call.notes["tokens"] = sum(reply.tokens for reply in self._replies)
