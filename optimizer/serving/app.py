@@ -8,7 +8,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
@@ -17,6 +17,7 @@ from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.state import State
+from optimizer.serving.unmatched import unmatched
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Message, Receive, Send
 
-__all__ = ["Door", "build_app", "routes", "unmatched"]
+__all__ = ["Door", "build_app", "routes"]
 
 #: A client's own request id, as it may stand in a header and a log.
 _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
@@ -61,25 +62,6 @@ def build_app(state: State) -> Starlette:
     # Starlette would answer a path with a slash too many by itself: uncounted, and with an address out of `Host`.
     app.router.redirect_slashes = False
     return app
-
-
-def unmatched(path: str, status: int, headers: Mapping[str, str] | None = None) -> Route:
-    """The route of a request that has none: refused at the same door, so that it is counted and logged as all are.
-
-    Args:
-        path: that was asked for; no metric has it, as there are as many as clients think of.
-        status: 404 no such path, 405 no such method there.
-        headers: of the answer.
-    """
-
-    async def refused(call: Call) -> Response:
-        if status == 404:
-            raise Problem(404, f"there is nothing at {path[:100]}", headers, reason="unknown_path")
-        message = f"{call.request.method[:20]} is not what {path[:100]} takes"
-        raise Problem(status, message, headers, reason="wrong_method")
-
-    # Two names in the metrics, as errors of OpenAI's routes have a form of their own.
-    return Route("/v1/(unmatched)" if path.startswith("/v1/") else "(unmatched)", (), Scope.OPEN, refused)
 
 
 class Door:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimizer.runtime import Session
     from optimizer.serving.call import Call
     from optimizer.serving.metrics import Metrics
     from optimizer.serving.served import Served
@@ -58,7 +59,7 @@ class Cache:
 
         self.kept = kept
         self._digest = digest
-        self._identities: WeakKeyDictionary[Served, str] = WeakKeyDictionary()
+        self._identities: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
         labels, registry = ("model", "version"), metrics.registry
         self._hits = Counter("ml_cache_hits", "Answers that were kept before.", labels, registry=registry)
         self._misses = Counter("ml_cache_misses", "Answers that were not.", labels, registry=registry)
@@ -70,9 +71,11 @@ class Cache:
 
     def key(self, served: Served, feeds: Arrays, parameters: Mapping[str, JSON]) -> bytes:
         """The whole of what decides an answer; see :func:`key_of`."""
-        identity = self._identities.get(served)
+        session = served.session
+        assert session is not None
+        identity = self._identities.get(session)
         if identity is None:
-            identity = self._identities[served] = _identity(served)
+            identity = self._identities[session] = _identity(served)
         return key_of(identity, feeds, parameters)
 
     async def find(self, served: Served, key: bytes) -> dict[str, NDArray[np.generic]] | None:

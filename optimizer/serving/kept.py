@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections import OrderedDict
@@ -122,6 +121,9 @@ class Redis:
             )
         except ValueError as error:
             raise BadInput(f"--cache {url!r} is no address of Redis: {error}", "write redis://HOST:6379/0") from None
+        import asyncio  # whose settings these are too need not wait for it at every command's start
+
+        self._in_time = asyncio.timeout
         self._errors = (RedisError, OSError, TimeoutError)
         self._told = told
         self._until = 0.0
@@ -130,7 +132,7 @@ class Redis:
         if time.monotonic() < self._until:
             return None
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with self._in_time(_PATIENCE):
                 found = await self._redis.get(_name(place))
         except self._errors as error:
             self._gone(error)
@@ -144,7 +146,7 @@ class Redis:
         if time.monotonic() < self._until or len(key) + len(value) > _LARGEST:
             return
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with self._in_time(_PATIENCE):
                 await self._redis.set(_name(place), b"".join((len(key).to_bytes(8, "little"), key, value)), ex=_EXPIRES)
         except self._errors as error:
             self._gone(error)

@@ -106,7 +106,7 @@ def test_a_request_with_more_rows_than_a_run_has_several(tiny_store: Path) -> No
     ("settings", "body", "status", "reason", "advice"),
     [
         ({}, b"{}", 400, "400", "the field"),
-        ({"deadline": "50ms", "delay": "30s"}, ids(3), 504, "late", "--deadline"),
+        ({"deadline": "300ms", "delay": "30s"}, ids(3), 504, "late", "--deadline"),
         ({"max_body": 1}, b"x" * (1 << 20) + b"xx", 413, "too_large", "--max-body"),
     ],
 )
