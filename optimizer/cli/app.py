@@ -16,6 +16,7 @@ from optimizer.cli.machine_commands import doctor
 from optimizer.cli.recipe_command import run_recipe_file
 from optimizer.cli.serve_command import serve
 from optimizer.cli.speak import spoken_command
+from optimizer.cli.why_command import why
 
 __all__ = ["build_app"]
 
@@ -70,6 +71,7 @@ def build_app() -> typer.Typer:
             _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
     app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
     app.command("serve", rich_help_panel="Serve artifacts")(serve)
+    app.command("why", rich_help_panel="Serve artifacts")(why)
     store_commands.add(app)
     key_commands.add(app, "Serve artifacts")
     app.command("doctor", rich_help_panel="This machine")(doctor)

@@ -18,6 +18,7 @@ from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.state import State
+from optimizer.serving.unmatched import unmatched
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -53,16 +54,16 @@ def build_app(state: State) -> Front:
     from starlette.exceptions import HTTPException
     from starlette.routing import Route as StarletteRoute
 
-    async def unknown(request: Request, error: Exception) -> Response:
+    async def unknown(request: Request, error: Exception) -> Door:
         assert isinstance(error, HTTPException)
-        path = request.url.path
-        message = f"there is nothing at {path[:100]}" if error.status_code == 404 else str(error.detail)
-        problem = Problem(error.status_code, message, error.headers)
-        return answer(problem, openai=path.startswith("/v1/"))
+        return Door(unmatched(request.url.path, error.status_code, error.headers), state)
 
     doors = [Door(route, state) for route in routes(state)]
     table = [StarletteRoute(door.route.path, door, methods=door.route.methods) for door in doors]
-    return Front(Starlette(routes=table, exception_handlers={HTTPException: unknown}), doors)
+    app = Starlette(routes=table, exception_handlers={HTTPException: unknown})
+    # Starlette would answer a path with a slash too many by itself: uncounted, and with an address out of `Host`.
+    app.router.redirect_slashes = False
+    return Front(app, doors)
 
 
 class Front:
@@ -114,6 +115,8 @@ class Door:
         request = Request(scope, receive)
         asked = request.headers.get("x-request-id", "")
         call = Call(request, state, asked if _ID.match(asked) else os.urandom(16).hex())
+        if state.tracing is not None:
+            state.tracing.begin(call, self.route)
         status = 500
 
         async def sent(message: Message) -> None:
@@ -153,7 +156,7 @@ class Door:
             return await self.route.endpoint(call)
         except Exception as error:
             problem = as_problem(error)
-            call.notes["error"] = problem.message
+            call.notes["error"], call.notes["reason"] = problem.message, problem.reason
             cause = error.__cause__ if isinstance(error, Problem) else error
             if problem.status == 500 and cause is not None:
                 call.notes["traceback"] = "".join(traceback.format_exception(cause))
@@ -182,6 +185,8 @@ class Door:
         labels = (call.model, call.version, self.route.path, str(status))
         state.metrics.requests.labels(*labels).inc()
         state.metrics.duration.labels(*labels).observe(seconds)
+        for told in state.watchers:
+            told(call, self.route, status, seconds)
         if not state.settings.access_log:
             return
         event: dict[str, Any] = {

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput
+from optimizer.serving.cache import answered
 from optimizer.serving.call import Call
 from optimizer.serving.problems import Problem
 from optimizer.serving.served import Served
-from optimizer.serving.waiting import answers, deadline
+from optimizer.serving.waiting import deadline
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -120,11 +121,7 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
     if served.metrics is not None:
         served.metrics.tokenize.observe(took)
     async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
-        tickets = served.batcher.submit_all(prepared, end)
-        outputs = await answers(call, tickets)
-    if served.metrics is not None:
-        for ticket in tickets:
-            served.metrics.wait.observe(ticket.waited)
+        outputs = await answered(call, served, prepared, end)
     served.statistics.answered(len(rows))
     return [Answered(feeds, output) for feeds, output in zip(prepared, outputs, strict=True)]
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "Limits", "Run", "Ticket"]
 
+#: Ids of requests that a run remembers: a record of it has to stay small.
+_OWNERS = 64
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -64,6 +67,8 @@ class Ticket:
         begun: when its run began.
         seconds: how long its run took.
         mates: requests in its run, itself included.
+        owner: id of the request that it is of.
+        run: its run, once that is over.
         dropped: nobody waits for it any more.
         leave: tells its queue so.
     """
@@ -76,6 +81,8 @@ class Ticket:
     begun: float = 0.0
     seconds: float = 0.0
     mates: int = 0
+    owner: str = ""
+    run: Run | None = None
     dropped: bool = False
     leave: Callable[[Ticket], None] | None = None
 
@@ -102,6 +109,7 @@ class Run:
         tokens: of all of them, without the padding that joining them cost.
         computed: tokens with it.
         seconds: of the run alone.
+        owners: ids of the requests, as many as are kept.
     """
 
     requests: int
@@ -109,6 +117,7 @@ class Run:
     tokens: int
     computed: int
     seconds: float
+    owners: tuple[str, ...] = ()
 
 
 class Batcher:
@@ -175,17 +184,17 @@ class Batcher:
         if time.perf_counter() + wait > deadline:
             raise _busy(f"the wait is predicted to be {wait:.2f} s, beyond this request's time", wait, "deadline")
 
-    def submit(self, feeds: Arrays, deadline: float = math.inf) -> Ticket:
+    def submit(self, feeds: Arrays, deadline: float = math.inf, owner: str = "") -> Ticket:
         """Put a request into the queue; raises as :meth:`need_room` does."""
-        (ticket,) = self.submit_all([feeds], deadline)
+        (ticket,) = self.submit_all([feeds], deadline, owner)
         return ticket
 
-    def submit_all(self, requests: Sequence[Arrays], deadline: float = math.inf) -> list[Ticket]:
+    def submit_all(self, requests: Sequence[Arrays], deadline: float = math.inf, owner: str = "") -> list[Ticket]:
         """Put several into the queue at once, all or none; raises as :meth:`need_room` does."""
         sizes = [self.plan.size(feeds) for feeds in requests]
         self.need_room(sum(size.rows for size in sizes), deadline)
         tickets = [
-            Ticket(feeds, size, deadline, self._loop.create_future(), leave=self._leave)
+            Ticket(feeds, size, deadline, self._loop.create_future(), owner=owner, leave=self._leave)
             for feeds, size in zip(requests, sizes, strict=True)
         ]
         with self._changed:
@@ -304,12 +313,13 @@ class Batcher:
             # One of them may be at fault: each is asked alone, so that only that one fails.
             answers = [_problem(error)] if len(batch) == 1 else [self._alone(ticket) for ticket in batch]
         seconds = time.perf_counter() - start
-        for ticket in batch:
-            ticket.seconds = seconds
         rows = sum(size.rows for size in sizes)
         computed = rows * max(size.length for size in sizes)
         self._curve.add(computed, seconds)
-        run = Run(len(batch), rows, sum(size.tokens for size in sizes), computed, seconds)
+        owners = tuple(ticket.owner for ticket in batch[:_OWNERS])
+        run = Run(len(batch), rows, sum(size.tokens for size in sizes), computed, seconds, owners)
+        for ticket in batch:
+            ticket.seconds, ticket.run = seconds, run
         return run, list(zip(batch, answers, strict=True))
 
     def _alone(self, ticket: Ticket) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from optimizer.serving.problems import Problem
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from optimizer.serving.record import Part
     from optimizer.serving.served import Served
     from optimizer.serving.state import State
 
@@ -39,6 +40,8 @@ class Call:
         times: part → seconds, for ``Server-Timing`` and the log, in the order that they came.
         notes: more for the log (rows, tokens, why it was refused).
         admitted: who asks, and what the answer says about rates.
+        answering: the model that answers.
+        runs: the runs of it that the request shared, for its record.
     """
 
     request: Request
@@ -49,6 +52,8 @@ class Call:
     times: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     admitted: Admitted = field(default_factory=Admitted)
+    answering: Served | None = None
+    runs: Sequence[Part] = ()
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -68,7 +73,7 @@ class Call:
         params = self.request.path_params
         named = params["name"] if name is None else name
         found = self.state.models.get(named, version or params.get("version", ""))
-        self.model, self.version = found.name, found.version
+        self.model, self.version, self.answering = found.name, found.version, found
         found.need_ready()
         return found
 

@@ -13,6 +13,8 @@ from optimizer.types import JSON
 __all__ = ["document", "page"]
 
 _PART = re.compile(r"\{(\w+)\}")
+#: Starlette's word for what a part takes, which OpenAPI does not have.
+_TAKES = re.compile(r":\w+(?=\})")
 
 _TENSOR: dict[str, JSON] = {
     "type": "object",
@@ -79,7 +81,7 @@ def document(routes: Iterable[Route]) -> dict[str, JSON]:
     paths: dict[str, dict[str, JSON]] = {}
     for route in sorted(routes, key=lambda route: route.path):
         for method in route.methods:
-            paths.setdefault(route.path, {})[method.lower()] = _operation(route, method)
+            paths.setdefault(_TAKES.sub("", route.path), {})[method.lower()] = _operation(route, method)
     error = {"type": "object", "required": ["error"], "properties": {"error": {}}}
     return {
         "openapi": "3.1.0",
@@ -90,7 +92,7 @@ def document(routes: Iterable[Route]) -> dict[str, JSON]:
 
 
 def _operation(route: Route, method: str) -> dict[str, JSON]:
-    words = re.sub(r"\W+", "_", route.path).strip("_")
+    words = re.sub(r"\W+", "_", _TAKES.sub("", route.path)).strip("_")
     operation: dict[str, JSON] = {
         "operationId": f"{method.lower()}_{words}",
         "summary": route.help,
@@ -103,7 +105,7 @@ def _operation(route: Route, method: str) -> dict[str, JSON]:
             },
         },
     }
-    if names := _PART.findall(route.path):
+    if names := _PART.findall(_TAKES.sub("", route.path)):
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]

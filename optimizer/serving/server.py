@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import MissingPiece
 from optimizer.serving.app import build_app
+from optimizer.serving.cache import Cache
 from optimizer.serving.guard.connection import bounded_protocol
+from optimizer.serving.kept import kept_in
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import Guard, State
+from optimizer.serving.tracing import tracing_of
 from optimizer.store import Store
 
 if TYPE_CHECKING:
@@ -63,9 +66,12 @@ async def _serve(
     started = time.perf_counter()
     metrics = Metrics()
     repository = Repository(store, settings, metrics)
-    state = State(settings, repository, metrics, log=log)
+    tracing = tracing_of(settings, lambda text: log({"event": "otel", "error": text}))
+    state = State(settings, repository, metrics, log=log, tracing=tracing)
     if guard is not None:
         state.guard = guard
+    if settings.cache:
+        state.cache = Cache(kept_in(settings.cache, lambda text: log({"event": "cache", "error": text})), metrics)
     listening = _listen(settings)
     server = _server(state)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
@@ -93,6 +99,10 @@ async def _serve(
         server.should_exit = True
         await running
         await repository.close()
+        if state.cache is not None:
+            await state.cache.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optimizer.options import Options, opt
 from optimizer.runtime import Provider
+from optimizer.serving.kept import check_place
 
 __all__ = ["Settings"]
 
@@ -26,8 +27,19 @@ class Settings(Options):
     deadline: float = opt(30.0, "How long a request may take that names no time of its own.", time=True)
     grace: float = opt(30.0, "How long requests have to finish after SIGTERM.", time=True)
     max_body: int = opt(32, "Largest body of a request in MiB, after decompression.", ge=1, le=65536)
+    cache: str = opt(
+        "",
+        "Keep answers of models that do not write text: so much of them in memory (256MiB), or in Redis "
+        "(redis://HOST:6379/0). Off when left out.",
+        metavar="SIZE|URL",
+    )
+    otel: bool = opt(
+        False, "Send OpenTelemetry's spans over OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says or localhost:4318."
+    )
     access_log: bool = opt(True, "One line of JSON on stderr for each request.")
 
     def check(self) -> None:
         if self.provider != "auto":
             Provider.parse(self.provider)
+        if self.cache:
+            check_place(self.cache)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optimizer.serving.guard.redaction import Redactor
 from optimizer.serving.guard.scopes import Admitted, Principal, Reservation
 from optimizer.serving.metrics import Metrics
+from optimizer.serving.record import Records
 from optimizer.serving.repository import Repository
-from optimizer.serving.route import Scope
+from optimizer.serving.route import Route, Scope
 from optimizer.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from optimizer.serving.cache import Cache
+    from optimizer.serving.call import Call
+    from optimizer.serving.tracing import Tracing
 
 __all__ = ["Anybody", "Guard", "State"]
 
@@ -86,6 +92,10 @@ class State:
         draining: SIGTERM has come: not ready any more, and what is under way finishes.
         in_flight: requests that are not answered yet.
         drainer: waits for them after SIGTERM.
+        cache: answers that are kept; None where none are.
+        tracing: makes OpenTelemetry's spans; None where none are made.
+        records: what is kept of the last requests.
+        watchers: each is told of a request that is over: its call, route, status and seconds.
     """
 
     settings: Settings
@@ -96,6 +106,15 @@ class State:
     draining: bool = False
     in_flight: int = 0
     drainer: asyncio.Task[None] | None = None
+    cache: Cache | None = None
+    tracing: Tracing | None = None
+    records: Records = field(default_factory=Records)
+    watchers: list[Callable[[Call, Route, int, float], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.watchers.append(self.records.add)
+        if self.tracing is not None:
+            self.watchers.append(self.tracing.over)
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimizer.serving.problems import Problem
+from optimizer.serving.record import parts, unfinished
 
 if TYPE_CHECKING:
     from optimizer.serving.batcher import Ticket
@@ -52,6 +53,9 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
         everything = asyncio.gather(*(ticket.answer for ticket in tickets))
     try:
         found = await _in_time(call, everything, min(ticket.deadline for ticket in tickets))
+    except BaseException:
+        unfinished(call, tickets)
+        raise
     finally:
         for ticket in tickets:
             if not ticket.answer.done():
@@ -60,6 +64,7 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
     call.times["queue"] = max(ticket.waited for ticket in tickets)
     call.times["compute"] = first.seconds
     call.notes["mates"] = first.mates
+    call.runs = parts(tickets)
     return found if len(tickets) > 1 else [found]
 
 

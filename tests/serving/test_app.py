@@ -127,7 +127,8 @@ def test_openapi_names_every_route(tmp_path: Path) -> None:
     document = json.loads(content)
     assert document["openapi"].startswith("3.1")
     listed = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
-    assert listed == {(route.path, method) for route in routes(state) for method in route.methods}
+    table = {(route.path.replace(":path}", "}"), method) for route in routes(state) for method in route.methods}
+    assert listed == table
     operations = [each["operationId"] for methods in document["paths"].values() for each in methods.values()]
     assert len(operations) == len(set(operations))
     assert asyncio.run(call(build_app(state), "GET", "/docs"))[0] == 200

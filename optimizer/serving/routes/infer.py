@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from optimizer.serving.cache import answered
 from optimizer.serving.call import Call
 from optimizer.serving.inference import HEADER_LENGTH, encoded, parse, parse_raw
 from optimizer.serving.problems import Problem
@@ -26,7 +27,8 @@ async def _infer(call: Call) -> Response:
     batcher, statistics = served.batcher, served.statistics
     started = time.perf_counter()
     try:
-        batcher.need_room(1)
+        if call.state.cache is None:  # an answer that is kept needs no room
+            batcher.need_room(1)
         body = await call.body()
         start = time.perf_counter()
         length = call.request.headers.get(HEADER_LENGTH)
@@ -38,8 +40,16 @@ async def _infer(call: Call) -> Response:
         call.times["parse"] = time.perf_counter() - start
         ids = asked.feeds.get("input_ids")
         async with call.spending(0 if ids is None else int(ids.size)):
-            ticket = batcher.submit(asked.feeds, deadline(call, asked.timeout))
-            (outputs,) = await answers(call, [ticket])
+            end = deadline(call, asked.timeout)
+            if call.state.cache is not None:
+                (outputs,) = await answered(call, served, [asked.feeds], end, asked.parameters)
+                rows = batcher.plan.size(asked.feeds).rows
+            else:
+                ticket = batcher.submit(asked.feeds, end, call.id)
+                (outputs,) = await answers(call, [ticket])
+                rows = ticket.size.rows
+                if served.metrics is not None:
+                    served.metrics.wait.observe(ticket.waited)
         start = time.perf_counter()
         content, headers = encoded(asked, outputs, served.name, served.version)
         call.times["serialize"] = time.perf_counter() - start
@@ -49,10 +59,9 @@ async def _infer(call: Call) -> Response:
     statistics.add("success", time.perf_counter() - started)
     for part, name in (("compute_input", "parse"), ("queue", "queue"), ("compute_infer", "compute"),
                        ("compute_output", "serialize")):  # fmt: skip
-        statistics.add(part, call.times[name])
-    statistics.answered(ticket.size.rows)
-    if served.metrics is not None:
-        served.metrics.wait.observe(ticket.waited)
+        if name in call.times:  # what was kept did not run
+            statistics.add(part, call.times[name])
+    statistics.answered(rows)
     return Response(content, 200, headers)
 
 

@@ -42,6 +42,7 @@ class Work:
         self._call, self._writer, self.asked, self._dialect = call, writer, asked, dialect
         self._deadline = _seconds(call)
         self._began = time.perf_counter()
+        self._spoke = 0.0
         self._places = contextlib.ExitStack()
         self._budget = contextlib.AsyncExitStack()
         self._reserved: Reservation | None = None
@@ -67,12 +68,15 @@ class Work:
         self._places.enter_context(self._writer.places(len(asked.prompts) * asked.n, wanted))
         with _in_time():
             async with asyncio.timeout(wanted):
-                self._prompts = await self._writer.encode(asked)
+                with self._call.timed("tokenize"):
+                    self._prompts = await self._writer.encode(asked)
                 most = self._writer.most_tokens(asked, self._prompts)
                 self._reserved = await self._budget.enter_async_context(self._call.spending(most))
-                self._replies = await self._writer.begin(asked, self._prompts, self._began, self._redactor)
-                self._said = _merged(self._replies)
-                self._first = await anext(self._said)
+                with self._call.timed("first_token"):
+                    self._replies = await self._writer.begin(asked, self._prompts, self._began, self._redactor)
+                    self._said = _merged(self._replies)
+                    self._first = await anext(self._said)
+                self._spoke = time.perf_counter()
 
     def _redactor(self) -> Redactor | None:
         """What an answer goes through on its way out."""
@@ -101,7 +105,7 @@ class Work:
     def _failed(self, error: Exception) -> Problem:
         """An error that no status can say any more, as the first words were sent: counted and logged here."""
         call, problem = self._call, as_problem(error)
-        call.notes["error"] = problem.message
+        call.notes["error"], call.notes["reason"] = problem.message, problem.reason
         if problem.status == 500:
             call.notes["traceback"] = "".join(traceback.format_exception(error))
         call.state.metrics.failed.labels(call.model, call.version, problem.reason).inc()
@@ -110,7 +114,7 @@ class Work:
     def hung_up(self) -> None:
         """The client went away in the middle of a stream."""
         call = self._call
-        call.notes["error"] = "the client hung up"
+        call.notes["error"], call.notes["reason"] = "the client hung up", "disconnected"
         call.state.metrics.cancelled.labels(call.model, call.version, "disconnected").inc()
 
     async def whole(self) -> dict[str, Any]:
@@ -138,6 +142,8 @@ class Work:
         for reply in self._replies:
             reply.close()
         self._places.close()
+        if self._spoke and "write" not in self._call.times:
+            self._call.times["write"] = time.perf_counter() - self._spoke
         if self._replies:
             self._call.notes["prompt_tokens"] = sum(map(len, self._prompts))
             self._call.notes["tokens"] = sum(reply.tokens for reply in self._replies)

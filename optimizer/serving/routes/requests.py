@@ -1,0 +1,57 @@
+"""What became of a request: its times, the run that it shared, and why it was refused. ``ml-opt why`` asks here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimizer.serving.answers import json_answer
+from optimizer.serving.call import Call
+from optimizer.serving.explaining import document, summary
+from optimizer.serving.problems import Problem
+from optimizer.serving.record import RECENT, REFUSED, SLOWEST, Record
+from optimizer.serving.route import Route, Scope
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+__all__ = ["ROUTES"]
+
+#: Requests in each of the two lists.
+_LISTED = 20
+
+
+async def _requests(call: Call) -> Response:
+    records = call.state.records
+    return json_answer(
+        {
+            "slowest": [summary(record) for record in records.slowest(_LISTED)],
+            "newest": [summary(record) for record in records.newest(_LISTED)],
+        }
+    )
+
+
+async def _request(call: Call) -> Response:
+    id = call.request.path_params["id"]
+    found = call.state.records.find(id)
+    if found is None:
+        message = (
+            f"no request {id[:128]!r} is kept; of those that asked a model the newest {RECENT} and the slowest "
+            f"{SLOWEST} are, and the newest {REFUSED} that were refused"
+        )
+        raise Problem(404, message, code="request_not_found", reason="unknown_request")
+    record, same_id = found
+    return json_answer(document(record, same_id, call.state.settings, _batching(call, record)))
+
+
+def _batching(call: Call, record: Record) -> str:
+    for served in call.state.models:
+        if (served.name, served.version) == (record.model, record.version):
+            return served.batching
+    return ""
+
+
+ROUTES = (
+    Route("/v2/requests", ("GET",), Scope.ADMIN, _requests, "The slowest and the newest requests."),
+    # The id is a client's own, and may hold a slash.
+    Route("/v2/requests/{id:path}", ("GET",), Scope.ADMIN, _request, "Where the time of one request went, and why."),
+)
