@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "Limits", "Run", "Ticket"]
 
+#: How much the newest run counts in what is known of padding.
+_FADES = 0.05
+
 #: Ids of requests that a run remembers: a record of it has to stay small.
 _OWNERS = 64
 
@@ -45,6 +48,7 @@ class Limits:
         tokens: most tokens in a run, padding included.
         delay: seconds that a request may wait for others while the model has nothing to do.
         run_s: seconds that a run should not be predicted to take longer than; None for no such wish.
+        wait_s: seconds that a request is not let into the queue to wait longer than; None for no such wish.
     """
 
     queue: int = 256
@@ -52,6 +56,7 @@ class Limits:
     tokens: int = 2048
     delay: float = 0.0
     run_s: float | None = None
+    wait_s: float | None = None
 
 
 @dataclass(eq=False)
@@ -146,7 +151,9 @@ class Batcher:
         self._watch = watch
         self._waiting: list[Ticket] = []
         self._rows = self._tokens = 0  # of those that wait and were not dropped
-        self._busy = 0  # tokens that run now
+        self._busy = 0  # tokens that run now, padding included
+        self._began = 0.0
+        self._waste = 1.0  # tokens computed for each that was asked, of late
         self._curve = Curve()
         self._closed = False
         self._changed = threading.Lock()
@@ -166,7 +173,12 @@ class Batcher:
 
     def predicted(self) -> float:
         """Seconds until a request that came now would begin, by what runs have taken so far."""
-        return self._curve.seconds(self._busy + self._tokens)
+        running = max(0.0, self._curve.seconds(self._busy) - (time.perf_counter() - self._began)) if self._busy else 0.0
+        if not self._tokens:
+            return running
+        tokens, budget = self._tokens * self._waste, self._budget()
+        runs = max(1.0, tokens / budget, self._rows / self.limits.rows)
+        return running + runs * self._curve.seconds(tokens / runs)
 
     def need_room(self, rows: int, deadline: float = math.inf) -> None:
         """Refuse before work is put into a request that has no place.
@@ -181,6 +193,8 @@ class Batcher:
         wait = self.predicted()
         if (depth := self.depth) + rows > limit:
             raise _busy(f"the queue is full: {depth} of {limit} rows wait", wait, "queue_full")
+        if self.limits.wait_s is not None and wait > self.limits.wait_s:
+            raise _busy(f"the wait is predicted to be {wait:.3f} s, too long for --slo", wait, "slo")
         if time.perf_counter() + wait > deadline:
             raise _busy(f"the wait is predicted to be {wait:.2f} s, beyond this request's time", wait, "deadline")
 
@@ -289,10 +303,12 @@ class Batcher:
         sizes = [ticket.size for ticket in alive]
         places = choose(sizes, self.limits.rows, self._budget(), self._curve.overhead) if alive else []
         batch = [alive[place] for place in places]
+        chosen = [ticket.size for ticket in batch]
         picked = set(places)
         self._waiting = [ticket for place, ticket in enumerate(alive) if place not in picked]
         self._count_waiting()
-        self._busy = sum(ticket.size.tokens for ticket in batch)
+        self._busy = sum(size.rows for size in chosen) * max((size.length for size in chosen), default=0)
+        self._began = now
         return late, batch
 
     def _budget(self) -> int:
@@ -316,6 +332,7 @@ class Batcher:
         rows = sum(size.rows for size in sizes)
         computed = rows * max(size.length for size in sizes)
         self._curve.add(computed, seconds)
+        self._waste += _FADES * (computed / max(1, sum(size.tokens for size in sizes)) - self._waste)
         owners = tuple(ticket.owner for ticket in batch[:_OWNERS])
         run = Run(len(batch), rows, sum(size.tokens for size in sizes), computed, seconds, owners)
         for ticket in batch:

@@ -48,7 +48,7 @@ class Curve:
         slope = min(covariance / variance, through_nothing)
         return y - slope * x, slope
 
-    def seconds(self, tokens: int) -> float:
+    def seconds(self, tokens: float) -> float:
         """Predicted seconds of a run of so many tokens; 0 for none."""
         start, slope = self._line()
         return start + slope * tokens if tokens else 0.0

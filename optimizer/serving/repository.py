@@ -184,6 +184,7 @@ class Repository:
             tokens=settings.max_tokens,
             delay=settings.delay,
             run_s=settings.slo / 2 if settings.slo else None,
+            wait_s=settings.slo / 2 if settings.slo else None,
         )
         plan = plan_of(session.inputs, session.outputs, _fill(served))
         served.batcher = Batcher(session.run, plan, limits, f"{served.name} {served.version}", metrics.ran)

@@ -21,7 +21,9 @@ class Settings(Options):
     max_batch: int = opt(32, "Most rows in one run of a model.", ge=1, le=65536)
     max_tokens: int = opt(2048, "Most tokens in one run of a model, padding included.", ge=1, le=10_000_000)
     slo: float | None = opt(
-        None, "Time that requests should take: a run is kept to half of it, by what runs took so far.", time=True
+        None,
+        "Time that requests should take: a run is kept to half of it, and what would wait longer is answered 429.",
+        time=True,
     )
     delay: float = opt(0.0, "How long a request may wait for others while the model has nothing to do.", time=True)
     deadline: float = opt(30.0, "How long a request may take that names no time of its own.", time=True)

@@ -143,6 +143,57 @@ def test_what_would_be_too_late_is_refused_at_once_and_what_is_too_late_does_not
     assert len(gate.seen) <= 2
 
 
+def test_what_would_wait_too_long_is_refused_and_a_run_that_is_nearly_over_counts_little() -> None:
+    gate = Gate()
+
+    async def scene() -> tuple[int, Problem]:
+        batcher = Batcher(gate, PLAN, Limits(rows=1, wait_s=0.05))
+        for _ in range(50):
+            batcher._curve.add(3, 0.02)  # a row of three takes 20 ms
+        batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        # At most 20 ms are left of the run, and each one that waits takes as long.
+        accepted, refused = 0, None
+        while refused is None:
+            try:
+                batcher.submit(x(1, 3))
+                accepted += 1
+            except Problem as problem:
+                refused = problem
+        await asyncio.sleep(0.03)
+        assert batcher.predicted() == pytest.approx(0.02 * accepted), "the run should be over by now"
+        gate.open.set()
+        batcher.close()
+        return accepted, refused
+
+    accepted, problem = asyncio.run(scene())
+    assert accepted in (2, 3)
+    assert (problem.status, problem.reason) == (429, "slo")
+    assert int(problem.headers["Retry-After-Ms"]) > 50
+
+
+def test_the_wait_is_predicted_by_runs_and_with_their_padding() -> None:
+    gate = Gate()
+
+    async def scene() -> float:
+        batcher = Batcher(gate, PLAN, Limits(rows=2))
+        for tokens in (2, 200) * 20:
+            batcher._curve.add(tokens, 0.01 + 0.001 * tokens)
+        batcher._waste = 1.5
+        batcher.submit(x(1, 3))
+        await asyncio.to_thread(gate.begun.wait, 20)
+        for _ in range(6):
+            batcher.submit(x(1, 10))
+        await asyncio.sleep(0.03)
+        predicted = batcher.predicted()
+        gate.open.set()
+        batcher.close()
+        return predicted
+
+    # Three runs, each begun anew, over sixty tokens and half as much padding.
+    assert asyncio.run(scene()) == pytest.approx(3 * 0.01 + 90 * 0.001, rel=0.05)
+
+
 def test_a_dropped_request_leaves_the_queue() -> None:
     gate = Gate()
 
