@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import conformance, engines, generation_table, harness_overhead, self_check
 from benchmarks.peers import side_by_side
+from benchmarks.serving import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -35,7 +36,14 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "harness_overhead": harness_overhead.to_markdown,
     "engines": engines.to_markdown,
     "generation": generation_table.to_markdown,
+    "throughput": tables.throughput,
+    "overload": tables.overload,
+    "streams": tables.streams,
+    "door": tables.door,
+    "huge_pages": tables.huge_pages,
 }
+#: Where a benchmark lies in a package of its own.
+_PACKAGES = dict.fromkeys(("throughput", "overload", "streams", "door"), "serving.")
 
 
 def rendered(page: str, results: Path = RESULTS) -> str:
@@ -45,7 +53,7 @@ def rendered(page: str, results: Path = RESULTS) -> str:
         opened, name, closed = found.groups()
         path = results / f"{name}.json"
         if not path.is_file():
-            return f"{opened}\nNot measured yet: `python -m benchmarks.{name}`.\n\n{closed}"
+            return f"{opened}\nNot measured yet: `python -m benchmarks.{_PACKAGES.get(name, '')}{name}`.\n\n{closed}"
         return f"{opened}\n{SECTIONS[name](json.loads(path.read_text(encoding='utf-8')))}\n{closed}"
 
     return _SECTION.sub(section, page)

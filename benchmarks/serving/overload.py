@@ -44,7 +44,7 @@ class Arrivals:
     def __init__(self, requests: Sequence[bytes], due: Sequence[float]) -> None:
         self.answers: list[Answer] = []
         self.unsent = 0
-        self._requests, self._due = requests, due
+        self._requests, self.due = requests, due
         self._free: deque[Arriving] = deque()
         self._owed: deque[int] = deque()
 
@@ -54,7 +54,7 @@ class Arrivals:
         made = [await loop.create_connection(lambda: Arriving(self), "127.0.0.1", port) for _ in range(_CONNECTIONS)]
         self._free.extend(client for _, client in made)
         begin = self.begin = time.perf_counter()
-        for place, due in enumerate(self._due):
+        for place, due in enumerate(self.due):
             if (wait := begin + due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             if self._free:
@@ -62,7 +62,7 @@ class Arrivals:
             else:
                 self._owed.append(place)
         end = time.perf_counter() + 60
-        while len(self.answers) < len(self._due) and time.perf_counter() < end:
+        while len(self.answers) < len(self.due) and time.perf_counter() < end:
             await asyncio.sleep(0.05)
         self.unsent = len(self._owed)
         for _, client in made:
@@ -74,7 +74,7 @@ class Arrivals:
 
     def free(self, client: Arriving, answer: Answer) -> None:
         """Count an answer from when its request was due, and give the connection its next one."""
-        late = time.perf_counter() - self.begin - self._due[answer.asked]
+        late = time.perf_counter() - self.begin - self.due[answer.asked]
         self.answers.append(Answer(answer.asked, answer.status, late))
         if self._owed:
             client.send(self._owed.popleft())
@@ -144,9 +144,9 @@ def main() -> None:
             time.sleep(1.0)
             document |= {
                 "capacity_per_second": capacity,
-                "asked": len(arrivals._due),
+                "asked": len(arrivals.due),
                 "statuses": {str(status): count for status, count in sorted(statuses.items())},
-                "unanswered": len(arrivals._due) - len(arrivals.answers),
+                "unanswered": len(arrivals.due) - len(arrivals.answers),
                 "accepted_per_second": len(accepted) / asked.seconds,
                 "accepted_p50_ms": accepted[len(accepted) // 2] * 1000,
                 "accepted_p99_ms": accepted[int(0.99 * len(accepted))] * 1000,
