@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Message, Receive, Send
 
-__all__ = ["Door", "build_app", "routes"]
+__all__ = ["Door", "Front", "build_app", "routes"]
 
 #: A client's own request id, as it may stand in a header and a log.
 _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
