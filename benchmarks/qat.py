@@ -270,8 +270,8 @@ def _steps(kind: str) -> dict[str, float]:
     from optimizer.data.preprocess import Preprocessor
     from optimizer.exporting.samples import make_sample
     from optimizer.hf import load_model
-    from optimizer.training.intercept import QuantizedModel
     from optimizer.training.loop import Plan, train
+    from optimizer.training.quantized import QuantizedModel
     from optimizer.training.rows import TrainingRows, batch_of, open_rows
     from optimizer.training.scheme import SCHEMES
 

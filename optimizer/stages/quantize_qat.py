@@ -19,7 +19,7 @@ from optimizer.types import JSON, Kind
 if TYPE_CHECKING:
     import onnx_ir
 
-    from optimizer.training.intercept import QuantizedModel
+    from optimizer.training.quantized import QuantizedModel
 
 __all__ = ["STAGE", "QuantizeQat"]
 

@@ -24,7 +24,7 @@ from optimizer.types import JSON, Kind
 
 if TYPE_CHECKING:
     from optimizer.data.preprocess import Preprocessor
-    from optimizer.training.intercept import QuantizedModel
+    from optimizer.training.quantized import QuantizedModel
     from optimizer.training.rows import Judge, TrainingRows
 
 __all__ = ["STAGE", "TrainQat", "scheme_of", "words_of"]
@@ -102,9 +102,9 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
     import torch
 
     from optimizer.training.checkpoint import save_quantized
-    from optimizer.training.intercept import QuantizedModel
     from optimizer.training.loop import Plan, train
     from optimizer.training.probe import probe_batches, write_probe
+    from optimizer.training.quantized import QuantizedModel
     from optimizer.training.rows import answers
 
     if not isinstance(source, SourceModel):

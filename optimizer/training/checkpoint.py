@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimizer.quantizing.marked import Levels, Range
-    from optimizer.training.intercept import QuantizedModel
+    from optimizer.training.quantized import QuantizedModel
 
 __all__ = ["load_quantized", "ranges_of", "rounded_of", "save_quantized", "weights_of"]
 
@@ -51,7 +51,8 @@ def load_quantized(module: torch.nn.Module, folder: Path, sample: dict[str, torc
     """
     import torch
 
-    from optimizer.training.intercept import Phase, QuantizedModel
+    from optimizer.training.intercept import Phase
+    from optimizer.training.quantized import QuantizedModel
 
     path = folder / RANGES_NAME
     try:

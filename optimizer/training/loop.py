@@ -22,7 +22,7 @@ from optimizer.files import fsync_tree
 from optimizer.hf import quiet_libraries
 from optimizer.stage import Progress
 from optimizer.training.distill import distillation_loss, has_classes, label_loss, mix_rows
-from optimizer.training.intercept import QuantizedModel
+from optimizer.training.quantized import QuantizedModel
 from optimizer.training.rows import TrainingRows
 from optimizer.types import JSON
 

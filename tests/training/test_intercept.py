@@ -11,7 +11,8 @@ import torch
 from tiny import two_layers
 
 from optimizer.errors import BadInput
-from optimizer.training.intercept import Phase, QuantizedModel
+from optimizer.training.intercept import Phase
+from optimizer.training.quantized import QuantizedModel
 from optimizer.training.quantizers import round_weight
 from optimizer.training.scheme import SCHEMES, Scheme
 

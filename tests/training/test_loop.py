@@ -18,8 +18,8 @@ from tiny import phrases, two_layers, write
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import GateFailed, MissingPiece
 from optimizer.stage import silent
-from optimizer.training.intercept import QuantizedModel
 from optimizer.training.loop import Plan, train
+from optimizer.training.quantized import QuantizedModel
 from optimizer.training.rows import TrainingRows, batch_of, open_rows
 from optimizer.training.scheme import SCHEMES
 from optimizer.types import JSON
