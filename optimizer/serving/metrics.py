@@ -38,7 +38,11 @@ class Metrics:
         self.cancelled = Counter(
             "ml_requests_cancelled", "Requests whose client hung up.", (*_MODEL, "reason"), registry=registry
         )
-        self.memory = Gauge("ml_model_memory_bytes", "Bytes of a model's files.", _MODEL, registry=registry)
+        self.memory = Gauge(
+            "ml_model_memory_bytes", "Memory that a model took to load; 0 while it is not.", _MODEL, registry=registry
+        )
+        self.loads = Counter("ml_model_loads", "Times that a model was loaded.", _MODEL, registry=registry)
+        self.unloads = Counter("ml_model_unloads", "Times that one was unloaded.", _MODEL, registry=registry)
         self.depth = Gauge("ml_queue_depth", "Rows that wait.", _MODEL, registry=registry)
         self.info = Gauge(
             "ml_model_info", "1 for each model that is ready.", (*_MODEL, "ref", "provider"), registry=registry
@@ -97,11 +101,13 @@ class ModelMetrics:
         self._rate.set(run.tokens / max(run.seconds, 1e-9))
 
     def loaded(self, ref: str, provider: str, size: int) -> None:
-        """Say what is served, and how large its files are."""
+        """Say what is served, and how much memory it took."""
+        self._metrics.loads.labels(*self._labels).inc()
         self._metrics.memory.labels(*self._labels).set(size)
         self._metrics.info.labels(*self._labels, ref, provider).set(1)
 
     def unloaded(self, ref: str, provider: str) -> None:
         """Take that back."""
+        self._metrics.unloads.labels(*self._labels).inc()
         self._metrics.memory.labels(*self._labels).set(0)
         self._metrics.info.labels(*self._labels, ref, provider).set(0)

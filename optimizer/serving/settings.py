@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.options import Options, opt
+from optimizer.options import Options, opt, parse_size
 from optimizer.runtime import Provider
 from optimizer.serving.kept import check_place
 
@@ -38,6 +38,12 @@ class Settings(Options):
     otel: bool = opt(
         False, "Send OpenTelemetry's spans over OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says or localhost:4318."
     )
+    memory: str = opt(
+        "",
+        "Memory that loaded models may take together, as in 2GiB: the least recently used one that is idle makes room "
+        "for one that is asked for [no limit].",
+        metavar="SIZE",
+    )
     access_log: bool = opt(True, "One line of JSON on stderr for each request.")
 
     def check(self) -> None:
@@ -45,3 +51,5 @@ class Settings(Options):
             Provider.parse(self.provider)
         if self.cache:
             check_place(self.cache)
+        if self.memory:
+            parse_size(self.memory, "--memory")
