@@ -51,6 +51,9 @@ class _Log:
             else:
                 names = ", ".join(f"{model['name']} version {model['version']}" for model in event["models"])
                 self._output.talk(f"ready on {event['url']} after {event['seconds']} s: {names}")
+                for model in event["models"]:
+                    if why := model.get("why"):
+                        self._output.talk(f"{model['name']} is {model['ref']} on {model['provider']}: {why}")
             return
         if not self._output.quiet:
             sys.stderr.write(line)

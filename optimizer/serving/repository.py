@@ -11,6 +11,7 @@ from optimizer.errors import BadInput, MlOptError
 from optimizer.options import parse_size
 from optimizer.ref import Ref, is_name, safe_name
 from optimizer.serving.batcher import Batcher, Limits
+from optimizer.serving.choosing import chosen
 from optimizer.serving.joining import plan_of
 from optimizer.serving.memory import WAITS, Memory
 from optimizer.serving.metrics import Metrics
@@ -110,6 +111,8 @@ class Repository:
     def find(self, text: str) -> Served:
         """What a reference, an artifact's folder, an ``.onnx`` file or ``fake:FILE.json`` names; nothing is opened.
 
+        A reference without a variant is the one that suits this machine (:func:`~optimizer.serving.choosing.chosen`).
+
         Raises:
             UnknownName: there is no such artifact.
             BadInput: it is none of these.
@@ -124,9 +127,12 @@ class Repository:
             if artifact is None:
                 raise BadInput(f"{text} is no artifact and no .onnx file", "`ml-opt ls` lists what can be served")
             return Served(safe_name(path.name), "1", text, path=path, artifact=artifact)
-        artifact = self._store.get(text)
-        found = Ref.parse(artifact.ref)
-        return Served(found.name, found.at, artifact.ref, path=artifact.path, artifact=artifact)
+        choice = chosen(self._store, text, self._settings.provider)
+        artifact, found = choice.artifact, Ref.parse(choice.artifact.ref)
+        return Served(
+            found.name, found.at, artifact.ref, path=artifact.path, artifact=artifact,
+            provider=choice.provider, why=choice.why,
+        )  # fmt: skip
 
     async def load(self, served: Served) -> None:
         """Open a model, prove it, and serve it; one of the same name and version makes room for it then.

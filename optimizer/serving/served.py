@@ -88,6 +88,8 @@ class Served:
         statistics: what V2's statistics extension tells.
         metrics: its children in the server's metrics.
         loaded: when it was loaded, in seconds since 1970.
+        provider: where it should run, where a verdict says so; else empty.
+        why: why this variant of several; empty where it was named, or is the only one.
         on_demand: when it is not loaded, whoever asks for it waits until it is.
         bytes: of memory that it took to load, as measured; 0 before.
         users: requests that ask it now, where that is counted (:func:`using`).
@@ -112,6 +114,8 @@ class Served:
     statistics: Statistics = field(default_factory=Statistics)
     metrics: ModelMetrics | None = None
     loaded: float = field(default_factory=time.time)
+    provider: str = ""
+    why: str = ""
     on_demand: bool = False
     bytes: int = 0
     users: int = 0
@@ -238,6 +242,8 @@ def _provider(served: Served, settings: Settings) -> Provider:
         return Provider("fake")
     if settings.provider != "auto":
         return Provider.parse(settings.provider)
+    if served.provider:
+        return Provider.parse(served.provider)
     prefers = served.artifact.model_info.get("prefers") if served.artifact is not None else None
     provider = preferred(str(prefers)) if prefers else Provider("cpu")
     # A generator's runtimes are asked by name alone.

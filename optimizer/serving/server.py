@@ -89,7 +89,13 @@ async def _serve(
                 "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
                 "seconds": round(time.perf_counter() - started, 3),
                 "models": [
-                    {"name": s.name, "version": s.version, "ref": s.ref, "provider": s.facts.get("provider", "")}
+                    {
+                        "name": s.name,
+                        "version": s.version,
+                        "ref": s.ref,
+                        "provider": s.facts.get("provider", ""),
+                        **({"why": s.why} if s.why else {}),
+                    }
                     for s in repository
                 ],
             }
