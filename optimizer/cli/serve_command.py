@@ -30,7 +30,7 @@ def _serve(**values: Any) -> int:
     config = read_config(values.pop("config"), typed_values(Settings, values))
     need_modules(MODULES, "serve")
     guard = guard_of(config, lambda text: log({"event": "keys", "error": text}))
-    serve(refs, config.server, outside.store, log, guard)
+    serve(refs, config.server, outside.store, log, guard, ("-m", "optimizer", *sys.argv[1:]))
     return 0
 
 

@@ -16,6 +16,9 @@ class Settings(Options):
         "auto", "What computes, as in openvino:bf16; auto is what each artifact is made for, else the processor."
     )
     threads: int = opt(0, "Threads of one run of a model; 0 is one a physical core.", ge=0, le=1024)
+    workers: int = opt(
+        1, "Processes that answer on the port, each with its own models and its share of the cores.", ge=1, le=256
+    )
     verify: bool = opt(True, "Replay the golden inputs through the batcher before a model is ready.")
     max_queue: int = opt(256, "Most rows that wait for one model; more are answered 429.", ge=1, le=1_000_000)
     max_batch: int = opt(32, "Most rows in one run of a model.", ge=1, le=65536)

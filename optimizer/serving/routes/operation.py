@@ -32,9 +32,7 @@ async def _metrics(call: Call) -> Response:
     from starlette.responses import Response
 
     metrics = call.state.metrics
-    for served in call.state.models:
-        if served.batcher is not None:
-            metrics.depth.labels(served.name, served.version).set(served.batcher.depth)
+    metrics.queues(call.state.models)
     text, content_type = metrics.text()
     return Response(text, 200, {"content-type": content_type})
 
