@@ -99,9 +99,9 @@ def _judged(models: list[Artifact], verdict: Mapping[str, Any], provider: str) -
     by_ref = {artifact.ref: artifact for artifact in models}
     for candidate in _passed(verdict):
         artifact, where = by_ref.get(str(candidate.get("ref"))), str(candidate.get("provider"))
-        if not works_here(where):
+        if not _works_here(where):
             where = str(preferred(where))  # OpenVINO comes in two ways
-        if artifact is None or provider not in ("auto", where) or not works_here(where):
+        if artifact is None or provider not in ("auto", where) or not _works_here(where):
             continue
         if here:
             return Choice(artifact, where, f"the best by the verdict of {when}, on this processor")
@@ -128,7 +128,7 @@ def _here(verdict: Mapping[str, Any]) -> bool:
     return same and gpus == [gpu["name"] for gpu in gpu_facts()]
 
 
-def works_here(provider: str) -> bool:
+def _works_here(provider: str) -> bool:
     """Whether a provider computes on this machine."""
     name = provider.partition(":")[0]
     return name in ("cpu", "fake") or (name != "torch" and works(name).ok)
@@ -158,7 +158,7 @@ def _most_exact(models: list[Artifact], verdict: Mapping[str, Any], provider: st
         made_for = str(artifact.model_info.get("prefers") or ("cuda" if artifact.variant.endswith("-cuda") else "cpu"))
         if _bound(artifact):
             left_out.append(f"{artifact.variant} is made for one device")
-        elif provider == "auto" and not works_here(str(preferred(made_for))):
+        elif provider == "auto" and not _works_here(str(preferred(made_for))):
             left_out.append(f"{made_for} does not work here, which {artifact.variant} is made for")
         else:
             able.append(artifact)

@@ -9,7 +9,6 @@ until it is loaded again.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import importlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -191,17 +190,9 @@ class Memory:
     async def _unload(self, victim: Served, served: Served) -> None:
         victim.on_demand = True
         await self._retire(victim, f"unloaded for {served.name} (--memory); it is loaded again when it is asked for")
-        await asyncio.to_thread(_give_back)
 
 
 def _import_libraries() -> None:
     for name in _LIBRARIES:
         if has_module(name.partition(".")[0]):
             importlib.import_module(name)
-
-
-def _give_back() -> None:
-    """Return to the system what the allocator holds of freed memory (glibc's ``malloc_trim``)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

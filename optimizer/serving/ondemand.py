@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from optimizer.serving.call import Call
+from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import NotLoaded, using
 from optimizer.serving.state import State
@@ -42,9 +44,22 @@ def _waiting(endpoint: Callable[[Call], Awaitable[Response]]) -> Callable[[Call]
                 served = missing.served
             end = deadline(call) if end is None else end
             with call.timed("load"):
-                await call.state.models.wake(served, end)
+                await _unless(heard.gone(call.state.settings.max_body << 20), call.state.models.wake(served, end))
 
     return waits
+
+
+async def _unless(gone: Awaitable[None], work: Awaitable[None]) -> None:
+    """Work that is given up when the client goes away: :class:`Problem` 499."""
+    working, going = asyncio.ensure_future(work), asyncio.ensure_future(gone)
+    try:
+        await asyncio.wait({working, going}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Problem(499, "the client hung up", reason="disconnected")
+        working.result()
+    finally:
+        working.cancel()
+        going.cancel()
 
 
 class _Heard:
@@ -70,3 +85,14 @@ class _Heard:
             return message
 
         return receive
+
+    async def gone(self, most: int) -> None:
+        """Returns when the client goes away. A body is kept meanwhile; beyond so many bytes nothing is listened to."""
+        size = sum(len(message.get("body", b"")) for message in self._kept)
+        while size <= most:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return
+            self._kept.append(message)
+            size += len(message.get("body", b""))
+        await asyncio.Event().wait()

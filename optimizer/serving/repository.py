@@ -155,7 +155,7 @@ class Repository:
         if before is None or not before.ready:
             versions[served.version] = served
         served.phase, served.reason = Phase.LOADING, ""
-        in_memory = resident()
+        in_memory = await asyncio.to_thread(resident)
         try:
             await asyncio.to_thread(opened, served, self._settings)
             served.metrics = self._metrics.of(served.name, served.version)
@@ -171,10 +171,9 @@ class Repository:
             served.phase, served.reason = Phase.UNAVAILABLE, error.message
             await self._close(served)
             raise
+        served.bytes = max(served.on_disk, await asyncio.to_thread(resident) - in_memory)
         versions[served.version] = served
         served.phase = Phase.READY
-        # Memory that another model gave back may be taken again, so that the process grows by less than this one takes.
-        served.bytes = max(served.bytes, served.on_disk, resident() - in_memory)
         served.metrics.loaded(served.ref, str(served.facts.get("provider", "")), served.bytes)
         if before is not None and before is not served and before.ready:
             await self._retire(before)

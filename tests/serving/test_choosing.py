@@ -81,7 +81,7 @@ def test_a_verdict_from_elsewhere_says_what_is_right_and_not_what_is_fast(
     assert picked(three)[0] == "int8-dynamic"
     # What was right elsewhere only by a provider that is not here is not taken.
     judge(three, "int8-dynamic", ("int8-dynamic", "cuda", "PASS"), model="A Far CPU")
-    monkeypatch.setattr(choosing, "works_here", lambda provider: provider == "cpu")
+    monkeypatch.setattr(choosing, "_works_here", lambda provider: provider == "cpu")
     assert picked(three)[0] == "fp32-ort"
 
 

@@ -156,6 +156,32 @@ def test_a_request_waits_no_longer_than_it_has_time(store: Store, planted: Calla
     scene_of(store, "150KB")([planted("a"), planted("b", load_s=0.3, latency_s=0.4)], acts)
 
 
+def test_a_client_that_hangs_up_waits_for_no_load(store: Store, planted: Callable[..., str]) -> None:
+    async def acts(scene: Scene) -> None:
+        asking = asyncio.ensure_future(scene.infer("a"))
+        await asyncio.sleep(0.05)
+        parts: list[Any] = [{"type": "http.request", "body": BODY, "more_body": False}, {"type": "http.disconnect"}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(0.02)
+            return parts.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        path = "/v2/models/b/infer"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+                 "root_path": "", "headers": [], "client": ("10.0.0.1", 1), "scheme": "http"}  # fmt: skip
+        await scene.app(scope, receive, send)
+        assert sent[0]["status"] == 499
+        assert (await asking)[0] == 200
+        await asyncio.sleep(0.05)
+        assert scene.loaded() == {"a"}
+
+    scene_of(store, "150KB")([planted("a", latency_s=0.4), planted("b")], acts)
+
+
 def test_as_many_may_wait_for_a_load_as_the_queue_takes(store: Store, planted: Callable[..., str]) -> None:
     async def acts(scene: Scene) -> None:
         asked = await asyncio.gather(*(scene.infer("b") for _ in range(5)))
