@@ -23,8 +23,9 @@ from serving.conftest import ROOT, Process
 
 from optimizer.errors import BadInput
 from optimizer.serving.config import guard_of, read_config
+from optimizer.serving.server import _bound
 from optimizer.serving.settings import Settings
-from optimizer.serving.worker import shared
+from optimizer.serving.worker import Worker, shared
 
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]})
 
@@ -178,6 +179,41 @@ def test_it_ends_when_it_is_asked_to_and_loses_nothing(server: Process) -> None:
     assert server.process.wait(30) == 0
     assert set(statuses) == {200}
     assert not any(alive(int(pid)) for pid in pids)
+
+
+def test_a_worker_is_not_ready_before_all_are_and_ends_with_its_parent(tmp_path: Path) -> None:
+    """Played by this test: the parent."""
+    (tmp_path / "quick.json").write_text("{}")
+    reading, writing = os.pipe()
+    with _bound(Settings(port=0), shared=True) as held:
+        port = held.getsockname()[1]
+        words = ["serve", f"fake:{tmp_path / 'quick.json'}", "--workers", "2", "--quiet"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "optimizer", *words], stdin=subprocess.PIPE, pass_fds=[writing], cwd=ROOT,
+            env={**os.environ, **Worker(0, port, writing, False).environment(), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        os.close(writing)
+        try:
+            assert process.stdin is not None
+            with os.fdopen(reading) as reports:
+                assert json.loads(reports.readline())["event"] == "ready"
+                assert health(port) == 503
+                process.stdin.write(b"ready\n")
+                process.stdin.flush()
+                assert json.loads(reports.readline()) == {"event": "open"}
+                assert health(port) == 200
+                process.stdin.close()
+                assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def health(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/v2/health/ready")
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 def test_what_cannot_be_served_is_said_once(tmp_path: Path) -> None:
