@@ -53,7 +53,11 @@ class Metrics:
             "ml_requests_cancelled", "Requests whose client hung up.", (*_MODEL, "reason"), registry=registry
         )
         self.memory = Gauge(
-            "ml_model_memory_bytes", "Memory that a model took to load; 0 while it is not.", _MODEL, registry=registry
+            "ml_model_memory_bytes",
+            "Memory that a model took to load; 0 while it is not.",
+            _MODEL,
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.loads = Counter("ml_model_loads", "Times that a model was loaded.", _MODEL, registry=registry)
         self.unloads = Counter("ml_model_unloads", "Times that one was unloaded.", _MODEL, registry=registry)

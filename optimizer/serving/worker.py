@@ -18,6 +18,7 @@ from typing import Any
 from optimizer.environment import cpu_threads
 from optimizer.errors import MlOptError
 from optimizer.options import parse_size
+from optimizer.serving import kept
 from optimizer.serving.settings import Settings
 
 __all__ = ["VARIABLE", "Worker", "shared"]
@@ -75,11 +76,14 @@ class Worker:
 
 
 def shared(settings: Settings) -> Settings:
-    """The settings of one of several workers: its share of the cores and of the memory.
+    """The settings of one of several workers: its share of the cores, of the models' memory, and of the kept answers'.
 
     Threads that were asked for by number are each worker's own.
     """
     count = settings.workers
     threads = settings.threads or max(1, cpu_threads() // count)
     memory = str(max(1, parse_size(settings.memory, "--memory") // count)) if settings.memory else ""
-    return dataclasses.replace(settings, threads=threads, memory=memory)
+    cache = settings.cache
+    if cache and "://" not in cache:
+        cache = f"{max(1, kept.parse_size(cache) // count // 1024)}KiB"
+    return dataclasses.replace(settings, threads=threads, memory=memory, cache=cache)

@@ -231,8 +231,9 @@ def test_what_cannot_be_served_is_said_once(tmp_path: Path) -> None:
 
 def test_workers_share_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optimizer.serving.worker.cpu_threads", lambda: 5)
-    mine = shared(Settings(workers=2, memory="3GiB"))
-    assert (mine.threads, mine.memory, mine.workers) == (2, str(3 * 2**29), 2)
+    mine = shared(Settings(workers=2, memory="3GiB", cache="256MiB"))
+    assert (mine.threads, mine.memory, mine.cache, mine.workers) == (2, str(3 * 2**29), "131072KiB", 2)
+    assert shared(Settings(workers=2, cache="redis://here:6379/0")).cache == "redis://here:6379/0"
     assert shared(Settings(workers=8)).threads == 1
     assert shared(Settings(workers=2, threads=3)).threads == 3
 
