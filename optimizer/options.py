@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar, Union, dataclass_transform, get_args,
 from optimizer.errors import BadInput, UnknownName
 from optimizer.types import JSON, Kind
 
-__all__ = ["Opt", "OptionField", "Options", "opt"]
+__all__ = ["Opt", "OptionField", "Options", "opt", "parse_size"]
 
 _REQUIRED: Any = dataclasses.MISSING
 
@@ -314,6 +314,19 @@ def _seconds(field: OptionField, text: str) -> float:
     if found is None:
         raise BadInput(f"{field.flag} {text!r} is no time", "write 500ms, 90s, 10m or 1h")
     return float(found["number"]) * _UNITS[found["unit"]]
+
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]i?B|B)?\Z", re.IGNORECASE)
+_BYTES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes of a size as it is typed: ``2GiB``, ``1.5GB``, ``1000``; raises :class:`BadInput` for none, and for 0."""
+    found = _SIZE.match(text.strip())
+    size = int(float(found["number"]) * _BYTES[(found["unit"] or "").lower()]) if found is not None else 0
+    if size < 1:
+        raise BadInput(f"{flag} {text!r} is no size", f"write a number with a unit, such as {flag} 2GiB")
+    return size
 
 
 def _share(field: OptionField, text: str) -> float:

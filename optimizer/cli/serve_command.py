@@ -30,7 +30,7 @@ def _serve(**values: Any) -> int:
     config = read_config(values.pop("config"), typed_values(Settings, values))
     need_modules(MODULES, "serve")
     guard = guard_of(config, lambda text: log({"event": "keys", "error": text}))
-    serve(refs, config.server, outside.store, log, guard)
+    serve(refs, config.server, outside.store, log, guard, ("-m", "optimizer", *sys.argv[1:]))
     return 0
 
 
@@ -51,6 +51,9 @@ class _Log:
             else:
                 names = ", ".join(f"{model['name']} version {model['version']}" for model in event["models"])
                 self._output.talk(f"ready on {event['url']} after {event['seconds']} s: {names}")
+                for model in event["models"]:
+                    if why := model.get("why"):
+                        self._output.talk(f"{model['name']} is {model['ref']} on {model['provider']}: {why}")
             return
         if not self._output.quiet:
             sys.stderr.write(line)

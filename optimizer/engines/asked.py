@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from optimizer.engines.flavors import Flavor, numbers
 from optimizer.engines.profiles import Profile, check_limits, from_lengths, parse, read_range, usual
 from optimizer.environment import gpu_facts
 from optimizer.errors import BadInput, UnknownName
+from optimizer.options import parse_size
 from optimizer.types import Precision, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "capabilities_of", "profiles_of", "read_batch", "read_bytes", "specs_of"]
 
-_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]i?B|B)?\Z"
-_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 #: The first compute capability that has an arithmetic (NVIDIA's support matrices of TensorRT and TensorRT-RTX).
 _NEEDS = {Precision.BF16: (8, 0), Precision.FP8: (8, 9), Precision.INT4: (8, 0)}
 
@@ -69,12 +67,7 @@ def read_batch(text: str) -> tuple[int, ...]:
 
 def read_bytes(text: str) -> int:
     """``2GiB`` as bytes; 0 for nothing. Raises :class:`BadInput`."""
-    if not text:
-        return 0
-    found = re.match(_SIZE, text.strip(), re.IGNORECASE)
-    if found is None or not float(found["number"]):
-        raise BadInput(f"--workspace {text!r} is no size", "write a number with a unit, such as --workspace 2GiB")
-    return int(float(found["number"]) * _UNITS[(found["unit"] or "").lower()])
+    return parse_size(text, "--workspace") if text else 0
 
 
 def capabilities_of(

@@ -15,6 +15,7 @@ import optimizer.serving.routes as tables
 from optimizer.serving.call import Call
 from optimizer.serving.guard.connection import WHOLE
 from optimizer.serving.guard.scopes import ANYBODY, STRANGER
+from optimizer.serving.ondemand import on_demand
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.state import State
@@ -45,7 +46,9 @@ def routes(state: State) -> tuple[Route, ...]:
     for info in pkgutil.iter_modules(tables.__path__):
         module = importlib.import_module(f"{tables.__name__}.{info.name}")
         found += module.routes(state) if hasattr(module, "routes") else module.ROUTES
-    return tuple(sorted(found, key=lambda route: route.scope is not Scope.INFER or "POST" not in route.methods))
+    return tuple(
+        sorted(on_demand(found, state), key=lambda route: route.scope is not Scope.INFER or "POST" not in route.methods)
+    )
 
 
 def build_app(state: State) -> Front:

@@ -54,7 +54,7 @@ def named_model(call: Call, document: dict[str, Any], tasks: Sequence[str]) -> S
     """
     name = document.get("model")
     if name is None:
-        fitting = {served.name for served in call.state.models if served.ready and served.task in tasks}
+        fitting = {served.name for served in call.state.models if served.askable and served.task in tasks}
         if len(fitting) != 1:
             known = ", ".join(sorted(fitting)) or "none"
             raise Problem(400, f"model should name one; for {' or '.join(tasks)} there is: {known}", param="model")

@@ -63,11 +63,14 @@ class Cache:
         labels, registry = ("model", "version"), metrics.registry
         self._hits = Counter("ml_cache_hits", "Answers that were kept before.", labels, registry=registry)
         self._misses = Counter("ml_cache_misses", "Answers that were not.", labels, registry=registry)
+        self._gauges: tuple[Gauge, Gauge] | None = None
         if kept.local:
-            size = Gauge("ml_cache_bytes", "Bytes of kept answers and their keys.", registry=registry)
-            size.set_function(lambda: kept.size)
-            entries = Gauge("ml_cache_entries", "Answers that are kept.", registry=registry)
-            entries.set_function(lambda: kept.entries)
+            several = "livesum"  # of workers, each of which keeps its own
+            self._gauges = (
+                Gauge("ml_cache_bytes", "Bytes of kept answers and their keys.", registry=registry,
+                      multiprocess_mode=several),
+                Gauge("ml_cache_entries", "Answers that are kept.", registry=registry, multiprocess_mode=several),
+            )  # fmt: skip
 
     def key(self, served: Served, feeds: Arrays, parameters: Mapping[str, JSON]) -> bytes:
         """The whole of what decides an answer; see :func:`key_of`."""
@@ -96,6 +99,10 @@ class Cache:
         packed = pack(outputs)
         if packed is not None:
             await self.kept.put(self._digest(key), key, packed)
+            if self._gauges is not None:
+                size, entries = self._gauges
+                size.set(self.kept.size)
+                entries.set(self.kept.entries)
 
     async def close(self) -> None:
         """Give connections back."""

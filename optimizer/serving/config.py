@@ -123,7 +123,7 @@ def guard_of(config: ServeConfig, told: Callable[[str], None] = lambda text: Non
         Damaged: the file of keys is none.
         MissingPiece: a package is not installed.
     """
-    doorkeeper = Doorkeeper(config.auth, config.jwt, told=told)
+    doorkeeper = Doorkeeper(config.auth, config.jwt, workers=config.server.workers, told=told)
     check_address(config.server.host, doorkeeper.configured)
     return Guarding(doorkeeper, Screen(config.prompts, config.privacy, config.models))
 

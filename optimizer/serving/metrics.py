@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from optimizer.serving.batcher import Run
+
+if TYPE_CHECKING:
+    from optimizer.serving.served import Served
 
 __all__ = ["Metrics", "ModelMetrics"]
 
@@ -14,7 +21,12 @@ _MODEL = ("model", "version")
 
 
 class Metrics:
-    """Every metric, in a registry of its own; needs ``prometheus-client``."""
+    """Every metric, in a registry of its own; needs ``prometheus-client``.
+
+    Where several workers count together (``PROMETHEUS_MULTIPROC_DIR``, which has to be set before this is imported),
+    each writes a file of its own, and any of them tells the sum: counts of those that are gone too, and the gauges of
+    those that live.
+    """
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -25,7 +37,9 @@ class Metrics:
         self.duration = Histogram(
             "ml_request_duration_seconds", "From head to answer.", labels, buckets=_SECONDS, registry=registry
         )
-        self.active = Gauge("ml_active_requests", "Requests that are not answered yet.", registry=registry)
+        self.active = Gauge(
+            "ml_active_requests", "Requests that are not answered yet.", registry=registry, multiprocess_mode="livesum"
+        )
         self.rejected = Counter(
             "ml_requests_rejected",
             "Requests refused before any work.",
@@ -38,10 +52,22 @@ class Metrics:
         self.cancelled = Counter(
             "ml_requests_cancelled", "Requests whose client hung up.", (*_MODEL, "reason"), registry=registry
         )
-        self.memory = Gauge("ml_model_memory_bytes", "Bytes of a model's files.", _MODEL, registry=registry)
-        self.depth = Gauge("ml_queue_depth", "Rows that wait.", _MODEL, registry=registry)
+        self.memory = Gauge(
+            "ml_model_memory_bytes",
+            "Memory that a model took to load; 0 while it is not.",
+            _MODEL,
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.loads = Counter("ml_model_loads", "Times that a model was loaded.", _MODEL, registry=registry)
+        self.unloads = Counter("ml_model_unloads", "Times that one was unloaded.", _MODEL, registry=registry)
+        self.depth = Gauge("ml_queue_depth", "Rows that wait.", _MODEL, registry=registry, multiprocess_mode="livesum")
         self.info = Gauge(
-            "ml_model_info", "1 for each model that is ready.", (*_MODEL, "ref", "provider"), registry=registry
+            "ml_model_info",
+            "1 for each model that is ready.",
+            (*_MODEL, "ref", "provider"),
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.wait = Histogram("ml_queue_wait_seconds", "In the queue.", _MODEL, buckets=_SECONDS, registry=registry)
         self.tokenize = Histogram(
@@ -57,7 +83,14 @@ class Metrics:
         self.padding = Counter("ml_padding_tokens", "Tokens computed for padding.", _MODEL, registry=registry)
         self.tokens = Counter("ml_tokens", "Tokens computed, padding left out.", _MODEL, registry=registry)
         self.token_rate = Gauge(
-            "ml_tokens_per_second", "Tokens over seconds of the last run.", _MODEL, registry=registry
+            "ml_tokens_per_second",
+            "Tokens over seconds of the last run.",
+            _MODEL,
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.restarts = Counter(
+            "ml_worker_restarts", "Workers that took the place of one that ended.", registry=registry
         )
 
     def of(self, model: str, version: str) -> ModelMetrics:
@@ -66,9 +99,21 @@ class Metrics:
 
     def text(self) -> tuple[bytes, str]:
         """All of it, and its content type."""
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        registry = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            from prometheus_client.multiprocess import MultiProcessCollector
+
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def queues(self, models: Iterable[Served]) -> None:
+        """Look how many rows wait now."""
+        for served in models:
+            if served.batcher is not None:
+                self.depth.labels(served.name, served.version).set(served.batcher.depth)
 
 
 class ModelMetrics:
@@ -97,11 +142,13 @@ class ModelMetrics:
         self._rate.set(run.tokens / max(run.seconds, 1e-9))
 
     def loaded(self, ref: str, provider: str, size: int) -> None:
-        """Say what is served, and how large its files are."""
+        """Say what is served, and how much memory it took."""
+        self._metrics.loads.labels(*self._labels).inc()
         self._metrics.memory.labels(*self._labels).set(size)
         self._metrics.info.labels(*self._labels, ref, provider).set(1)
 
     def unloaded(self, ref: str, provider: str) -> None:
         """Take that back."""
+        self._metrics.unloads.labels(*self._labels).inc()
         self._metrics.memory.labels(*self._labels).set(0)
         self._metrics.info.labels(*self._labels, ref, provider).set(0)

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from optimizer.artifact import Artifact
 from optimizer.errors import BadInput, MlOptError
+from optimizer.options import parse_size
 from optimizer.ref import Ref, is_name, safe_name
 from optimizer.serving.batcher import Batcher, Limits
+from optimizer.serving.choosing import chosen
 from optimizer.serving.joining import plan_of
+from optimizer.serving.memory import WAITS, Memory
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem
 from optimizer.serving.proving import prove
 from optimizer.serving.served import Phase, Served, opened
 from optimizer.serving.settings import Settings
+from optimizer.serving.sizes import resident
 from optimizer.serving.text.models import writer_for
 from optimizer.serving.text.proving import prove_writer
 from optimizer.store import Store
@@ -38,6 +42,10 @@ class Repository:
         self._metrics = metrics
         self._models: dict[str, dict[str, Served]] = {}
         self._started = False
+        self._memory: Memory | None = None
+        if settings.memory:
+            limit = parse_size(settings.memory, "--memory")
+            self._memory = Memory(limit, self, self._opened, self._retire, settings.max_queue)
 
     def __iter__(self) -> Iterator[Served]:
         for versions in list(self._models.values()):
@@ -46,7 +54,8 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether what was asked for at the start is loaded, and nothing of it has failed."""
-        return self._started and all(served.ready for served in self if served.phase is not Phase.UNAVAILABLE)
+        asked = (served for served in self if served.phase is not Phase.UNAVAILABLE and not served.on_demand)
+        return self._started and all(served.ready for served in asked)
 
     def get(self, name: str, version: str = "") -> Served:
         """A model by name: the version asked for, or the newest that is ready, or the newest.
@@ -62,7 +71,7 @@ class Repository:
                 known = ", ".join(versions)
                 raise Problem(404, f"model {name} has no version {version[:20]!r}; there is {known}", param="model")
             return versions[version]
-        newest = sorted(versions.values(), key=lambda served: (served.ready, int(served.version)))
+        newest = sorted(versions.values(), key=lambda served: (served.askable, int(served.version)))
         return newest[-1]
 
     def versions(self, name: str) -> list[str]:
@@ -83,12 +92,26 @@ class Repository:
                 f"{twice[0]} version {twice[1]} is asked for twice; a version is served as one of its variants",
                 "serve the other variant with a server of its own, on another --port",
             )
-        for served in found:
-            await self.load(served)
+        if self._memory is None:
+            for served in found:
+                await self.load(served)
+        else:
+            for served in found:
+                self._models.setdefault(served.name, {})[served.version] = served
+                served.phase, served.reason, served.on_demand = Phase.UNAVAILABLE, WAITS, True
+                served.model = served.artifact.model_info if served.artifact is not None else {}
+            await self._memory.start(found)
         self._started = True
+
+    async def wake(self, served: Served, deadline: float) -> None:
+        """Wait until a model is loaded that was not (:meth:`Memory.wake`)."""
+        assert self._memory is not None
+        await self._memory.wake(served, deadline)
 
     def find(self, text: str) -> Served:
         """What a reference, an artifact's folder, an ``.onnx`` file or ``fake:FILE.json`` names; nothing is opened.
+
+        A reference without a variant is the one that suits this machine (:func:`~optimizer.serving.choosing.chosen`).
 
         Raises:
             UnknownName: there is no such artifact.
@@ -104,20 +127,35 @@ class Repository:
             if artifact is None:
                 raise BadInput(f"{text} is no artifact and no .onnx file", "`ml-opt ls` lists what can be served")
             return Served(safe_name(path.name), "1", text, path=path, artifact=artifact)
-        artifact = self._store.get(text)
-        found = Ref.parse(artifact.ref)
-        return Served(found.name, found.at, artifact.ref, path=artifact.path, artifact=artifact)
+        choice = chosen(self._store, text, self._settings.provider)
+        artifact, found = choice.artifact, Ref.parse(choice.artifact.ref)
+        return Served(
+            found.name, found.at, artifact.ref, path=artifact.path, artifact=artifact,
+            provider=choice.provider, why=choice.why,
+        )  # fmt: skip
 
     async def load(self, served: Served) -> None:
         """Open a model, prove it, and serve it; one of the same name and version makes room for it then.
 
+        Where there is a budget of memory, others make room for it before.
+
         Raises:
             MlOptError: it cannot be served; it stays in the index, with the reason.
+            Problem: 503: there is no room for it.
         """
+        if self._memory is None:
+            await self._opened(served)
+        else:
+            served.on_demand = True
+            await self._memory.load(served)
+
+    async def _opened(self, served: Served) -> None:
         versions = self._models.setdefault(served.name, {})
         before = versions.get(served.version)
         if before is None or not before.ready:
             versions[served.version] = served
+        served.phase, served.reason = Phase.LOADING, ""
+        in_memory = await asyncio.to_thread(resident)
         try:
             await asyncio.to_thread(opened, served, self._settings)
             served.metrics = self._metrics.of(served.name, served.version)
@@ -133,10 +171,10 @@ class Repository:
             served.phase, served.reason = Phase.UNAVAILABLE, error.message
             await self._close(served)
             raise
+        served.bytes = max(served.on_disk, await asyncio.to_thread(resident) - in_memory)
         versions[served.version] = served
         served.phase = Phase.READY
-        size = served.artifact.manifest.bytes if served.artifact is not None else served.path.stat().st_size
-        served.metrics.loaded(served.ref, str(served.facts.get("provider", "")), size)
+        served.metrics.loaded(served.ref, str(served.facts.get("provider", "")), served.bytes)
         if before is not None and before is not served and before.ready:
             await self._retire(before)
 
@@ -166,11 +204,16 @@ class Repository:
         """
         self.get(name)
         for served in list(self._models[name].values()):
+            served.on_demand = False
             if served.ready:
                 await self._retire(served)
+            elif served.phase is Phase.UNAVAILABLE:
+                served.reason = "unloaded"
 
     async def close(self) -> None:
         """End everything."""
+        if self._memory is not None:
+            await self._memory.close()
         for served in self:
             await self._close(served)
 
@@ -189,20 +232,21 @@ class Repository:
         plan = plan_of(session.inputs, session.outputs, _fill(served))
         served.batcher = Batcher(session.run, plan, limits, f"{served.name} {served.version}", metrics.ran)
 
-    async def _retire(self, served: Served) -> None:
+    async def _retire(self, served: Served, reason: str = "unloaded") -> None:
         served.phase = Phase.UNLOADING
         if served.metrics is not None:
             served.metrics.unloaded(served.ref, str(served.facts.get("provider", "")))
         if served.writer is not None:
             await served.writer.idle(self._settings.grace)
         await self._close(served)
-        served.phase, served.reason = Phase.UNAVAILABLE, "unloaded"
+        served.phase, served.reason = Phase.UNAVAILABLE, reason
 
     async def _close(self, served: Served) -> None:
         if served.batcher is not None:
             served.batcher.close()
         await asyncio.to_thread(served.close)
         served.session = served.generator = served.batcher = served.writer = None
+        served.preprocessor = served.prepare = None
 
 
 def _fill(served: Served) -> dict[str, int]:

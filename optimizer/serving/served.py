@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,9 +28,34 @@ if TYPE_CHECKING:
     from optimizer.serving.metrics import ModelMetrics
     from optimizer.serving.text.writers import Writer
 
-__all__ = ["Phase", "Served", "opened"]
+__all__ = ["NotLoaded", "Phase", "Served", "opened", "using"]
 
 _LAST_RUN_S = 3.0
+#: Models that the request that is answered now has asked for; None where nobody has to know.
+_USED: ContextVar[list[Served] | None] = ContextVar("used", default=None)
+
+
+class NotLoaded(Problem):
+    """A model is asked for that is loaded when it is asked for, and is not loaded now."""
+
+    def __init__(self, served: Served) -> None:
+        why = served.reason or str(served.phase).lower()
+        super().__init__(503, f"model {served.name} is not ready: {why}", {"Retry-After": "1"}, reason="not_ready")
+        self.served = served
+
+
+@contextmanager
+def using() -> Iterator[None]:
+    """Models that are asked for inside are in use until its end (:attr:`Served.busy`)."""
+    used: list[Served] = []
+    token = _USED.set(used)
+    try:
+        yield
+    finally:
+        _USED.reset(token)
+        for served in used:
+            served.users -= 1
+            served.used = time.perf_counter()
 
 
 class Phase(StrEnum):
@@ -61,6 +88,13 @@ class Served:
         statistics: what V2's statistics extension tells.
         metrics: its children in the server's metrics.
         loaded: when it was loaded, in seconds since 1970.
+        provider: where it should run, where a verdict says so; else empty.
+        why: why this variant of several; empty where it was named, or is the only one.
+        on_demand: when it is not loaded, whoever asks for it waits until it is.
+        bytes: of memory that it took to load, as measured; 0 before.
+        users: requests that ask it now, where that is counted (:func:`using`).
+        waiting: those that wait for its load.
+        used: when it was asked the last time, by ``time.perf_counter()``.
     """
 
     name: str
@@ -80,10 +114,39 @@ class Served:
     statistics: Statistics = field(default_factory=Statistics)
     metrics: ModelMetrics | None = None
     loaded: float = field(default_factory=time.time)
+    provider: str = ""
+    why: str = ""
+    on_demand: bool = False
+    bytes: int = 0
+    users: int = 0
+    waiting: int = 0
+    used: float = 0.0
 
     @property
     def task(self) -> str:
-        return "text-generation" if self.generator is not None else str(self.model.get("task") or "generic")
+        writes = self.generator is not None or (self.artifact is not None and self.artifact.kind is Kind.GENERATOR)
+        return "text-generation" if writes else str(self.model.get("task") or "generic")
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of its files."""
+        return self.artifact.manifest.bytes if self.artifact is not None else self.path.stat().st_size
+
+    @property
+    def weight(self) -> int:
+        """Bytes of memory that it takes, or will take: as measured, or as its files say."""
+        return self.bytes or self.on_disk
+
+    @property
+    def busy(self) -> bool:
+        """Some request is in it."""
+        writes = self.writer is not None and self.writer.under_way > 0
+        return self.users > 0 or writes or (self.batcher is not None and self.batcher.depth > 0)
+
+    @property
+    def askable(self) -> bool:
+        """A request for it is answered, if it may be after a load."""
+        return self.ready or self.on_demand
 
     @property
     def facts(self) -> Mapping[str, JSON]:
@@ -111,10 +174,15 @@ class Served:
         return self.phase is Phase.READY
 
     def need_ready(self) -> None:
-        """Raise :class:`Problem` 503, saying why, for a model that cannot be asked now."""
+        """Raise :class:`Problem` 503, saying why, for a model that cannot be asked now (:class:`NotLoaded`: yet)."""
         if not self.ready:
+            if self.on_demand:
+                raise NotLoaded(self)
             why = f": {self.reason}" if self.reason else ""
             raise Problem(503, f"model {self.name} is not ready ({self.phase.lower()}){why}", reason="not_ready")
+        if (used := _USED.get()) is not None:
+            used.append(self)
+            self.users += 1
 
     def close(self) -> None:
         """Give everything back; blocks until the last run is over, but no longer than a few seconds."""
@@ -174,6 +242,8 @@ def _provider(served: Served, settings: Settings) -> Provider:
         return Provider("fake")
     if settings.provider != "auto":
         return Provider.parse(settings.provider)
+    if served.provider:
+        return Provider.parse(served.provider)
     prefers = served.artifact.model_info.get("prefers") if served.artifact is not None else None
     provider = preferred(str(prefers)) if prefers else Provider("cpu")
     # A generator's runtimes are asked by name alone.

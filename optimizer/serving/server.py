@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import MissingPiece
+from optimizer.errors import MissingPiece, MlOptError
 from optimizer.serving.app import build_app
 from optimizer.serving.cache import Cache
 from optimizer.serving.guard.connection import bounded_protocol
@@ -18,6 +18,8 @@ from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import Guard, State
 from optimizer.serving.tracing import tracing_of
+from optimizer.serving.worker import Worker, shared
+from optimizer.serving.workers import supervise
 from optimizer.store import Store
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ __all__ = ["MODULES", "serve"]
 MODULES = ("uvicorn", "httptools", "uvloop", "starlette", "orjson", "prometheus_client", "numpy")
 #: Seconds that the port stays open after SIGTERM, so that who balances the load sees the 503 before it meets no one.
 _LINGER = 1.0
+#: Seconds between two looks at this worker's queues.
+_MOMENT = 0.5
 
 
 def serve(
@@ -37,8 +41,11 @@ def serve(
     store: Store,
     log: Callable[[Mapping[str, Any]], None],
     guard: Guard | None = None,
+    words: Sequence[str] = (),
 ) -> None:
     """Serve models until SIGTERM or SIGINT; it answers ``/v2/health/live`` at once, and loads meanwhile.
+
+    With several workers this process starts them, and each of them comes here too (:class:`Worker`).
 
     Args:
         refs: references, artifacts' folders, ``.onnx`` files.
@@ -46,6 +53,7 @@ def serve(
         store: where references are looked up.
         log: takes an event: ``ready`` once every model is, and one for each request.
         guard: who is let in; everybody where it is left out.
+        words: this server's command line behind the interpreter, by which workers are started.
 
     Raises:
         MissingPiece: the port is taken.
@@ -53,7 +61,18 @@ def serve(
     """
     import uvloop
 
-    uvloop.run(_serve(list(refs), settings, store, log, guard))
+    worker = Worker.inherited()
+    if worker is None and settings.workers > 1:
+        supervise(words, settings, _bound(settings, shared=True), log)
+        return
+    if worker is None:
+        uvloop.run(_serve(list(refs), settings, store, log, guard))
+        return
+    try:
+        uvloop.run(_serve(list(refs), shared(settings), store, log, guard, worker))
+    except MlOptError as error:
+        worker.failed(error)
+        raise SystemExit(error.exit_code) from None
 
 
 async def _serve(
@@ -62,6 +81,7 @@ async def _serve(
     store: Store,
     log: Callable[[Mapping[str, Any]], None],
     guard: Guard | None,
+    worker: Worker | None = None,
 ) -> None:
     started = time.perf_counter()
     metrics = Metrics()
@@ -72,32 +92,28 @@ async def _serve(
         state.guard = guard
     if settings.cache:
         state.cache = Cache(kept_in(settings.cache, lambda text: log({"event": "cache", "error": text})), metrics)
-    listening = _listen(settings)
+    if worker is not None and worker.late:
+        await repository.start(refs)  # nobody finds it before it is ready; the others answer
+        metrics.restarts.inc()
+    listening = _bound(settings, worker.port if worker else None, shared=worker is not None)
     server = _server(state)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
+    told = [] if worker is None else [_one_of_several(worker, state)]
     try:
-        loading = asyncio.ensure_future(repository.start(refs))
+        loading = asyncio.ensure_future(_started(repository, refs))
         await asyncio.wait([running, loading], return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():  # ended before it was ready
             loading.cancel()
             return
         loading.result()
-        host, port = listening.getsockname()[:2]
-        log(
-            {
-                "event": "ready",
-                "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
-                "seconds": round(time.perf_counter() - started, 3),
-                "models": [
-                    {"name": s.name, "version": s.version, "ref": s.ref, "provider": s.facts.get("provider", "")}
-                    for s in repository
-                ],
-            }
-        )
+        ready = {**_ready(repository, listening), "seconds": round(time.perf_counter() - started, 3)}
+        (log if worker is None else worker.tell)(ready)
         await running
     finally:
         server.should_exit = True
         await running
+        for task in told:
+            task.cancel()
         await repository.close()
         if state.cache is not None:
             await state.cache.close()
@@ -105,18 +121,72 @@ async def _serve(
             await asyncio.to_thread(tracing.close)
 
 
-def _listen(settings: Settings) -> socket.socket:
+async def _started(repository: Repository, refs: list[str]) -> None:
+    if not repository.ready:
+        await repository.start(refs)
+
+
+def _ready(repository: Repository, listening: socket.socket) -> dict[str, Any]:
+    host, port = listening.getsockname()[:2]
+    return {
+        "event": "ready",
+        "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        "models": [
+            {
+                "name": s.name,
+                "version": s.version,
+                "ref": s.ref,
+                "provider": s.facts.get("provider", ""),
+                **({"why": s.why} if s.why else {}),
+            }
+            for s in repository
+        ],
+    }
+
+
+def _one_of_several(worker: Worker, state: State) -> asyncio.Task[None]:
+    """Not ready before all are; and what others tell of its queues is never older than a moment."""
+    loop = asyncio.get_running_loop()
+    state.held = True
+
+    def all_ready() -> None:
+        state.held = False
+        worker.tell({"event": "open"})
+
+    worker.listen(lambda: loop.call_soon_threadsafe(all_ready))
+
+    async def counting() -> None:
+        while True:
+            state.metrics.queues(state.models)
+            await asyncio.sleep(_MOMENT)
+
+    return asyncio.ensure_future(counting())
+
+
+def _bound(settings: Settings, port: int | None = None, *, shared: bool = False) -> socket.socket:
+    """A socket with the server's address; ``shared`` with other workers."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((settings.host, settings.port))
+        if shared and port is None:
+            _need_free(settings)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((settings.host, settings.port if port is None else port))
     except OSError as error:
         listening.close()
         where = f"{settings.host}:{settings.port}"
         raise MissingPiece(f"cannot listen on {where}: {error.strerror}", "take another one: --port 0") from None
     listening.setblocking(False)
     return listening
+
+
+def _need_free(settings: Settings) -> None:
+    """Raise :class:`OSError` where another server listens: with workers too it would share its port with this one."""
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        alone.bind((settings.host, settings.port))
 
 
 def _server(state: State) -> uvicorn.Server:

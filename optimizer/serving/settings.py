@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizer.options import Options, opt
+from optimizer.options import Options, opt, parse_size
 from optimizer.runtime import Provider
 from optimizer.serving.kept import check_place
 
@@ -16,6 +16,9 @@ class Settings(Options):
         "auto", "What computes, as in openvino:bf16; auto is what each artifact is made for, else the processor."
     )
     threads: int = opt(0, "Threads of one run of a model; 0 is one a physical core.", ge=0, le=1024)
+    workers: int = opt(
+        1, "Processes that answer on the port, each with its own models and its share of the cores.", ge=1, le=256
+    )
     verify: bool = opt(True, "Replay the golden inputs through the batcher before a model is ready.")
     max_queue: int = opt(256, "Most rows that wait for one model; more are answered 429.", ge=1, le=1_000_000)
     max_batch: int = opt(32, "Most rows in one run of a model.", ge=1, le=65536)
@@ -38,6 +41,12 @@ class Settings(Options):
     otel: bool = opt(
         False, "Send OpenTelemetry's spans over OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says or localhost:4318."
     )
+    memory: str = opt(
+        "",
+        "Memory that loaded models may take together, as in 2GiB: the least recently used one that is idle makes room "
+        "for one that is asked for [no limit].",
+        metavar="SIZE",
+    )
     access_log: bool = opt(True, "One line of JSON on stderr for each request.")
 
     def check(self) -> None:
@@ -45,3 +54,5 @@ class Settings(Options):
             Provider.parse(self.provider)
         if self.cache:
             check_place(self.cache)
+        if self.memory:
+            parse_size(self.memory, "--memory")

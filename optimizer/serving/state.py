@@ -90,6 +90,7 @@ class State:
         guard: who is let in.
         log: takes one event, as a flat mapping; the command line writes it as a line of JSON.
         draining: SIGTERM has come: not ready any more, and what is under way finishes.
+        held: other workers are not ready yet.
         in_flight: requests that are not answered yet.
         drainer: waits for them after SIGTERM.
         cache: answers that are kept; None where none are.
@@ -104,6 +105,7 @@ class State:
     guard: Guard = field(default_factory=Anybody)
     log: Callable[[Mapping[str, Any]], None] = _no_log
     draining: bool = False
+    held: bool = False
     in_flight: int = 0
     drainer: asyncio.Task[None] | None = None
     cache: Cache | None = None
@@ -119,4 +121,4 @@ class State:
     @property
     def ready(self) -> bool:
         """Whether every model that was asked for at the start is ready, and nobody has asked the server to end."""
-        return not self.draining and self.models.ready
+        return not (self.draining or self.held) and self.models.ready

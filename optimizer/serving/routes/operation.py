@@ -21,7 +21,10 @@ async def _health(call: Call) -> Response:
     answer: dict[str, JSON] = {"status": status}
     # What a server with keys serves is not for everybody who can reach it.
     if Scope.INFER in call.admitted.who.scopes:
-        answer["models"] = [{"name": s.name, "version": s.version, "state": s.phase} for s in state.models]
+        answer["models"] = [
+            {"name": s.name, "version": s.version, "state": s.phase, **({"ref": s.ref, "why": s.why} if s.why else {})}
+            for s in state.models
+        ]
     return json_answer(answer, 200 if state.ready else 503)
 
 
@@ -29,9 +32,7 @@ async def _metrics(call: Call) -> Response:
     from starlette.responses import Response
 
     metrics = call.state.metrics
-    for served in call.state.models:
-        if served.batcher is not None:
-            metrics.depth.labels(served.name, served.version).set(served.batcher.depth)
+    metrics.queues(call.state.models)
     text, content_type = metrics.text()
     return Response(text, 200, {"content-type": content_type})
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.serving.answers import json_answer, parsed
 from optimizer.serving.call import Call
+from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
 
 if TYPE_CHECKING:
@@ -26,13 +27,23 @@ async def _index(call: Call) -> Response:
     )
 
 
+def _need_one_process(call: Call) -> None:
+    """Refuse what only the worker that answers would do."""
+    if (count := call.state.settings.workers) > 1:
+        raise Problem(
+            400, f"one of {count} workers cannot load or unload for all: restart the server", reason="workers"
+        )
+
+
 async def _load(call: Call) -> Response:
+    _need_one_process(call)
     served = await call.state.models.load_by_name(call.request.path_params["name"])
     call.model, call.version = served.name, served.version
     return json_answer({})
 
 
 async def _unload(call: Call) -> Response:
+    _need_one_process(call)
     await call.state.models.unload(call.request.path_params["name"])
     return json_answer({})
 

@@ -110,7 +110,7 @@ def _usage(answered: list[Answered]) -> dict[str, int]:
 
 async def _models(call: Call) -> Response:
     """OpenAI's list of models."""
-    names = dict.fromkeys(served.name for served in call.state.models if served.ready)
+    names = dict.fromkeys(served.name for served in call.state.models if served.askable)
     return json_answer({"object": "list", "data": [_card(call, name) for name in names]})
 
 

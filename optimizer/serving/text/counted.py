@@ -46,8 +46,12 @@ class TextMetrics:
         self.read = Counter("ml_prompt_tokens", "Tokens of prompts.", _MODEL, registry=registry)
         self.written = Counter("ml_generated_tokens", "Tokens written.", _MODEL, registry=registry)
         self.texts = Counter("ml_texts", "Texts that are over, by why.", (*_MODEL, "finish"), registry=registry)
-        self.active = Gauge("ml_texts_active", "Texts that are being written.", _MODEL, registry=registry)
-        self.waiting = Gauge("ml_texts_waiting", "Texts that wait for a place.", _MODEL, registry=registry)
+        self.active = Gauge(
+            "ml_texts_active", "Texts that are being written.", _MODEL, registry=registry, multiprocess_mode="livesum"
+        )
+        self.waiting = Gauge(
+            "ml_texts_waiting", "Texts that wait for a place.", _MODEL, registry=registry, multiprocess_mode="livesum"
+        )
 
     @classmethod
     def of(cls, metrics: Metrics) -> TextMetrics:
