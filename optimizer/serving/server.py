@@ -15,6 +15,7 @@ from optimizer.serving.guard.connection import bounded_protocol
 from optimizer.serving.kept import kept_in
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
+from optimizer.serving.rpc.server import listen as rpc_listen
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import Guard, State
 from optimizer.serving.tracing import tracing_of
@@ -73,6 +74,7 @@ async def _serve(
     if settings.cache:
         state.cache = Cache(kept_in(settings.cache, lambda text: log({"event": "cache", "error": text})), metrics)
     listening = _listen(settings)
+    rpc = await rpc_listen(state, settings.host, settings.grpc_port) if settings.grpc_port is not None else None
     server = _server(state)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
     try:
@@ -87,6 +89,7 @@ async def _serve(
             {
                 "event": "ready",
                 "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+                **({"grpc": rpc.address} if rpc is not None else {}),
                 "seconds": round(time.perf_counter() - started, 3),
                 "models": [
                     {"name": s.name, "version": s.version, "ref": s.ref, "provider": s.facts.get("provider", "")}
@@ -98,6 +101,8 @@ async def _serve(
     finally:
         server.should_exit = True
         await running
+        if rpc is not None:
+            await rpc.close()
         await repository.close()
         if state.cache is not None:
             await state.cache.close()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.serving.answers import json_answer, parsed
 from optimizer.serving.call import Call
+from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ async def _index(call: Call) -> Response:
 
 
 async def _load(call: Call) -> Response:
+    asked = await call.body()
+    if asked and (given := parsed(asked).get("parameters")):
+        words = ", ".join(map(str, given))[:100]
+        raise Problem(400, f"a model is loaded as the store has it, not with files or another configuration ({words})")
     served = await call.state.models.load_by_name(call.request.path_params["name"])
     call.model, call.version = served.name, served.version
     return json_answer({})
