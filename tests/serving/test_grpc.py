@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import re
 import threading
@@ -411,21 +412,29 @@ def test_a_client_that_cancels_leaves_the_queue(channel: Any, server: Process) -
     def runs() -> int:
         return int(by_http(server, "/v2/models/slow/stats")["model_stats"][0]["execution_count"])
 
-    before, ran = gone(), runs()
     infer = channel.unary_unary(SERVICE + "ModelInfer")
     data = asked().SerializeToString()
-    first = infer.future(data, timeout=LONG)
-    eventually(lambda: "ml_active_requests 2.0" in by_http(server, "/metrics"))
-    others = [infer.future(data, metadata=(("x-request-id", f"cancelled-{n}"),), timeout=LONG) for n in range(3)]
-    eventually(lambda: "ml_active_requests 5.0" in by_http(server, "/metrics") or first.done())
-    for each in others:
-        each.cancel()
-    first.result()
-    log = eventually(lambda: (found := [e for e in server.log if e["id"].startswith("cancelled-")])[2:] and found)
-    assert gone() - before == sum(event["status"] == 499 for event in log)
-    assert all(event["status"] in (200, 499) for event in log)
-    if all(event["status"] == 499 for event in log):
-        assert runs() - ran <= 2
+    attempts = itertools.count()
+
+    def cancelled_in_the_queue() -> bool:
+        """Whether three that wait for the one that runs were cancelled before its end; a busy machine may be late."""
+        names = {f"cancelled-{next(attempts)}" for _ in range(3)}
+        before, ran = gone(), runs()
+        first = infer.future(data, timeout=LONG)
+        eventually(lambda: "ml_active_requests 2.0" in by_http(server, "/metrics") or first.done())
+        others = [infer.future(data, metadata=(("x-request-id", name),), timeout=LONG) for name in names]
+        eventually(lambda: "ml_active_requests 5.0" in by_http(server, "/metrics") or first.done())
+        for each in others:
+            each.cancel()
+        first.result()
+        log = eventually(lambda: (found := [e for e in server.log if e["id"] in names])[2:] and found)
+        assert gone() - before == sum(event["status"] == 499 for event in log)
+        if any(event["status"] != 499 for event in log):
+            return False
+        assert runs() == ran + 1
+        return True
+
+    eventually(cancelled_in_the_queue)
 
 
 def test_the_deadline_of_a_call_is_that_of_its_request(channel: Any, server: Process) -> None:
