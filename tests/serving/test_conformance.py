@@ -1,0 +1,55 @@
+"""Judges that we did not write, a bounded number of questions each; `make conformance` asks them longer."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from serving.conftest import ROOT, Process
+
+
+def test_schemathesis_finds_no_fault_in_what_the_document_promises(server: Process, tmp_path: Path) -> None:
+    """Bodies made from /openapi.json, those that fit it and those that do not: none is 500, none is taken wrongly."""
+    pytest.importorskip("schemathesis")
+    words = [
+        "--config-file", str(ROOT / "benchmarks" / "serving" / "schemathesis.toml"), "run", f"{server.url}/openapi.json",
+        # Loading and unloading are others' models here; that our schema is looser than the server is meant.
+        "--exclude-path-regex", "repository/models", "--exclude-checks", "positive_data_acceptance",
+        "--phases", "coverage,fuzzing", "-n", "2", "--max-time", "6", "--request-timeout", "30", "--seed", "1",
+        "--warnings", "off", "--no-color",
+    ]  # fmt: skip
+    code = "import sys; from schemathesis.cli import schemathesis; schemathesis(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "500 Internal Server Error" not in done.stdout
+
+
+def test_metrics_are_as_prometheus_wants_them(server: Process) -> None:
+    """What `promtool check metrics` complains of: no help, a counter without _total, units that are no base units."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    connection = http.client.HTTPConnection(server.address, timeout=30)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    families = list(text_string_to_metric_families(text))
+    assert len(families) >= 15
+    assert len({family.name for family in families}) == len(families)
+    for family in families:
+        assert family.documentation, family.name
+        assert family.type in ("counter", "gauge", "histogram"), family.name
+        assert not family.name.endswith(("_milliseconds", "_ms", "_microseconds", "_kilobytes", "_percent")), family.name
+        names = {sample.name for sample in family.samples}
+        if family.type == "counter":
+            assert f"{family.name}_total" in names or not names, family.name
+        else:
+            assert not family.name.endswith(("_total", "_count", "_sum")), family.name
+        if family.type == "histogram" and names:
+            assert {f"{family.name}_bucket", f"{family.name}_sum", f"{family.name}_count"} <= names
+        for sample in family.samples:
+            assert not {"job", "instance"} & set(sample.labels), sample
