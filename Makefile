@@ -18,7 +18,7 @@ help:
 	@echo "make bench-peers   an environment for each toolchain that ml-opt is compared with, under .venv-peers"
 	@echo "make proto    the messages of gRPC, after their .proto was changed"
 	@echo "make gpu-check   on a machine with an NVIDIA GPU: the whole chain there, and a report"
-	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree?"
+	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree? The server's judges"
 
 install: $(VENV)/.installed
 
@@ -101,8 +101,15 @@ proto: .venv-proto/.installed
 	$(@D)/bin/python -m pip install -q grpcio-tools
 	@touch $@
 
-conformance: install
+conformance: install .venv-judges/.installed
 	$(BIN)/python -m benchmarks.conformance
+	$(BIN)/python -m benchmarks.serving.judges
+
+# Clients that want other versions than ml-opt does.
+.venv-judges/.installed: benchmarks/serving/judges.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -r $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .venv-peers .venv-gpu site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -53,3 +53,14 @@ def test_metrics_are_as_prometheus_wants_them(server: Process) -> None:
             assert {f"{family.name}_bucket", f"{family.name}_sum", f"{family.name}_count"} <= names
         for sample in family.samples:
             assert not {"job", "instance"} & set(sample.labels), sample
+
+
+def test_whatever_comes_is_answered_and_never_with_500(server: Process) -> None:
+    """The bodies of `make conformance`, fewer of them; `failing` is 500 by its own plan."""
+    from benchmarks.serving.fuzz import fuzz_grpc, fuzz_http
+
+    statuses = fuzz_http(server.address, 150, but=("failing", "slow"))
+    assert {"200", "400"} <= set(statuses), statuses
+    if "grpc" in server.ready:
+        codes = fuzz_grpc(server.ready["grpc"], server.address, 100, but=("failing", "slow"))
+        assert {"OK", "INVALID_ARGUMENT"} <= set(codes), codes
