@@ -14,8 +14,9 @@ from serving.conftest import ROOT, Process
 def test_schemathesis_finds_no_fault_in_what_the_document_promises(server: Process, tmp_path: Path) -> None:
     """Bodies made from /openapi.json, those that fit it and those that do not: none is 500, none is taken wrongly."""
     pytest.importorskip("schemathesis")
+    config = ROOT / "benchmarks" / "serving" / "schemathesis.toml"
     words = [
-        "--config-file", str(ROOT / "benchmarks" / "serving" / "schemathesis.toml"), "run", f"{server.url}/openapi.json",
+        "--config-file", str(config), "run", f"{server.url}/openapi.json",
         # Loading and unloading are others' models here; that our schema is looser than the server is meant.
         "--exclude-path-regex", "repository/models", "--exclude-checks", "positive_data_acceptance",
         "--phases", "coverage,fuzzing", "-n", "2", "--max-time", "6", "--request-timeout", "30", "--seed", "1",
@@ -43,7 +44,9 @@ def test_metrics_are_as_prometheus_wants_them(server: Process) -> None:
     for family in families:
         assert family.documentation, family.name
         assert family.type in ("counter", "gauge", "histogram"), family.name
-        assert not family.name.endswith(("_milliseconds", "_ms", "_microseconds", "_kilobytes", "_percent")), family.name
+        assert not family.name.endswith(("_milliseconds", "_ms", "_microseconds", "_kilobytes", "_percent")), (
+            family.name
+        )
         names = {sample.name for sample in family.samples}
         if family.type == "counter":
             assert f"{family.name}_total" in names or not names, family.name

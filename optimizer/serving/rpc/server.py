@@ -173,13 +173,14 @@ class Listening:
         await self._server.stop(grace)
 
 
-async def listen(state: State, host: str, port: int) -> Listening:
+async def listen(state: State, host: str, port: int, *, shared: bool = False) -> Listening:
     """Open the port, on the running event loop.
 
     Args:
         state: of the server.
         host: address to listen on.
         port: 0 takes a free one.
+        shared: with other processes of the same server, each of which gets some of the connections.
 
     Raises:
         MissingPiece: it is taken.
@@ -191,7 +192,7 @@ async def listen(state: State, host: str, port: int) -> Listening:
         ("grpc.max_receive_message_length", min(most, 2**31 - 1)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", HEAD_BYTES),
-        ("grpc.so_reuseport", 0),  # else two servers share a port, and each gets some of the calls
+        ("grpc.so_reuseport", int(shared)),  # gRPC's usual is 1: two servers on a port, and nobody is told
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
     every = {f"{verb} {route.path}": route for route in routes(state) for verb in route.methods}
