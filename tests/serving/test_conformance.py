@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,12 @@ def test_whatever_comes_is_answered_and_never_with_500(server: Process) -> None:
     if "grpc" in server.ready:
         codes = fuzz_grpc(server.ready["grpc"], server.address, 100, but=("failing", "slow"))
         assert {"OK", "INVALID_ARGUMENT"} <= set(codes), codes
+
+
+def test_every_case_that_the_table_names_is_there() -> None:
+    text = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)(…?)`", text)
+    assert len(named) > 30
+    for file, test, cut in named:
+        source = (ROOT / "tests" / "serving" / file).read_text(encoding="utf-8")
+        assert re.search(rf"def {test}{'' if cut else '[(]'}", source), f"{file}::{test}"
