@@ -226,6 +226,26 @@ def test_model_availability_on_reload(tmp_path: Path) -> None:
     scene(tmp_path, {"load_s": 0.3, "latency_s": 0.01, "wait": "sleep"}, play)
 
 
+@pytest.mark.parametrize("word", ["load", "unload"])
+def test_what_was_accepted_is_answered_before_its_model_goes(tmp_path: Path, word: str) -> None:
+    """Requests in the queue of a model that is unloaded, or that another takes the place of, are no 503."""
+
+    async def play(state: State, app: Any) -> None:
+        def body(length: int) -> bytes:
+            return json.dumps({"inputs": [{**GOOD, "shape": [1, length], "data": [1] * length}]}).encode()
+
+        served = state.models.get("m")
+        assert served.batcher is not None
+        asked = [asyncio.ensure_future(call(app, "POST", INFER, body(length))) for length in range(1, 5)]
+        while served.batcher.depth < 2:
+            await asyncio.sleep(0)
+        assert (await call(app, "POST", f"/v2/repository/models/m/{word}"))[0] == 200
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200] * 4
+        assert (await call(app, "POST", INFER, body(1)))[0] == (200 if word == "load" else 503)
+
+    scene(tmp_path, {"latency_s": 0.1, "wait": "sleep"}, play)
+
+
 def test_concurrent_same_model_load_unload_stress(tmp_path: Path) -> None:
     """However loads, unloads and requests of one model cross: each is answered, and the last word counts."""
 
