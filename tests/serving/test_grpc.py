@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import itertools
 import json
 import re
 import threading
@@ -403,40 +402,6 @@ def test_a_full_queue_is_exhausted_and_says_when_to_come_again(channel: Any) -> 
         assert int(found["retry-after"]) >= 1
 
 
-def test_a_client_that_cancels_leaves_the_queue(channel: Any, server: Process) -> None:
-    def gone() -> float:
-        text = by_http(server, "/metrics")
-        found = re.search(r'ml_requests_cancelled_total\{model="slow",reason="disconnected",version="1"\} (\S+)', text)
-        return float(found[1]) if found else 0.0
-
-    def runs() -> int:
-        return int(by_http(server, "/v2/models/slow/stats")["model_stats"][0]["execution_count"])
-
-    infer = channel.unary_unary(SERVICE + "ModelInfer")
-    data = asked().SerializeToString()
-    attempts = itertools.count()
-
-    def cancelled_in_the_queue() -> bool:
-        """Whether three that wait for the one that runs were cancelled before its end; a busy machine may be late."""
-        names = {f"cancelled-{next(attempts)}" for _ in range(3)}
-        before, ran = gone(), runs()
-        first = infer.future(data, timeout=LONG)
-        eventually(lambda: "ml_active_requests 2.0" in by_http(server, "/metrics") or first.done())
-        others = [infer.future(data, metadata=(("x-request-id", name),), timeout=LONG) for name in names]
-        eventually(lambda: "ml_active_requests 5.0" in by_http(server, "/metrics") or first.done())
-        for each in others:
-            each.cancel()
-        first.result()
-        log = eventually(lambda: (found := [e for e in server.log if e["id"] in names])[2:] and found)
-        assert gone() - before == sum(event["status"] == 499 for event in log)
-        if any(event["status"] != 499 for event in log):
-            return False
-        assert runs() == ran + 1
-        return True
-
-    eventually(cancelled_in_the_queue)
-
-
 def test_the_deadline_of_a_call_is_that_of_its_request(channel: Any, server: Process) -> None:
     error = failed(channel, "ModelInfer", asked(), timeout=0.05, metadata=(("x-request-id", "in-a-hurry"),))
     assert error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -473,8 +438,8 @@ def test_many_at_once_answer_as_each_alone(client: Any) -> None:
 class Inside:
     """A port of gRPC in this process, with a guard: its event loop runs in a thread of its own."""
 
-    def __init__(self, tmp_path: Path, **more: Any) -> None:
-        (tmp_path / "fake.json").write_text("{}")
+    def __init__(self, tmp_path: Path, planted: str = "{}", **more: Any) -> None:
+        (tmp_path / "fake.json").write_text(planted)
         config = read_config(None, {"access_log": False, **more})
         metrics = Metrics()
         repository = Repository(Store(tmp_path / "models"), config.server, metrics)
@@ -509,6 +474,36 @@ def inside(tmp_path: Path, keys: KeyFile) -> Any:
     made = Inside(tmp_path)
     yield made
     made.close()
+
+
+def test_a_client_that_cancels_leaves_the_queue(tmp_path: Path, keys: KeyFile) -> None:
+    inside = Inside(tmp_path, '{"latency_s": 1.0, "wait": "sleep"}')
+    try:
+        batcher = inside.state.models.get("fake").batcher
+        infer = inside.channel.unary_unary(SERVICE + "ModelInfer")
+        data = asked("fake").SerializeToString()
+
+        def gone() -> float:
+            labels = {"model": "fake", "version": "1", "reason": "disconnected"}
+            return inside.state.metrics.registry.get_sample_value("ml_requests_cancelled_total", labels) or 0.0
+
+        def cancelled_in_the_queue() -> bool:
+            """Three that wait for the one that runs are cancelled before its end; again where the machine was late."""
+            before, ran = gone(), batcher.sizes.total()
+            first, *others = [infer.future(data, timeout=LONG) for _ in range(4)]
+            eventually(lambda: batcher.depth == 3 or first.done())
+            for each in (first, *others):
+                each.cancel()
+            eventually(lambda: not inside.state.in_flight)
+            assert batcher.depth == 0
+            if gone() - before < 4:
+                return False
+            eventually(lambda: batcher.sizes.total() > ran)  # the one that ran is finished and thrown away
+            return batcher.sizes.total() == ran + 1
+
+        eventually(cancelled_in_the_queue)
+    finally:
+        inside.close()
 
 
 def bearer(key: str) -> tuple[tuple[str, str], ...]:
