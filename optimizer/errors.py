@@ -140,6 +140,8 @@ _EXTRA_OF = {
     "starlette": "serve",
     "orjson": "serve",
     "prometheus_client": "serve",
+    "grpc": "serve-grpc",
+    "google": "serve-grpc",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "tensorrt-rtx",

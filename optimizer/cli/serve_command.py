@@ -23,12 +23,15 @@ def _serve(**values: Any) -> int:
     end it: not ready at once, what is under way finishes.
     """
     from optimizer.serving.config import guard_of, read_config
+    from optimizer.serving.rpc.server import MODULES as RPC_MODULES
     from optimizer.serving.server import MODULES, serve
 
     outside = Common(values)
     refs, log = values.pop("refs"), _Log(outside)
     config = read_config(values.pop("config"), typed_values(Settings, values))
     need_modules(MODULES, "serve")
+    if config.server.grpc_port is not None:
+        need_modules(RPC_MODULES, "serve --grpc-port")
     guard = guard_of(config, lambda text: log({"event": "keys", "error": text}))
     serve(refs, config.server, outside.store, log, guard, ("-m", "optimizer", *sys.argv[1:]))
     return 0

@@ -111,7 +111,9 @@ def parse_raw(
     spec = inputs[0]
     name = datatype(spec.dtype)
     if name == "BYTES":
-        tensor = from_bytes(memoryview(body), name, (1,) * len(spec.shape), spec.name)
+        # The body is the one string itself; only in tensors of several does its length stand before each.
+        blob = len(body).to_bytes(4, "little") + bytes(body)
+        tensor = from_bytes(memoryview(blob), name, (1,) * len(spec.shape), spec.name)
     else:
         shape = list(spec.shape)
         if shape and isinstance(shape[0], str):

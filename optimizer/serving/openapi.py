@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from optimizer.environment import version_of
+from optimizer.serving.bodies import body_of
 from optimizer.serving.route import Route, Scope
 from optimizer.types import JSON
 
@@ -15,65 +16,6 @@ __all__ = ["document", "page"]
 _PART = re.compile(r"\{(\w+)\}")
 #: Starlette's word for what a part takes, which OpenAPI does not have.
 _TAKES = re.compile(r":\w+(?=\})")
-
-_TENSOR: dict[str, JSON] = {
-    "type": "object",
-    "required": ["name", "shape", "datatype"],
-    "properties": {
-        "name": {"type": "string"},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "datatype": {"type": "string"},
-        "data": {"type": "array", "items": {}},
-        "parameters": {"type": "object"},
-    },
-}
-_ROWS: dict[str, JSON] = {
-    "type": "object",
-    "required": ["input"],
-    "properties": {"model": {"type": "string"}, "input": {}, "truncate": {"type": "boolean"}},
-}
-_TEXT_INPUT: dict[str, JSON] = {
-    "type": "object",
-    "required": ["text_input"],
-    "properties": {"id": {"type": "string"}, "text_input": {"type": "string"}, "parameters": {"type": "object"}},
-}
-
-
-def _text(prompt: dict[str, JSON]) -> dict[str, JSON]:
-    """A body that asks for a text; its dialect takes more fields."""
-    properties: dict[str, JSON] = {
-        "model": {"type": "string"},
-        **prompt,
-        "max_tokens": {"type": "integer", "minimum": 1},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-        "seed": {"type": "integer"},
-        "stop": {},
-        "stream": {"type": "boolean"},
-    }
-    return {"type": "object", "required": [*prompt], "properties": properties}
-
-
-#: What a body is, by the end of the path; every other one is an object.
-_BODIES: dict[str, dict[str, JSON]] = {
-    "/infer": {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {"type": "array", "items": _TENSOR},
-            "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
-            "parameters": {"type": "object"},
-        },
-    },
-    "/v1/completions": _text({"prompt": {}}),
-    "/v1/chat/completions": _text({"messages": {"type": "array", "items": {"type": "object"}}}),
-    "}/generate": _TEXT_INPUT,
-    "/generate_stream": _TEXT_INPUT,
-    "/generate": _text({"prompt": {"type": "string"}}),
-    "/v1/embeddings": _ROWS,
-    "/v1/classify": _ROWS,
-}
 
 
 def document(routes: Iterable[Route]) -> dict[str, JSON]:
@@ -110,7 +52,7 @@ def _operation(route: Route, method: str) -> dict[str, JSON]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     if method == "POST":
-        body = next((body for end, body in _BODIES.items() if route.path.endswith(end)), {"type": "object"})
+        body = body_of(route.path)
         asks = route.scope is not Scope.ADMIN
         operation["requestBody"] = {"required": asks, "content": {"application/json": {"schema": body}}}
     return operation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from optimizer.serving.text.proving import prove_writer
 from optimizer.store import Store
 
 __all__ = ["Repository"]
+
+#: Seconds between two looks at a queue that is to become empty.
+_MOMENT = 0.01
 
 
 class Repository:
@@ -238,6 +242,8 @@ class Repository:
             served.metrics.unloaded(served.ref, str(served.facts.get("provider", "")))
         if served.writer is not None:
             await served.writer.idle(self._settings.grace)
+        if served.batcher is not None:
+            await _idle(served.batcher, self._settings.grace)
         await self._close(served)
         served.phase, served.reason = Phase.UNAVAILABLE, reason
 
@@ -247,6 +253,14 @@ class Repository:
         await asyncio.to_thread(served.close)
         served.session = served.generator = served.batcher = served.writer = None
         served.preprocessor = served.prepare = None
+
+
+async def _idle(batcher: Batcher, seconds: float) -> None:
+    """Wait until nothing waits in a queue that takes no new requests, or so long."""
+    end = time.perf_counter() + seconds
+    await asyncio.sleep(_MOMENT)  # those that were let in before and are just being read come into it yet
+    while batcher.depth and time.perf_counter() < end:
+        await asyncio.sleep(_MOMENT)
 
 
 def _fill(served: Served) -> dict[str, int]:

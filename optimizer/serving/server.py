@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import MissingPiece, MlOptError
+from optimizer.errors import BadInput, MissingPiece, MlOptError
 from optimizer.serving.app import build_app
 from optimizer.serving.cache import Cache
 from optimizer.serving.guard.connection import bounded_protocol
 from optimizer.serving.kept import kept_in
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
+from optimizer.serving.rpc.server import listen as rpc_listen
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import Guard, State
 from optimizer.serving.tracing import tracing_of
@@ -56,6 +57,7 @@ def serve(
         words: this server's command line behind the interpreter, by which workers are started.
 
     Raises:
+        BadInput: several workers, and no port of gRPC that they could share.
         MissingPiece: the port is taken.
         MlOptError: a model cannot be served, and why.
     """
@@ -63,6 +65,10 @@ def serve(
 
     worker = Worker.inherited()
     if worker is None and settings.workers > 1:
+        if settings.grpc_port == 0:
+            raise BadInput(
+                "--grpc-port 0 would give each worker a port of its own", "name one that is free: --grpc-port 8001"
+            )
         supervise(words, settings, _bound(settings, shared=True), log)
         return
     if worker is None:
@@ -96,6 +102,9 @@ async def _serve(
         await repository.start(refs)  # nobody finds it before it is ready; the others answer
         metrics.restarts.inc()
     listening = _bound(settings, worker.port if worker else None, shared=worker is not None)
+    rpc = None
+    if settings.grpc_port is not None:
+        rpc = await rpc_listen(state, settings.host, settings.grpc_port, shared=worker is not None)
     server = _server(state)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
     told = [] if worker is None else [_one_of_several(worker, state)]
@@ -106,7 +115,8 @@ async def _serve(
             loading.cancel()
             return
         loading.result()
-        ready = {**_ready(repository, listening), "seconds": round(time.perf_counter() - started, 3)}
+        ready = {**_ready(repository, listening), **({"grpc": rpc.address} if rpc is not None else {})}
+        ready |= {"seconds": round(time.perf_counter() - started, 3)}
         (log if worker is None else worker.tell)(ready)
         await running
     finally:
@@ -114,6 +124,8 @@ async def _serve(
         await running
         for task in told:
             task.cancel()
+        if rpc is not None:
+            await rpc.close()
         await repository.close()
         if state.cache is not None:
             await state.cache.close()

@@ -12,6 +12,9 @@ __all__ = ["Settings"]
 class Settings(Options):
     host: str = opt("127.0.0.1", "Address to listen on.", metavar="ADDRESS")
     port: int = opt(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    grpc_port: int | None = opt(
+        None, "Port for gRPC, beside that for HTTP; 0 takes a free one. None when left out.", ge=0, le=65535
+    )
     provider: str = opt(
         "auto", "What computes, as in openvino:bf16; auto is what each artifact is made for, else the processor."
     )

@@ -58,7 +58,7 @@ async def answers(call: Call, tickets: Sequence[Ticket]) -> list[dict[str, Any]]
         raise
     finally:
         for ticket in tickets:
-            if not ticket.answer.done():
+            if not ticket.answer.done() or ticket.answer.cancelled():  # one that waits alone is cancelled by _in_time
                 ticket.drop()
     first = max(tickets, key=lambda ticket: ticket.begun + ticket.seconds)
     call.times["queue"] = max(ticket.waited for ticket in tickets)

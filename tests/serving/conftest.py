@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -104,7 +105,8 @@ def server(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (home / "failing.json").write_text(json.dumps({"fail_after": 0}))
     planted = [f"fake:{home / name}.json" for name in ("slow", "kinds", "failing")]
     words = ["classes@1", "classes@2", "vectors", *planted, "--store", str(tiny_store), "--max-queue", "8"]
-    process = Process([*words, "--max-body", "1"])
+    grpc = ["--grpc-port", "0"] if importlib.util.find_spec("grpc") else []
+    process = Process([*words, "--max-body", "1", *grpc])
     assert process.ready, process.process.stderr
     yield process
     process.end()

@@ -118,8 +118,9 @@ def test_what_a_client_writes_is_read_and_answered() -> None:
 
 def test_raw_strings_are_one_string() -> None:
     spec = TensorSpec("text", "object", ("batch", 1))
-    asked = parse_raw(b"\3\0\0\0abc", (spec,), (spec,), {})
-    assert asked.feeds["text"].tolist() == [["abc"]]
+    for text in ("427", "", "ü\0"):
+        asked = parse_raw(text.encode(), (spec,), (spec,), {})
+        assert asked.feeds["text"].tolist() == [[text]]
     for wrong in (TensorSpec("x", "float32", ("batch", "a", "b")), TensorSpec("x", "float32", ("batch", 3))):
         with pytest.raises(Problem):
             parse_raw(b"12345678", (wrong,), (spec,), {})

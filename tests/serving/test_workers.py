@@ -23,9 +23,10 @@ from serving.conftest import ROOT, Process
 
 from optimizer.errors import BadInput
 from optimizer.serving.config import guard_of, read_config
-from optimizer.serving.server import _bound
+from optimizer.serving.server import _bound, serve
 from optimizer.serving.settings import Settings
 from optimizer.serving.worker import Worker, shared
+from optimizer.store import Store
 
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]})
 
@@ -242,3 +243,9 @@ def test_workers_cannot_count_a_rate_without_redis(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text('[auth]\nrate = "10/minute"\n[server]\nworkers = 2\n')
     with pytest.raises(BadInput, match="2 workers cannot count a rate together"):
         guard_of(read_config(tmp_path / "serve.toml"))
+
+
+def test_workers_cannot_share_a_port_that_nobody_names(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="each worker a port of its own") as refused:
+        serve([], Settings(workers=2, port=0, grpc_port=0), Store(tmp_path), lambda event: None)
+    assert "--grpc-port 8001" in refused.value.hint

