@@ -31,8 +31,7 @@ PER_ROW = ("past_lens", "subsequence_begins", "block_indices", "block_indices_be
 _UNTOLD = {"softcap": 0.0, "smooth_softmax": 0, "rotary_interleaved": 0, "k_quant_type": "NONE", "v_quant_type": "NONE"}
 #: Its inputs behind the tables of its rotation: an attention's bias and sinks; the ninth has positions, which are fed.
 _MORE_INPUTS = range(10, 16)
-#: From this level on a product in blocks leaves its activations in float ("fp32", "as they like" of --accuracy-level).
-_FLOAT_LEVELS = (0, 1, 2, 3)
+#: The accuracy level at which a product in blocks rounds what it multiplies to int8, in blocks as well.
 _INT8_LEVEL = 4
 
 
