@@ -5,7 +5,7 @@ texts, are rows of one product. Who owns them is said to attention alone, in the
 feed too (``past_lens``, ``subsequence_begins``, ``block_indices``, …). GroupQueryAttention of the ONNX file becomes
 PagedAttention, its rotation becomes nodes that OpenVINO fuses again, and everything else stays as it was read.
 
-``openvino.op._PagedAttentionExtension`` is not promised to stay as it is: the extra ``openvino-native`` pins the version.
+``openvino.op._PagedAttentionExtension`` may not stay as it is: the extra ``openvino-native`` pins its version.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def readable(model: onnx_ir.Model, path: Path) -> Path | bytes:
         if sizes is None:
             continue
         made = weight.const_value.numpy().reshape(sizes).copy()  # a view would keep the file of weights open
-        value = onnx_ir.Value(name=f"{weight.name}.table", const_value=onnx_ir.Tensor(made, name=f"{weight.name}.table"))
+        value = onnx_ir.Value(
+            name=f"{weight.name}.table", const_value=onnx_ir.Tensor(made, name=f"{weight.name}.table")
+        )
         value.shape, value.type = onnx_ir.Shape(made.shape), onnx_ir.TensorType(weight.const_value.dtype)
         model.graph.register_initializer(value)
         node.replace_input_with(0, value)
@@ -125,9 +127,9 @@ def paged(model: Any, config: DecoderConfig) -> Any:
     """Make a graph that OpenVINO has read (``openvino.Model``) one with a paged cache.
 
     Inputs of what is returned: ``input_ids`` and ``position_ids`` int64 ``[tokens, 1]``; those of :data:`PER_ROW`;
-    ``max_context_len`` int32 ``[]``; ``rows`` int32 ``[n]``, tokens whose logits are wanted, where the file's head can be
-    asked for some alone; ``key_cache.N`` and ``value_cache.N``, whose shape and type the compiled model says. Its output
-    is ``[n, 1, vocabulary]``, or ``[tokens, 1, vocabulary]``.
+    ``max_context_len`` int32 ``[]``; ``rows`` int32 ``[n]``, tokens whose logits are wanted, where the file's head can
+    be asked for some alone; ``key_cache.N`` and ``value_cache.N``, whose shape and type the compiled model says. Its
+    output is ``[n, 1, vocabulary]``, or ``[tokens, 1, vocabulary]``.
 
     Raises:
         BadInput: it is no decoder whose every layer is one GroupQueryAttention.
@@ -137,8 +139,7 @@ def paged(model: Any, config: DecoderConfig) -> Any:
     import openvino.opset15 as ops
 
     inputs = {name: port.get_node() for port in model.inputs for name in port.get_names()}
-    named, positions_name = config.inputs.get("input_ids", "input_ids"), config.inputs.get("position_ids", "position_ids")
-    ids, positions = inputs.get(named), inputs.get(positions_name)
+    ids, positions = (inputs.get(config.inputs.get(name, name)) for name in ("input_ids", "position_ids"))
     logits = next((port for port in model.outputs if config.outputs.get("logits", "logits") in port.get_names()), None)
     if ids is None or logits is None:
         raise BadInput(f"{config.file} has not the inputs and outputs that its genai_config.json names")
@@ -175,7 +176,7 @@ def paged(model: Any, config: DecoderConfig) -> Any:
 def _is_chooser(node: Any) -> bool:
     """Whether it is the Slice that leaves rows of the head out (:mod:`optimizer.graph.head`)."""
     sources = [node.input_value(place).get_node() for place in range(node.get_input_size())]
-    return node.get_type_name() == "Slice" and any(LOGITS_FROM == each.get_friendly_name() for each in sources)
+    return node.get_type_name() == "Slice" and any(each.get_friendly_name() == LOGITS_FROM for each in sources)
 
 
 def _parameter(name: str, shape: list[int], dtype: Any = None) -> Any:
@@ -187,7 +188,9 @@ def _parameter(name: str, shape: list[int], dtype: Any = None) -> Any:
     return made
 
 
-def _attention(node: Any, positions: Any, pages: list[Any], per_row: list[Any], longest: Any, config: DecoderConfig) -> Any:
+def _attention(
+    node: Any, positions: Any, pages: list[Any], per_row: list[Any], longest: Any, config: DecoderConfig
+) -> Any:
     """What stands in place of one GroupQueryAttention: ``[tokens, 1, heads * size]``."""
     import numpy as np
     import openvino.opset15 as ops
@@ -206,10 +209,10 @@ def _attention(node: Any, positions: Any, pages: list[Any], per_row: list[Any], 
     ints, floats = np.zeros(0, np.int32), np.zeros(0, np.float32)
     scale = np.float32(said["scale"] or size**-0.5)
     number = np.int32(0)
-    # Behind the scale: sliding window, slopes of ALiBi; then what evicts, rotates or scores pages, and what skips blocks
-    # of long prompts (XAttention), sinks, images, trees of guesses. Empty or 0, nothing of it is done.
-    rest = (np.int32(0), floats, longest, ints, ints, np.zeros((0, 0), np.int32), floats, floats, number, number)
-    rest += (np.zeros((0, 0, 0, 0), np.float32), number, ints, ints, ints, ints, np.zeros(0, np.uint8), ints)
+    # Behind the scale: sliding window, slopes of ALiBi; then what evicts, rotates or scores pages, and what skips
+    # blocks of long prompts (XAttention), sinks, images, trees of guesses. Empty or 0, nothing of it is done.
+    rest: list[Any] = [number, floats, longest, ints, ints, np.zeros((0, 0), np.int32), floats, floats, number, number]
+    rest += [np.zeros((0, 0, 0, 0), np.float32), number, ints, ints, ints, ints, np.zeros(0, np.uint8), ints]
     made = [each if hasattr(each, "output") else ops.constant(each) for each in (*pages, *per_row, scale, *rest)]
     attention = _PagedAttentionExtension([each.output(0) for each in (*flat, *made)])
     told = attention.get_rt_info()

@@ -1,7 +1,7 @@
 """Text by OpenVINO, with a paged cache and the decode loop that ONNX Runtime has here too.
 
 It runs what ``export-genai`` makes for processors, fp32, int8 or int4, and computes in fp32, bf16 or fp16: the provider
-says which. Its products of many rows are the faster ones (prompts, many texts at once), ONNX Runtime's those of one row.
+says which. Its products of many rows are the faster ones (prompts, many texts at once), ONNX Runtime's those of one.
 """
 
 from __future__ import annotations

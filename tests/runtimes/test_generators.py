@@ -195,7 +195,7 @@ def test_a_closed_one_ends_its_texts_and_takes_no_more(llama_generator: Path) ->
             opened.submit([5], Sampling())
 
 
-# Of the loop of our own alone: onnxruntime-genai takes no seed for one text on a processor, and keeps chances to itself.
+# Of our own loop alone: onnxruntime-genai takes no seed for one text on a processor, and keeps chances to itself.
 
 
 def test_a_seed_repeats_alone_and_beside_others(own: Generator) -> None:
