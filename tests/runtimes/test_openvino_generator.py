@@ -13,6 +13,7 @@ import pytest
 from generators import build_llama, greedy, prompts
 
 from optimizer.errors import BadInput, GateFailed, MissingPiece
+from optimizer.generating.golden import reach
 from optimizer.generator import Finish, Generator, GeneratorOptions, Sampling, open_generator
 from optimizer.graph.head import choose_rows
 from optimizer.runtimes import _openvino_decoder
@@ -147,3 +148,11 @@ def test_attention_that_it_is_not_given_is_refused(
 ) -> None:
     with pytest.raises(BadInput, match=why):
         opened(changed(llama_generator, tmp_path / "odd", **said))
+
+
+def test_what_is_computed_in_16_bits_is_held_to_less() -> None:
+    """An fp32 file has hardly any difference of its own, and in bf16 a logit of 16 is rounded by a sixteenth."""
+    facts = {"parity": {"max_abs": 1e-5}}
+    assert reach(facts) == reach(facts, "fp32") == 1e-3
+    assert (reach(facts, "fp16"), reach(facts, "bf16")) == (pytest.approx(1 / 32), pytest.approx(1 / 4))
+    assert reach({"parity": {"max_abs": 0.5}}, "bf16") == 2.0
