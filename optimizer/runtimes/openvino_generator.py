@@ -16,6 +16,7 @@ from optimizer.generating.config import DecoderConfig, read_config
 from optimizer.generator import GeneratorOptions, GeneratorRuntime
 from optimizer.runtime import Provider, SessionOptions
 from optimizer.runtimes._decode_loop import SLOTS, LoopGenerator
+from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._openvino import PRECISIONS
 from optimizer.runtimes._openvino_decoder import PagedDecoder
 from optimizer.runtimes._openvino_paged import Weights, paged, readable, weights_of
@@ -54,7 +55,8 @@ def _open(folder: Path, options: GeneratorOptions) -> LoopGenerator:
     compiled, facts = compiled_model(source, config.file, asked, lambda model: paged(model, config))
     facts |= _read_back(compiled, config, weights)
     decoder = PagedDecoder(compiled, config, options.slots or SLOTS, _PROVIDER)
-    facts |= {"runtime": GENERATOR.name, "provider": options.provider, "load_seconds": time.perf_counter() - started}
+    facts |= {"runtime": GENERATOR.name, "provider": options.provider, "huge_pages": onto_huge_pages()}
+    facts["load_seconds"] = time.perf_counter() - started
     return LoopGenerator(decoder, config, facts)
 
 
