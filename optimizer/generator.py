@@ -139,8 +139,8 @@ class GeneratorOptions:
     """How to open a generator.
 
     Attributes:
-        runtime: ``onnxruntime``, ``genai``, …; ``auto`` for the first that takes the provider.
-        provider: ``cpu``, ``cuda``, …
+        runtime: ``onnxruntime``, ``openvino``, ``genai``, …; ``auto`` for the first that takes the provider.
+        provider: ``cpu``, ``openvino-native:bf16``, ``cuda``, …
         threads: intra-op threads; 0 means one a physical core that this process may use.
         slots: most texts that are written at once; 0 for what the runtime takes by itself.
     """
@@ -156,7 +156,7 @@ class GeneratorRuntime:
     """One library that writes text.
 
     Attributes:
-        name: ``onnxruntime``, ``genai``.
+        name: ``onnxruntime``, ``openvino``, ``genai``.
         help: one sentence.
         providers: what it can compute with, the one it takes by itself first.
         modules: imports without which it cannot run.

@@ -62,7 +62,7 @@ def traffic_of(entrant: Entrant) -> Traffic | None:
     folder = entrant.candidate.path
     try:
         if (folder / "genai_config.json").is_file():
-            return _of_graph(folder)
+            return _of_graph(folder, entrant.candidate.provider.precision in ("bf16", "fp16"))
         if (folder / "config.json").is_file():
             return _of_folder(folder, _OF_PRECISION.get(entrant.candidate.provider.precision, 4))
     except (BadInput, MissingPiece, KeyError, TypeError, ValueError, OSError):
@@ -107,15 +107,19 @@ def _cached(said: Mapping[str, Any], size: int) -> int:
     return int(2 * layers * (said.get("num_key_value_heads") or heads) * head * size)
 
 
-def _of_graph(folder: Path) -> Traffic:
+def _of_graph(folder: Path, halved: bool) -> Traffic:
+    """Of a generator's folder; ``halved`` where it is computed in 16 bits: what is stored in 32, blocks' scales aside,
+    was converted when it was opened.
+    """
     model = load(folder / MODEL_NAME)
-    weights = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and _read_whole(value)
-    )
+    weights = 0
+    for value in model.graph.initializers.values():
+        stored = value.const_value
+        if stored is not None and _read_whole(value):
+            scales = any(use.node.op_type == "MatMulNBits" for use in value.uses())
+            weights += stored.nbytes // (2 if halved and stored.dtype.name == "FLOAT" and not scales else 1)
     pasts = [each for each in model.graph.inputs if each.name and "past" in each.name and each.dtype is not None]
-    return Traffic(weights, _cached(configuration(folder), pasts[0].dtype.itemsize if pasts else 4))
+    return Traffic(weights, _cached(configuration(folder), 2 if halved else pasts[0].dtype.itemsize if pasts else 4))
 
 
 def _read_whole(value: onnx_ir.Value) -> bool:

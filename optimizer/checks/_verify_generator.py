@@ -105,7 +105,7 @@ def _replayed(judged: Entrant, artifact: Artifact, options: Verify, progress: Pr
         raise BadInput(f"{artifact.ref} has no golden continuations", "compare with its source: --against source")
     progress("opening the candidate")
     candidate = _opened(judged, options.threads)
-    near = reach(artifact.manifest.facts)
+    near = reach(artifact.manifest.facts, judged.candidate.provider.precision)
     try:
         progress("writing golden continuations")
         rows, failures = replay(candidate, golden, near)

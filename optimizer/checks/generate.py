@@ -38,8 +38,8 @@ class Generate(Options):
     regex: str | None = opt(None, "The text matches this regular expression.", metavar="REGEX")
     chat: bool = opt(False, "The prompt is a turn of a conversation, by the model's chat template.")
     stream: bool = opt(True, "Print the text while it is being written.", key=False)
-    runtime: str = opt("auto", "What writes: onnxruntime, genai; auto takes the first that can.")
-    provider: str = opt("cpu", "Where it computes: cpu, cuda.")
+    runtime: str = opt("auto", "What writes: onnxruntime, openvino, genai; auto takes the first that can.")
+    provider: str = opt("cpu", "Where it computes: cpu, openvino-native, openvino-native:bf16, cuda.")
     threads: int = opt(0, "Threads; 0 for one a physical core.", ge=0, key=False)
 
     def check(self) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput
 from optimizer.generator import Sampling
 
-__all__ = ["check_asked"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["check_asked", "check_scored"]
 
 
 def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: int) -> None:
@@ -51,3 +56,22 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
         raise BadInput(f"top logprobs must be from 0 to {vocabulary}, not {sampling.top_logprobs}")
     if sampling.json_schema and sampling.regex:
         raise BadInput("a text follows a JSON schema or a regular expression, not both")
+
+
+def check_scored(tokens: NDArray[np.int64], context: int, vocabulary: int) -> None:
+    """Refuse tokens that no decoder could score.
+
+    Args:
+        tokens: ``[rows, tokens]``.
+        context: most tokens of a row.
+        vocabulary: how many tokens there are.
+
+    Raises:
+        BadInput: it is no matrix, longer than the context, or has a token that is none.
+    """
+    if tokens.ndim != 2 or not tokens.size:
+        raise BadInput(f"tokens to score are [rows, tokens], not {list(tokens.shape)}")
+    if tokens.shape[1] > context:
+        raise BadInput(f"{tokens.shape[1]} tokens to score, and the context has {context}")
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise BadInput(f"a token to score is outside 0 … {vocabulary - 1}: another model's tokenizer?")

@@ -12,17 +12,21 @@ __all__ = ["EQUAL", "EQUAL_IN_BLOCKS", "first_difference", "reach"]
 EQUAL, EQUAL_IN_BLOCKS = 1e-3, 0.1
 #: Logits of other texts are further off than those of the golden one: by this factor, with room.
 _ROOM = 4
+#: What the same file comes to when it is computed in 16 bits: as far off as a logit of 16 is by one rounding (half of
+#: 2⁻⁷ and of 2⁻¹⁰ of it), with the same room.
+_HALVES = {"bf16": _ROOM * 16 * 2**-8, "fp16": _ROOM * 16 * 2**-11}
 
 
-def reach(facts: Mapping[str, Any]) -> float:
+def reach(facts: Mapping[str, Any], precision: str = "") -> float:
     """How far a token has to be ahead of the next one for an artifact to write it for sure, in nats.
 
     Args:
         facts: of its manifest; ``parity`` says how far its logits were from PyTorch's.
+        precision: what it is computed in (``bf16``); empty for what the export was held to.
     """
     parity = facts.get("parity")
     off = parity.get("max_abs") if isinstance(parity, Mapping) else None
-    return max(EQUAL, _ROOM * float(off or 0.0))
+    return max(EQUAL, _ROOM * float(off or 0.0), _HALVES.get(precision, 0.0))
 
 
 def first_difference(

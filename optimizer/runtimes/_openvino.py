@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
+from typing import Any
 
-from optimizer.errors import MissingPiece
+from optimizer.errors import MissingPiece, missing_package
 from optimizer.runtime import SessionOptions
 
-__all__ = ["PRECISIONS", "config", "need_capability"]
+__all__ = ["PRECISIONS", "config", "library", "need_capability"]
+
+_TELEMETRY = "openvino_telemetry"
 
 #: Precision → OpenVINO's name of it. The first is the default.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -46,3 +50,22 @@ def need_capability(provider: str, precision: str, capabilities: Collection[str]
         f"this processor cannot compute in {precision}: OpenVINO would run in another precision without a word",
         f"use {provider} (fp32), or a machine with {_BRINGS.get(precision, 'that')}",
     )
+
+
+def library() -> Any:
+    """The package, without its telemetry.
+
+    Unless the user has opted out, importing it writes an id into the home folder and reports the import to its maker.
+    It has a stub for where its telemetry package is not installed, and takes that when the import fails.
+    """
+    silenced = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
+    if silenced:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_package(error.name or "openvino", "running ONNX files with OpenVINO") from None
+    finally:
+        if silenced:
+            del sys.modules[_TELEMETRY]
+    return openvino

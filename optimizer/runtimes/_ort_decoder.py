@@ -8,10 +8,12 @@ at any step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
+from optimizer.generating.asked import check_scored
 from optimizer.generating.config import DecoderConfig
 from optimizer.graph.head import LOGITS_FROM
 from optimizer.runtimes._ort_errors import ort_errors
@@ -58,6 +60,9 @@ class Decoder:
     Raises:
         BadInput: its inputs are not those of a decoder, or its cache cannot be written in place.
     """
+
+    #: Prompts are read one by one: GroupQueryAttention takes several new tokens behind a cache for one row at a time.
+    together = 1
 
     def __init__(self, session: Any, config: DecoderConfig, slots: int) -> None:
         self._session, self._config, self.slots = session, config, slots
@@ -159,12 +164,13 @@ class Decoder:
         self._buffers, self._rows, self._capacity = made, high, capacity
         self._bound = 0
 
-    def read(self, row: int, prompt: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Read a prompt into a row, whatever was there; logits of what follows, ``[vocabulary]``."""
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Read a prompt into a row, whatever was there; logits of what follows, ``[1, vocabulary]``."""
+        (prompt,) = prompts
         self._room(row + 1, prompt.size + 1)
         for begin in range(0, prompt.size, _READ_AT_ONCE):
             logits = self._read(row, prompt[begin : begin + _READ_AT_ONCE], begin)
-        return self._floats(logits)
+        return self._floats(logits)[None]
 
     def _read(self, row: int, tokens: NDArray[np.int64], begin: int) -> NDArray[Any]:
         """Read tokens that follow ``begin`` others; logits of what follows them, ``[vocabulary]``."""
@@ -254,12 +260,7 @@ class Decoder:
         import numpy as np
 
         config = self._config
-        if tokens.ndim != 2 or not tokens.size:
-            raise BadInput(f"tokens to score are [rows, tokens], not {list(tokens.shape)}")
-        if tokens.shape[1] > config.context:
-            raise BadInput(f"{tokens.shape[1]} tokens to score, and the context has {config.context}")
-        if tokens.min() < 0 or tokens.max() >= config.vocabulary:
-            raise BadInput(f"a token to score is outside 0 … {config.vocabulary - 1}: another model's tokenizer?")
+        check_scored(tokens, config.context, config.vocabulary)
         feeds = self._feeds(tokens, np.ones(tokens.shape, np.int64))
         empty = np.zeros((tokens.shape[0], config.kv_heads, 0, config.head_size), self._cache_type[0])
         logits = np.empty((*tokens.shape, config.vocabulary), self._logits_type[0])

@@ -11,7 +11,6 @@ renames an input that an operator without effect hands on.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.environment import cpu_threads
-from optimizer.errors import BadInput, GateFailed, MlOptError, missing_package
+from optimizer.errors import BadInput, GateFailed, MlOptError
 from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
 from optimizer.runtimes._huge_pages import onto_huge_pages
-from optimizer.runtimes._openvino import PRECISIONS, config, need_capability
+from optimizer.runtimes._openvino import PRECISIONS, config, library, need_capability
 from optimizer.runtimes._openvino_errors import openvino_errors
 from optimizer.runtimes._openvino_kernels import kernels_of
 from optimizer.runtimes._signal_stack import own_signal_stack
@@ -34,11 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["RUNTIME", "OpenVinoSession"]
+__all__ = ["RUNTIME", "OpenVinoSession", "compiled_model"]
 
 _PROVIDER = "openvino-native"
 _DEVICE = "CPU"
-_TELEMETRY = "openvino_telemetry"
 #: Element types of inputs and outputs that can be used.
 _NUMBERS = frozenset(
     {"bool", "float16", "float32", "float64", *(f"{s}int{bits}" for s in ("", "u") for bits in (8, 16, 32, 64))}
@@ -128,7 +126,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     inputs, outputs = tensor_specs(fed_inputs(graph)), tensor_specs(graph.graph.outputs)
     for what, specs in (("input", inputs), ("output", outputs)):
         _check_types(what, specs, path)
-    compiled, facts = _compiled(path, path, options)
+    compiled, facts = compiled_model(path, path, options)
     if (len(compiled.inputs), len(compiled.outputs)) != (len(inputs), len(outputs)):
         raise GateFailed(
             f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; OpenVINO made it {len(compiled.inputs)} and "
@@ -153,16 +151,36 @@ def _check_types(what: str, specs: tuple[TensorSpec, ...], path: Path) -> None:
             raise BadInput(f"{path}: {what} {spec.name!r} is {spec.dtype}; only tensors of plain numbers can be used")
 
 
-def _compiled(source: Path | bytes, path: Path, options: SessionOptions) -> tuple[Any, dict[str, JSON]]:
-    """The compiled model, and what was really got."""
+def compiled_model(
+    source: Path | bytes, path: Path, options: SessionOptions, change: Callable[[Any], Any] = lambda model: model
+) -> tuple[Any, dict[str, JSON]]:
+    """Read and compile an ONNX file.
+
+    Args:
+        source: the file, or what is in it.
+        path: for messages.
+        options: how.
+        change: of the model (``openvino.Model``), between the two.
+
+    Returns:
+        the compiled model, and what was really got.
+
+    Raises:
+        BadInput: the file cannot be used, or has an operator that OpenVINO has not.
+        MissingPiece: OpenVINO is not installed, or the processor does not compute in that precision.
+        GateFailed: the model was compiled, and not as it was asked for.
+    """
     precision = options.provider.precision or next(iter(PRECISIONS))
-    openvino = _library()
+    openvino = library()
     core = openvino.Core()
     with own_signal_stack():  # the first question loads the plugin
         need_capability(_PROVIDER, precision, core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     asked = config(options, precision, options.threads or cpu_threads())
     with openvino_errors(path, _PROVIDER):
-        compiled = core.compile_model(core.read_model(source), _DEVICE, asked)
+        model = core.read_model(source)
+    model = change(model)
+    with openvino_errors(path, _PROVIDER):
+        compiled = core.compile_model(model, _DEVICE, asked)
         got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
     if got != PRECISIONS[precision]:
@@ -177,29 +195,10 @@ def _compiled(source: Path | bytes, path: Path, options: SessionOptions) -> tupl
     }
 
 
-def _library() -> Any:
-    """The package, without its telemetry.
-
-    Unless the user has opted out, importing it writes an id into the home folder and reports the import to its maker.
-    It has a stub for where its telemetry package is not installed, and takes that when the import fails.
-    """
-    silenced = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
-    if silenced:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing_package(error.name or "openvino", "running ONNX files with OpenVINO") from None
-    finally:
-        if silenced:
-            del sys.modules[_TELEMETRY]
-    return openvino
-
-
 def _available(provider: str) -> Availability:
     """Try it for real, with a model of one node."""
     try:
-        _, facts = _compiled(TINY, Path("a model of one node"), SessionOptions(Provider(provider), threads=1))
+        _, facts = compiled_model(TINY, Path("a model of one node"), SessionOptions(Provider(provider), threads=1))
     except MlOptError as error:
         return Availability(provider, False, error.message, error.hint)
     return Availability(provider, True, facts={"openvino": facts["openvino"]})

@@ -36,10 +36,14 @@ class Machine:
     builders: frozenset[str] = frozenset()
 
     @classmethod
-    def here(cls) -> Machine:
-        """The machine that this runs on; what might work is tried, each provider in a process of its own."""
-        reasons = {name: _reason(name) for name in ("openvino", *GPU_PROVIDERS)}
-        if reasons["openvino"]:  # only then, as what both can do is tried once
+    def here(cls, texts: bool = False) -> Machine:
+        """The machine that this runs on; what might work is tried, each provider in a process of its own.
+
+        Args:
+            texts: for a model that writes them, which of OpenVINO's two ways its own package alone does.
+        """
+        reasons = {name: _reason(name) for name in ("openvino", *GPU_PROVIDERS) if not texts or name != "openvino"}
+        if texts or reasons["openvino"]:  # only then, as what both can do is tried once
             reasons[_NATIVE] = _reason(_NATIVE)
         return cls(
             features=frozenset(cpu_facts()["features"]),

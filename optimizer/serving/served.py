@@ -214,7 +214,7 @@ def opened(served: Served, settings: Settings) -> None:
     served.model = artifact.model_info
     if artifact.kind is Kind.GENERATOR:
         served.generator = open_generator(
-            artifact.path, GeneratorOptions(provider=provider.name, threads=settings.threads)
+            artifact.path, GeneratorOptions(provider=str(provider), threads=settings.threads)
         )
         return
     if artifact.kind not in (Kind.ONNX, Kind.ENGINE):

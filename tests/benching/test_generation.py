@@ -201,9 +201,14 @@ def test_what_a_step_of_an_artifact_reads(tmp_path: Path, precision: str) -> Non
     assert torch is not None
     assert found is not None
     assert found.cache == torch.cache
+    halved = traffic_of(Entrant(Candidate("c", tmp_path / "out", Provider("openvino-native", "bf16"))))
+    assert halved is not None
+    assert halved.cache == torch.cache / 2
     if precision == "fp32":
         assert found.weights == pytest.approx(torch.weights, rel=0.01)
+        assert halved.weights == found.weights / 2
     else:
+        assert found.weights * 0.9 < halved.weights < found.weights, "blocks and their scales stay what they are"
         assert found.weights < torch.weights / 3
 
 

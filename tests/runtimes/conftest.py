@@ -3,7 +3,7 @@
 import pytest
 from runtimes.graphs import WIDE, node, value, write
 
-from optimizer.runtimes.openvino import _library
+from optimizer.runtimes._openvino import library
 
 
 @pytest.fixture
@@ -16,4 +16,4 @@ def wide(tmp_path):
 @pytest.fixture
 def capabilities():
     """What OpenVINO says that this processor can do."""
-    return _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -45,25 +45,26 @@ def tokens(generation: Generation) -> list[int]:
     return [token for piece in generation for token in piece.tokens]
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "genai"])
+@pytest.fixture(scope="module", params=[("onnxruntime", "cpu"), ("genai", "cpu"), ("openvino", "openvino-native")])
 def generator(request: pytest.FixtureRequest, llama_generator: Path) -> Iterator[Generator]:
-    opened = open_generator(llama_generator, GeneratorOptions(runtime=request.param, threads=1))
+    runtime, provider = request.param
+    opened = open_generator(llama_generator, GeneratorOptions(runtime=runtime, provider=provider, threads=1))
     yield opened
     opened.close()
 
 
-@pytest.fixture(scope="module")
-def own(llama_generator: Path) -> Iterator[Generator]:
-    """The one that is taken where nothing is said, with few rows."""
-    opened = open_generator(llama_generator, GeneratorOptions(threads=1, slots=3))
+@pytest.fixture(scope="module", params=["cpu", "openvino-native"])
+def own(request: pytest.FixtureRequest, llama_generator: Path) -> Iterator[Generator]:
+    """Those with the loop of our own, which are taken where no runtime is named, with few rows."""
+    opened = open_generator(llama_generator, GeneratorOptions(provider=request.param, threads=1, slots=3))
     yield opened
     opened.close()
 
 
 def test_facts_are_what_was_got(generator: Generator) -> None:
     assert generator.facts["threads"] == 1
-    assert generator.facts["provider"] == "cpu"
-    assert generator.facts["slots"] == {"onnxruntime": 16, "genai": 4}[generator.facts["runtime"]]
+    known = {"onnxruntime": ("cpu", 16), "genai": ("cpu", 4), "openvino": ("openvino-native", 16)}
+    assert (generator.facts["provider"], generator.facts["slots"]) == known[generator.facts["runtime"]]
     assert (generator.context, generator.vocabulary, generator.end_tokens) == (128, 512, (1,))
 
 

@@ -187,8 +187,10 @@ def test_what_is_tried_on_a_processor() -> None:
     assert names[0] == "fp32"
     assert {"int8", "int4", "int4-k_quant_last", "int4-k_quant_mixed", "int4-float-head", "int4-b128"} <= set(names)
     reasons = {left.name: left.reason for left in plan.left_out}
-    assert set(reasons) == {"fp16", "bf16", "fp16-cuda", "bf16-cuda", "int4-cuda"}
+    native = {"bf16-openvino", "int4-openvino", "int8-openvino"}
+    assert set(reasons) == {"fp16", "bf16", "fp16-cuda", "bf16-cuda", "int4-cuda"} | native
     assert "lacks the kernels" in reasons["bf16"]
+    assert "openvino-native does not work here" in reasons["int4-openvino"]
     stage = get_stage("export-genai")
     variants = set()
     for idea in plan.ideas:
@@ -198,6 +200,18 @@ def test_what_is_tried_on_a_processor() -> None:
         assert stage.variant is not None
         variants.add(stage.variant(options, None))
     assert len(variants) == len(plan.ideas), "no two are the same"
+
+
+def test_what_is_tried_where_openvino_is() -> None:
+    """What ONNX Runtime runs, at another place; in bf16 where the processor computes in it."""
+    here = frozenset({"cpu", "openvino-native"})
+    plan = plan_texts(Machine(frozenset({"avx512_bf16"}), providers=here), precisions=("fp32", "bf16", "int8"))
+    found = {idea.name: (str(idea.provider), idea.precision, idea.steps[0].options) for idea in plan.ideas}
+    assert found["bf16-openvino"] == ("openvino-native:bf16", "bf16", {"precision": "fp32"})
+    assert found["int8-openvino"] == ("openvino-native:bf16", "int8", {"precision": "int8"})
+    plan = plan_texts(Machine(frozenset(), providers=here))
+    assert {idea.name: str(idea.provider) for idea in plan.ideas}["int4-openvino"] == "openvino-native"
+    assert "no bf16" in {left.name: left.reason for left in plan.left_out}["bf16-openvino"]
 
 
 def test_what_is_tried_on_a_gpu_and_what_was_asked_for() -> None:

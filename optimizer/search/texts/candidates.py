@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from optimizer.errors import MissingPiece
 from optimizer.runtime import Provider
@@ -13,16 +14,19 @@ from optimizer.types import JSON, Device, Precision
 __all__ = ["plan_texts"]
 
 _CPU, _CUDA = Provider("cpu"), Provider("cuda")
+#: OpenVINO runs what is exported for processors.
+_NATIVE = "openvino-native"
 #: Precisions of 16 bits, and why no processor runs a decoder in them.
 _HALVES = (Precision.FP16, Precision.BF16)
 _NO_HALVES = "on a processor, ONNX Runtime lacks the kernels of a decoder in 16 bits"
+_NO_BF16 = "the processor has no bf16 arithmetic"
 
 
-def _ideas(common: Mapping[str, JSON]) -> Iterable[Idea]:
+def _ideas(common: Mapping[str, JSON], bf16: bool) -> Iterable[Idea]:
     """Every candidate there is, the likeliest winners right behind fp32, which anything must beat."""
 
     def made(name: str, precision: Precision, provider: Provider, why: str, **options: JSON) -> Idea:
-        on = {} if provider is _CPU else {"provider": provider.name}
+        on = {"provider": provider.name} if provider is _CUDA else {}
         step = StepOf(TEXT_EXPORT, {"precision": precision.value, **options, **on, **common})
         return Idea(name, precision, provider, (step,), why)
 
@@ -34,6 +38,7 @@ def _ideas(common: Mapping[str, JSON]) -> Iterable[Idea]:
     why = "an eighth of the traffic: a step of decoding reads every weight"
     yield made("int4-cuda", int4, _CUDA, why)
     yield made("int4", int4, _CPU, why)
+    yield from _on_openvino(made, bf16)
     why = "the same, scales and zero points searched as llama.cpp does it"
     yield made("int4-k_quant", int4, _CPU, why, algorithm="k_quant")
     why = "the same with the head in 8 bits: what every token goes through"
@@ -47,6 +52,16 @@ def _ideas(common: Mapping[str, JSON]) -> Iterable[Idea]:
     yield made("int4-b128", int4, _CPU, "the smallest: a scale for 128 weights", block_size=128)
     yield made("int8", int8, _CPU, "a quarter of the traffic, and hardly any loss")
     yield made("int8-b128", int8, _CPU, "the same with fewer scales", block_size=128)
+
+
+def _on_openvino(made: Callable[..., Idea], bf16: bool) -> Iterable[Idea]:
+    """The same files where products of many rows are the faster ones, with bf16 between those in integers."""
+    half = Provider(_NATIVE, "bf16")
+    why = "half the traffic, and products in bf16: the fastest to read prompts, and to write many texts at once"
+    yield replace(made("bf16-openvino", Precision.FP32, half, why), precision=Precision.BF16)
+    for precision in (Precision.INT4, Precision.INT8):
+        why = "weights in integers, for prompts and many texts at once"
+        yield made(f"{precision}-openvino", precision, half if bf16 else Provider(_NATIVE), why)
 
 
 def plan_texts(
@@ -75,7 +90,7 @@ def plan_texts(
         )
     ideas: list[Idea] = []
     left: list[LeftOut] = []
-    for idea in _ideas(common or {}):
+    for idea in _ideas(common or {}, machine.bf16):
         on_gpu = idea.provider is _CUDA
         reason = ""
         if precisions and idea.precision not in precisions:
@@ -84,7 +99,11 @@ def plan_texts(
             reason = f"--device {device} was asked for"
         elif on_gpu and "cuda" not in machine.providers:
             reason = machine.why_not("cuda")
-        elif not on_gpu and idea.precision in _HALVES:
+        elif idea.provider.name == _NATIVE and _NATIVE not in machine.providers:
+            reason = machine.why_not(_NATIVE)
+        elif idea.provider.precision == "bf16" and not machine.bf16:
+            reason = _NO_BF16
+        elif idea.provider is _CPU and idea.precision in _HALVES:
             reason = _NO_HALVES
         if reason:
             left.append(LeftOut(idea.name, reason))

@@ -99,7 +99,7 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
     if options.eval is not None:
         format_of(options.eval)
     base = _found(model, options, store) if is_reference(model, store) else None
-    machine = Machine.here()
+    machine = Machine.here(texts=True)
     precisions = split_names(options.precision, "value of --precision", [p.value for p in Precision])
     planned = plan_texts(machine, common=_common(base), precisions=precisions, device=options.device)
     if options.dry_run:

@@ -42,15 +42,18 @@ async def prove_writer(served: Served) -> None:
     """
     assert served.generator is not None
     golden = await asyncio.to_thread(load_continuations, served.path)
+    sure = reach(_facts(served), str(served.generator.facts.get("precision", "")))
     alone = [await _write(served.generator, each) for each in golden]
     for number, (each, written) in enumerate(zip(golden, alone, strict=True)):
         ends = served.generator.end_tokens
         wanted = [token for token in each.tokens[:_TOKENS] if token not in ends]
-        place, _ = first_difference(wanted, written.tokens, each.margins, reach(_facts(served)))
+        place, _ = first_difference(wanted, written.tokens, each.margins, sure)
         if place is not None:
             raise _fails(served, number, place, "PyTorch wrote something else")
     together = await asyncio.gather(*(_write(served.generator, each) for each in golden))
     near = EQUAL_IN_BLOCKS if _facts(served).get("quantized", {}).get("weight_only") else EQUAL
+    if str(served.generator.facts.get("precision", "")) in ("bf16", "fp16"):
+        near = sure
     for number, (one, other) in enumerate(zip(alone, together, strict=True)):
         place, _ = first_difference(one.tokens, other.tokens, one.margins, near)
         if place is not None:

@@ -67,7 +67,8 @@ class Writer:
     def fingerprint(self) -> str:
         """Changes when the same seed may give another text: the artifact, and what writes."""
         facts = self.generator.facts
-        libraries = [str(facts[name]) for name in ("runtime", "provider", "threads", "onnxruntime") if name in facts]
+        names = ("runtime", "provider", "threads", "onnxruntime", "openvino")
+        libraries = [str(facts[name]) for name in names if name in facts]
         return f"fp_{digest_json([self.ref, *libraries])[:10]}"
 
     def wait_seconds(self, count: int) -> float:
