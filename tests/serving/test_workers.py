@@ -21,6 +21,7 @@ pytest.importorskip("uvicorn")
 
 from serving.conftest import ROOT, Process
 
+from optimizer.cli.why_command import _asked
 from optimizer.errors import BadInput
 from optimizer.serving.config import guard_of, read_config
 from optimizer.serving.server import _bound, serve
@@ -141,6 +142,23 @@ def test_every_worker_tells_the_same_counts(server: Process) -> None:
     for _ in range(20):
         assert ask(server)[0] == 200
     assert {counted(server, INFERRED) for _ in range(10)} == {before + 20}
+
+
+def test_why_finds_a_request_in_whichever_worker_answered_it(server: Process) -> None:
+    ids = [f"mine-{number}" for number in range(12)]
+    for id in ids:
+        connection = http.client.HTTPConnection(server.address, timeout=30)
+        connection.request("POST", "/v2/models/quick/infer", BODY, {"X-Request-Id": id})
+        assert connection.getresponse().status == 200
+        connection.close()
+    asked = [_asked(server.url, id, "") for id in ids]
+    assert [(status, found["id"]) for status, found in asked] == [(200, id) for id in ids]
+    status, listed = _asked(server.url, "", "")
+    assert status == 200
+    assert {each["id"] for each in listed["newest"]} >= set(ids)
+    status, refused = _asked(server.url, "nobody's", "")
+    assert status == 404
+    assert "is kept" in refused["error"]
 
 
 def test_one_of_several_does_not_load_for_all(server: Process) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from optimizer.serving.answers import json_answer
@@ -24,6 +25,8 @@ async def _requests(call: Call) -> Response:
     records = call.state.records
     return json_answer(
         {
+            "worker": os.getpid(),
+            "workers": call.state.settings.workers,
             "slowest": [summary(record) for record in records.slowest(_LISTED)],
             "newest": [summary(record) for record in records.newest(_LISTED)],
         }
@@ -38,7 +41,8 @@ async def _request(call: Call) -> Response:
             f"no request {id[:128]!r} is kept; of those that asked a model the newest {RECENT} and the slowest "
             f"{SLOWEST} are, and the newest {REFUSED} that were refused"
         )
-        raise Problem(404, message, code="request_not_found", reason="unknown_request")
+        headers = {"X-Workers": str(call.state.settings.workers)}  # each of which keeps its own
+        raise Problem(404, message, headers, code="request_not_found", reason="unknown_request")
     record, same_id = found
     return json_answer(document(record, same_id, call.state.settings, _batching(call, record)))
 
