@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from optimizer.serving.call import Call
     from optimizer.serving.route import Route
 
-__all__ = ["RECENT", "REFUSED", "SLOWEST", "Part", "Record", "Records", "parts", "unfinished"]
+__all__ = ["ASKED_AT", "RECENT", "REFUSED", "SLOWEST", "Part", "Record", "Records", "parts", "unfinished"]
 
+#: Where it is asked about requests.
+ASKED_AT = "/v2/requests"
 #: Answered requests that are kept, the newest.
 RECENT = 1000
 #: Requests that were refused or failed, the newest: in a ring of their own, so that they push nothing else out.
@@ -92,6 +94,8 @@ class Records:
         Requests that only look (health, metrics, lists) are not kept where they were answered: scrapes and probes
         would push out what somebody asks about.
         """
+        if route.path.startswith(ASKED_AT):
+            return  # asked of several workers in turn, most of which know nothing of the request
         asks = "POST" in route.methods
         refused = "error" in call.notes or (asks and status >= 400)
         if not refused and not asks:

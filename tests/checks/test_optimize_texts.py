@@ -127,7 +127,7 @@ def test_what_it_is_says_that_it_writes_text(judged: Any, home: Path, capsys: py
         (["--eval", "text.jsonl", "--max-drop", "2%", "--target", "openvino"], "by ONNX Runtime alone"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--confidence", "0.999"], "ask for 0.995 at most"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--shape", "1x2+"], "8x128+64"),
-        (["--eval", "text.jsonl", "--max-drop", "2%", "--precision", "bf16"], "lacks the kernels"),
+        (["--eval", "text.jsonl", "--max-drop", "2%", "--precision", "fp16"], "lacks the kernels"),
         (["--eval", "missing.jsonl", "--max-drop", "2%"], "no such file"),
     ],
 )

@@ -9,7 +9,7 @@ from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
 from optimizer.serving.explaining import document, summary
 from optimizer.serving.problems import Problem
-from optimizer.serving.record import RECENT, REFUSED, SLOWEST, Record
+from optimizer.serving.record import ASKED_AT, RECENT, REFUSED, SLOWEST, Record
 from optimizer.serving.route import Route, Scope
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _batching(call: Call, record: Record) -> str:
 
 
 ROUTES = (
-    Route("/v2/requests", ("GET",), Scope.ADMIN, _requests, "The slowest and the newest requests."),
+    Route(ASKED_AT, ("GET",), Scope.ADMIN, _requests, "The slowest and the newest requests."),
     # The id is a client's own, and may hold a slash.
-    Route("/v2/requests/{id:path}", ("GET",), Scope.ADMIN, _request, "Where the time of one request went, and why."),
+    Route(ASKED_AT + "/{id:path}", ("GET",), Scope.ADMIN, _request, "Where the time of one request went, and why."),
 )
