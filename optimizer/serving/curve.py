@@ -1,65 +1,83 @@
-"""How long a run takes by its tokens: a line through the runs so far, the newest counting most."""
+"""How long a run takes by its tokens: a line through what runs of each size took, however few there were of it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Curve"]
 
-#: What the sums of all runs so far keep when one more is added: about the last fifty count.
-_KEPT = 0.98
+#: How much the newest run counts among those of its size.
+_FADES = 0.1
+#: The first runs of a size, of which the fastest counts: the others paid for what is done once.
+_FIRST = 4
 #: Tokens that a run costs beside its own before that is known.
 _USUAL_OVERHEAD = 16.0
 
 
 @dataclass
+class _Size:
+    """Runs of one size, a power of two apart from the next: how many, and the mean of their tokens and seconds."""
+
+    tokens: float
+    seconds: float
+    count: int = 1
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self.count += 1
+        if self.count <= _FIRST:
+            if seconds < self.seconds:
+                self.tokens, self.seconds = float(tokens), seconds
+            return
+        self.tokens += _FADES * (tokens - self.tokens)
+        self.seconds += _FADES * (seconds - self.seconds)
+
+
+@dataclass
 class Curve:
-    """Seconds of a run as ``start + tokens × slope``, by least squares with weights that fade exponentially.
+    """Seconds of a run as ``start + tokens × slope``.
 
     A line is what is known of transformer encoders on processors at the lengths that are served: the part that grows
-    with the square of the length is small beside the products.
+    with the square of the length is small beside the products. Under load nearly all runs are of one size, which says
+    nothing about the start; so every size counts the same, as runs of it were last seen, and what is small is the
+    error in parts of the time (least squares with weights ``1 / seconds²``).
     """
 
-    _weight: float = 0.0
-    _x: float = 0.0
-    _y: float = 0.0
-    _xx: float = 0.0
-    _xy: float = 0.0
+    _sizes: dict[int, _Size] = field(default_factory=dict)
+    _start: float = 0.0
+    _slope: float = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
         """Count one run."""
-        sums = (1.0, float(tokens), seconds, float(tokens) ** 2, tokens * seconds)
-        kept = (self._weight, self._x, self._y, self._xx, self._xy)
-        self._weight, self._x, self._y, self._xx, self._xy = (
-            old * _KEPT + new for old, new in zip(kept, sums, strict=True)
-        )
+        place = tokens.bit_length()
+        if place in self._sizes:
+            self._sizes[place].add(tokens, seconds)
+        else:
+            self._sizes[place] = _Size(float(tokens), seconds)
+        self._fit()
 
-    def _line(self) -> tuple[float, float]:
-        """Start and slope, both in seconds; through nothing where runs of one size say no slope."""
-        if not self._weight:
-            return 0.0, 0.0
-        x, y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - x * x
-        covariance = self._xy / self._weight - x * y
-        through_nothing = y / x if x else 0.0
-        if variance <= 1e-9 * x * x or covariance <= 0:
-            return 0.0, through_nothing
-        slope = min(covariance / variance, through_nothing)
-        return y - slope * x, slope
+    def _fit(self) -> None:
+        weight = x = y = xx = xy = 0.0
+        for size in self._sizes.values():
+            counts = 1 / max(size.seconds, 1e-9) ** 2
+            weight, x, y = weight + counts, x + counts * size.tokens, y + counts * size.seconds
+            xx, xy = xx + counts * size.tokens**2, xy + counts * size.tokens * size.seconds
+        spread = weight * xx - x * x
+        slope = (weight * xy - x * y) / spread if spread > 1e-9 * x * x else 0.0
+        start = (y - slope * x) / weight
+        if slope <= 0 or start <= 0:  # of one size, or of sizes that say nothing together
+            start, slope = 0.0, xy / xx if xx else 0.0
+        self._start, self._slope = start, slope
 
     def seconds(self, tokens: float) -> float:
         """Predicted seconds of a run of so many tokens; 0 for none."""
-        start, slope = self._line()
-        return start + slope * tokens if tokens else 0.0
+        return self._start + self._slope * tokens if tokens else 0.0
 
     def tokens(self, seconds: float) -> float:
         """Tokens of a run that takes so long; infinite while nothing has run."""
-        start, slope = self._line()
-        return max(0.0, seconds - start) / slope if slope else math.inf
+        return max(0.0, seconds - self._start) / self._slope if self._slope else math.inf
 
     @property
     def overhead(self) -> float:
         """Tokens that could be computed in the time that a run takes beside its tokens."""
-        start, slope = self._line()
-        return start / slope if start > 0 and slope else _USUAL_OVERHEAD
+        return self._start / self._slope if self._start > 0 and self._slope else _USUAL_OVERHEAD

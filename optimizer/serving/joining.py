@@ -8,6 +8,7 @@ share a run with those of their own shape, or with none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "Size", "choose", "plan_of"]
 
 _MASK = "attention_mask"
+#: Of those that wait, so many times a run's rows are looked at: the nearest in length to the oldest.
+_LOOKED_AT = 4
+#: Tokens that stand for a run that costs more than any padding.
+_DEAREST = 1e9
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,9 @@ def _axes(spec: TensorSpec) -> tuple[int, ...]:
 def choose(sizes: Sequence[Size], max_rows: int, max_tokens: int, overhead: float) -> list[int]:
     """Which of those that wait share the next run.
 
-    The one that has waited longest is always among them, so that nobody waits for ever; around it come those of its
-    kin that are nearest to it in length, while rows and tokens, padding included, stay within the limits, and while
-    the padding that one more costs is less than a run of its own would. A request that is beyond the limits by itself
-    runs alone.
+    The one that has waited longest is always among them, so that nobody waits for ever. It and its kin, in the order
+    of their lengths, are divided into runs so that all of them together take the least time (dynamic programming over
+    where each run begins), and its run is the next. A request that is beyond the limits by itself runs alone.
 
     Args:
         sizes: of all that wait, the oldest first.
@@ -173,18 +177,32 @@ def choose(sizes: Sequence[Size], max_rows: int, max_tokens: int, overhead: floa
     first = sizes[0]
     if first.like is None:
         return [0]
-    kin = [place for place in range(1, len(sizes)) if sizes[place].like == first.like]
-    kin.sort(key=lambda place: (abs(sizes[place].length - first.length), place))
-    chosen, rows, longest = [0], first.rows, first.length
-    for place in kin:
-        size = sizes[place]
-        grown = max(longest, size.length)
-        total = (rows + size.rows) * grown
-        if rows + size.rows > max_rows or total > max_tokens or total - rows * longest > size.tokens + overhead:
-            continue
-        chosen.append(place)
-        rows += size.rows
-        longest = grown
-        if rows == max_rows:
-            break
-    return sorted(chosen)
+    kin = [place for place in range(len(sizes)) if sizes[place].like == first.like]
+    if len(kin) > (most := _LOOKED_AT * max_rows):
+        kin = sorted(kin, key=lambda place: (abs(sizes[place].length - first.length), place))[:most]
+    kin.sort(key=lambda place: (sizes[place].length, place))
+    for begin, end in _runs([sizes[place] for place in kin], max_rows, max_tokens, min(overhead, _DEAREST)):
+        if 0 in kin[begin:end]:
+            return sorted(kin[begin:end])
+    raise AssertionError("the runs hold everyone")
+
+
+def _runs(sizes: Sequence[Size], max_rows: int, max_tokens: int, overhead: float) -> list[tuple[int, int]]:
+    """Runs of neighbours that together cost the least, from the longest; of those that cost the same, the fewest."""
+    cost, begins = [0.0], [0]
+    for end, last in enumerate(sizes, 1):
+        least, rows = math.inf, 0
+        for begin in range(end - 1, -1, -1):
+            rows += sizes[begin].rows
+            tokens = rows * last.length
+            if begin < end - 1 and (rows > max_rows or tokens > max_tokens):
+                break
+            if (total := cost[begin] + overhead + tokens) <= least:
+                least, start = total, begin
+        cost.append(least)
+        begins.append(start)
+    found, end = [], len(sizes)
+    while end:
+        found.append((begins[end], end))
+        end = begins[end]
+    return found

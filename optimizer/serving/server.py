@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,10 @@ def serve(
     """
     import uvloop
 
+    # Before there are threads: one that loads a model and one that answers cannot both be the first to import numpy,
+    # whose parts import each other, and the first requests come while models are loaded.
+    for name in MODULES:
+        importlib.import_module(name)
     worker = Worker.inherited()
     if worker is None and settings.workers > 1:
         if settings.grpc_port == 0:

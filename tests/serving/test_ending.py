@@ -93,3 +93,21 @@ def test_what_cannot_be_served_ends_with_its_code(tmp_path: Path, damage: str | 
         )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert word in json.loads(done.stdout)["error"]["message"]
+
+
+def test_what_several_threads_need_is_imported_before_there_are_any(tmp_path: Path) -> None:
+    """Two threads cannot both be the first to import numpy; the first requests come while models are loaded."""
+    code = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from optimizer.serving import server\n"
+        "from optimizer.serving.settings import Settings\n"
+        "from optimizer.store import Store\n"
+        "def bound(*words, **more):\n"
+        "    print(threading.active_count(), sorted(set(server.MODULES) - set(sys.modules)))\n"
+        "    raise SystemExit\n"
+        "server._bound = bound\n"
+        "server.serve([], Settings(port=0), Store(Path(sys.argv[1])), lambda event: None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "1 []\n", done.stderr

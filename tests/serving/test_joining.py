@@ -89,6 +89,51 @@ def test_the_oldest_always_runs_and_limits_hold(sizes: list[Size], rows: int, to
         assert computed <= sum(size.tokens + overhead for size in picked) - overhead
 
 
+def least_of_all(sizes: list[Size], rows: int, tokens: int, overhead: float) -> float:
+    """What the cheapest division into runs of neighbours costs, every one of them tried."""
+    if not sizes:
+        return 0.0
+    found = []
+    for count in range(1, len(sizes) + 1):
+        together = sum(size.rows for size in sizes[:count])
+        computed = together * sizes[count - 1].length
+        if count == 1 or (together <= rows and computed <= tokens):
+            found.append(overhead + computed + least_of_all(sizes[count:], rows, tokens, overhead))
+    return min(found)
+
+
+kin = st.lists(st.builds(Size, st.integers(1, 3), st.integers(1, 20), st.just(("a",))), min_size=1, max_size=8)
+
+
+@given(kin, st.integers(1, 8), st.integers(1, 60), st.floats(0, 100))
+@settings(max_examples=200)
+def test_all_that_wait_are_answered_in_the_least_time(
+    sizes: list[Size], rows: int, tokens: int, overhead: float
+) -> None:
+    """Run after run, as the batcher chooses them while nobody else comes."""
+    left, cost = list(sizes), 0.0
+    while left:
+        chosen = choose(left, rows, tokens, overhead)
+        picked = [left[place] for place in chosen]
+        cost += overhead + sum(size.rows for size in picked) * max(size.length for size in picked)
+        left = [size for place, size in enumerate(left) if place not in chosen]
+    ordered = sorted(sizes, key=lambda size: size.length)
+    assert cost == pytest.approx(least_of_all(ordered, rows, tokens, overhead))
+
+
+def test_a_full_queue_of_mixed_lengths_pads_little() -> None:
+    """Sentences of 5 to 60 tokens, where a run costs as much as 60 tokens beside its own."""
+    sizes = [Size(1, 5 + (place * 37) % 56, ("a",)) for place in range(64)]
+    real = computed = runs = 0
+    while sizes:
+        chosen = choose(sizes, 32, 2048, 60.0)
+        picked = [sizes[place].length for place in chosen]
+        real, computed, runs = real + sum(picked), computed + len(picked) * max(picked), runs + 1
+        sizes = [size for place, size in enumerate(sizes) if place not in chosen]
+    assert computed < 1.15 * real
+    assert runs < 10
+
+
 def test_the_nearest_in_length_come_along_first() -> None:
     sizes = [Size(1, length, ("a",)) for length in (10, 100, 11, 9, 50)]
     assert choose(sizes, 3, 10_000, math.inf) == [0, 2, 3]
