@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.overload [--seconds 60] [--slo 50ms] [--many 100000]
 
-MiniLM in fp32, single sentences, ``ml-opt serve --slo``. Capacity is measured first, by 64 clients that wait for each
-answer. Then arrivals are drawn beforehand (Poisson) at twice that rate and sent whether or not earlier ones are
+MiniLM in fp32, single sentences, ``ml-opt serve --slo``. Capacity is measured first, of a server without ``--slo``, by
+64 clients that wait for each answer. Then, after five seconds of the same to warm up, arrivals are drawn beforehand (Poisson) at twice that rate and sent whether or not earlier ones are
 answered; a latency counts from when the request was due. Every request has to be answered, by 200 or by 429 with
 ``Retry-After``. Last, ``--many`` requests from 64 clients: what memory has grown by. Writes
 benchmarks/results/overload.json.
@@ -120,6 +120,18 @@ def overloaded(server: Server, requests: Sequence[bytes], rate: float, seconds: 
     return arrivals
 
 
+def capacity_of(server: Server, texts: Sequence[str]) -> float:
+    """Requests a second that a server answers 64 clients."""
+    with tempfile.TemporaryDirectory(prefix="overload-") as folder:
+        try:
+            server.start(Path(folder) / "log")
+            requests = [server.request(text) for text in texts]
+            closed(server.port, requests, 64, 3.0)
+            return statistics.median(closed(server.port, requests, 64, 5.0).per_second for _ in range(3))
+        finally:
+            server.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -130,12 +142,12 @@ def main() -> None:
     texts = [json.loads(line)["text"] for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
     server = ours(artifact.ref, STORE, cpu_threads(), OURS, "--slo", asked.slo)
     document: dict[str, Any] = {"slo": asked.slo, "seconds": asked.seconds}
+    capacity = capacity_of(ours(artifact.ref, STORE, cpu_threads(), OURS), texts)
     with tempfile.TemporaryDirectory(prefix="overload-") as folder:
         try:
             server.start(Path(folder) / "log")
             requests = [server.request(text) for text in texts]
-            closed(server.port, requests, 64, 3.0)
-            capacity = statistics.median(closed(server.port, requests, 64, 5.0).per_second for _ in range(3))
+            overloaded(server, requests, 2 * capacity, 5.0)
             before = server.memory
             arrivals = overloaded(server, requests, 2 * capacity, asked.seconds)
             statuses = Counter(answer.status for answer in arrivals.answers)

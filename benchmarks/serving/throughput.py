@@ -131,8 +131,9 @@ def _rss(pid: int) -> int:
 
 def ours(ref: str, store: Path, threads: int, name: str, *words: str) -> Server:
     """``ml-opt serve`` of an artifact."""
+    # Nobody else writes a line for each request either.
     command = [sys.executable, "-m", "optimizer", "serve", ref, "--store", str(store), "--port", "PORT", "--threads",
-               str(threads), "--json", *words]  # fmt: skip
+               str(threads), "--json", "--no-access-log", *words]  # fmt: skip
     model = ref.partition("@")[0].partition(":")[0]
     return Server(
         name, command, "/v1/embeddings", lambda text: {"model": model, "input": text},
