@@ -3,10 +3,10 @@
     python -m benchmarks.serving.overload [--seconds 60] [--slo 50ms] [--many 100000]
 
 MiniLM in fp32, single sentences, ``ml-opt serve --slo``. Capacity is measured first, of a server without ``--slo``, by
-64 clients that wait for each answer. Then, after five seconds of the same to warm up, arrivals are drawn beforehand (Poisson) at twice that rate and sent whether or not earlier ones are
-answered; a latency counts from when the request was due. Every request has to be answered, by 200 or by 429 with
-``Retry-After``. Last, ``--many`` requests from 64 clients: what memory has grown by. Writes
-benchmarks/results/overload.json.
+64 clients that wait for each answer. Then, after five seconds of the same to warm up, arrivals are drawn beforehand
+(Poisson) at twice that rate and sent whether or not earlier ones are answered; a latency counts from when the request
+was due. Every request has to be answered, by 200 or by 429 with ``Retry-After``. Last, ``--many`` requests from 64
+clients: what memory has grown by. Writes benchmarks/results/overload.json.
 """
 
 from __future__ import annotations
