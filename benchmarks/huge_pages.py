@@ -64,6 +64,8 @@ def measured(rounds: int, calls: int) -> dict[str, list[float]]:
     encoder = minilm()[0].path / "model.onnx"
     cases = [("MiniLM fp32, 1x16", encoder, "1x16"), ("MiniLM fp32, 8x128", encoder, "8x128")]
     for entrant in ours(untrained(), Store(CACHE / "store"), {}):
+        if entrant.candidate.provider.name != "cpu":
+            continue
         cases.append((f"{entrant.label}, a token", entrant.candidate.path, "decode"))
     ratios: dict[str, list[float]] = {name: [] for name, _, _ in cases}
     for turn in range(rounds):

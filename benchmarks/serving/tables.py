@@ -16,6 +16,10 @@ def _machine(document: Mapping[str, Any]) -> str:
     return f"{cpu['model']}, {cpu['cores']} cores"
 
 
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(md_table(list(titles), [list(line) for line in lines]))
+
+
 def throughput(document: Mapping[str, Any]) -> str:
     """Servers side by side, with the ratio of each to the first in the same rounds."""
     rows, first = document["rows"], next(iter(document["rows"]))
@@ -47,7 +51,7 @@ def throughput(document: Mapping[str, Any]) -> str:
         "server", "requests/s", f"{first} is so many times as fast", "p50, ms", "p99, ms", "one client, ms", "MiB",
         "largest difference", "worst cosine",
     ]  # fmt: skip
-    return f"\n{head}\n\n{md_table(titles, lines)}\n"
+    return f"{head}\n\n{_table(titles, lines)}\n"
 
 
 def overload(document: Mapping[str, Any]) -> str:
@@ -65,7 +69,7 @@ def overload(document: Mapping[str, Any]) -> str:
         ["memory after, against before", f"{memory[1] / memory[0] - 1:+.1%}", "5 %"],
         [f"memory after {many['requests']:,} requests more", f"{(sizes[-1] - sizes[0]) / 1e6:+.0f} MB", "20 MB"],
     ]
-    return f"\n{_machine(document)}.\n\n{md_table(['what', 'measured', 'wanted: at most'], lines)}\n"
+    return f"{_machine(document)}.\n\n{_table(['what', 'measured', 'wanted: at most'], lines)}\n"
 
 
 def streams(document: Mapping[str, Any]) -> str:
@@ -82,7 +86,7 @@ def streams(document: Mapping[str, Any]) -> str:
         )  # fmt: skip
     titles = ["decoder", f"{document['streams']} at once, tokens/s", "one by one, tokens/s", "ratio", "wanted",
               "steps until a place is free"]  # fmt: skip
-    return f"\n{_machine(document)}.\n\n{md_table(titles, lines)}\n"
+    return f"{_machine(document)}.\n\n{_table(titles, lines)}\n"
 
 
 def door(document: Mapping[str, Any]) -> str:
@@ -94,7 +98,7 @@ def door(document: Mapping[str, Any]) -> str:
     head = (
         f"{_machine(document)}, {len(document['rounds_s']['session'])} rounds; the bare run takes {bare * 1e3:.1f} ms."
     )
-    return f"\n{head}\n\n{md_table(['V2, tensors as', 'adds', 'wanted: at most, µs'], lines)}\n"
+    return f"{head}\n\n{_table(['V2, tensors as', 'adds', 'wanted: at most, µs'], lines)}\n"
 
 
 def huge_pages(document: Mapping[str, Any]) -> str:
@@ -104,4 +108,4 @@ def huge_pages(document: Mapping[str, Any]) -> str:
         for name, found in document["ratios"].items()
     ]
     head = f"{_machine(document)}, {len(next(iter(document['ratios'].values())))} rounds, 2 threads."
-    return f"\n{head}\n\n{md_table(['a run of', 'times as fast, median', 'all rounds'], lines)}\n"
+    return f"{head}\n\n{_table(['a run of', 'times as fast, median', 'all rounds'], lines)}\n"

@@ -66,8 +66,8 @@ def test_tables_of_what_was_found() -> None:
             "memory_bytes": {"ours": 2**20, "theirs": 2**21},
         }
     )  # fmt: skip
-    assert "| theirs | 4 | 2.50 | 2 | 4 | 5.50 | 2 | 1.0e-06 | 1.0000 |" in made
+    assert "\n| theirs | 4 | 2.50 | 2 | 4 | 5.50 | 2 | 1.0e-06 | 1.0000 |\n" in made
     assert "The best is `m@best` on cpu." in made
     found = {"together": [30.0, 20.0], "one_by_one": [10.0, 10.0], "freed_steps": [1.0, 2.0]}
     written = tables.streams({"environment": machine, "streams": 8, "rows": {"fp32": found}})
-    assert "| fp32 | 25 | 10 | 2.50 | 2.2 | 1.5 |" in written
+    assert "\n| fp32 | 25 | 10 | 2.50 | 2.2 | 1.5 |\n" in written
