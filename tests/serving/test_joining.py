@@ -118,7 +118,8 @@ def test_all_that_wait_are_answered_in_the_least_time(
         cost += overhead + sum(size.rows for size in picked) * max(size.length for size in picked)
         left = [size for place, size in enumerate(left) if place not in chosen]
     ordered = sorted(sizes, key=lambda size: size.length)
-    assert cost == pytest.approx(least_of_all(ordered, rows, tokens, overhead))
+    # Those that were neighbours of a run that is over are neighbours then, and may cost less together.
+    assert cost <= least_of_all(ordered, rows, tokens, overhead) + 1e-6
 
 
 def test_a_full_queue_of_mixed_lengths_pads_little() -> None:
