@@ -56,9 +56,14 @@ def served(store: Path, *words: str) -> Iterator[str]:
         assert line, "the server ended before it was ready"
         yield str(json.loads(line)["url"])
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(30)
-        finally:
-            process.kill()
+        code = ended(process)
     assert code == 0
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    """Ask a server to end, and its exit code; one that does not within half a minute is killed, and the wait fails."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(30)
+    finally:
+        process.kill()

@@ -156,7 +156,7 @@ class Batcher:
         self._waste = 1.0  # tokens computed for each that was asked, of late
         self._curve = Curve()
         self._closed = False
-        self._changed = threading.Lock()
+        self._lock = threading.Lock()
         # Waits without a line of Python: a thread that still works on going to sleep keeps the loop from the answers.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._idle = False
@@ -211,7 +211,7 @@ class Batcher:
             Ticket(feeds, size, deadline, self._loop.create_future(), owner=owner, leave=self._leave)
             for feeds, size in zip(requests, sizes, strict=True)
         ]
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Problem(503, "the model is being unloaded", reason="unloading")
             self._waiting += tickets
@@ -227,7 +227,7 @@ class Batcher:
             self._woken.put(None)
 
     def _leave(self, ticket: Ticket) -> None:
-        with self._changed:
+        with self._lock:
             ticket.dropped = True
             self._count_waiting()
 
@@ -238,7 +238,7 @@ class Batcher:
 
     def close(self) -> None:
         """Answer what waits with 503, and end the thread when its run is over."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left, self._waiting = self._waiting, []
             self._count_waiting()
@@ -279,7 +279,7 @@ class Batcher:
         """Those that are too late and those that run next; None when the batcher is closed."""
         while True:
             rest = None
-            with self._changed:
+            with self._lock:
                 self._busy = 0
                 if self._closed:
                     return None
@@ -332,9 +332,10 @@ class Batcher:
         rows = sum(size.rows for size in sizes)
         computed = rows * max(size.length for size in sizes)
         self._curve.add(computed, seconds)
-        self._waste += _FADES * (computed / max(1, sum(size.tokens for size in sizes)) - self._waste)
+        tokens = sum(size.tokens for size in sizes)
+        self._waste += _FADES * (computed / max(1, tokens) - self._waste)
         owners = tuple(ticket.owner for ticket in batch[:_OWNERS])
-        run = Run(len(batch), rows, sum(size.tokens for size in sizes), computed, seconds, owners)
+        run = Run(len(batch), rows, tokens, computed, seconds, owners)
         for ticket in batch:
             ticket.seconds, ticket.run = seconds, run
         return run, list(zip(batch, answers, strict=True))

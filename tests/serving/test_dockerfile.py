@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tomllib
@@ -16,6 +15,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+from served_texts import ended
 from serving.conftest import ROOT
 
 from optimizer.serving.guard.keys import KeyFile
@@ -145,9 +145,5 @@ def test_what_it_starts_is_healthy_and_writes_into_its_room_alone(tiny_store: Pa
         with urllib.request.urlopen(request, timeout=30) as response:
             assert response.status == 200
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(30)
-        finally:
-            process.kill()
+        code = ended(process)
     assert code == 0

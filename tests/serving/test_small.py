@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
@@ -135,9 +134,5 @@ def test_four_sorts_of_models_are_served_with_nothing_but_the_extra(four: Store)
         text = asked(url, "/v1/completions", {"model": "writer", "prompt": "def ", "max_tokens": 4})
         assert text["usage"]["completion_tokens"] >= 1
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(30)
-        finally:
-            process.kill()
+        code = served_texts.ended(process)
     assert code == 0
