@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from benchmarks.stdlib import Corpus, corpus
-from benchmarks.trained import STAMP, trained
-from optimizer.environment import cpu_facts
+from benchmarks.trained import STAMP, multiplies_bf16, trained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -230,7 +229,7 @@ def _train(model: Any, recipe: Recipe, stream: Any) -> float:
     windows = stream[: len(stream) // recipe.context * recipe.context].view(-1, recipe.context)
     passes = -(-recipe.steps * recipe.batch // len(windows))
     order = torch.cat([torch.randperm(len(windows), generator=seeded) for _ in range(passes)])
-    halves = recipe.bf16 and bool({"avx512_bf16", "amx_bf16"} & set(cpu_facts()["features"]))
+    halves = recipe.bf16 and multiplies_bf16()
     model.train()
     for places in order[: recipe.steps * recipe.batch].split(recipe.batch):
         batch = windows[places]
