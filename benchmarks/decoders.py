@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from benchmarks.stdlib import Corpus, corpus
-from benchmarks.trained import STAMP, multiplies_bf16, trained
+from benchmarks.trained import STAMP, trained
+from optimizer.environment import cpu_facts, has_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -229,7 +230,7 @@ def _train(model: Any, recipe: Recipe, stream: Any) -> float:
     windows = stream[: len(stream) // recipe.context * recipe.context].view(-1, recipe.context)
     passes = -(-recipe.steps * recipe.batch // len(windows))
     order = torch.cat([torch.randperm(len(windows), generator=seeded) for _ in range(passes)])
-    halves = recipe.bf16 and multiplies_bf16()
+    halves = recipe.bf16 and has_bf16(cpu_facts()["features"])
     model.train()
     for places in order[: recipe.steps * recipe.batch].split(recipe.batch):
         batch = windows[places]

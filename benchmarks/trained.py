@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.environment import cpu_facts
 from optimizer.files import Lock
 
-__all__ = ["STAMP", "folder_from", "multiplies_bf16", "trained"]
+__all__ = ["STAMP", "folder_from", "trained"]
 
 #: Beside the model: what it was made from, and how the training went.
 STAMP = "made.json"
@@ -24,11 +23,6 @@ def folder_from(help: str | None, default: Path) -> Path:
     parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"[default: {default.name} in .cache]")
     folder: Path = parser.parse_args().folder
     return folder
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor multiplies bf16; where it does not, bf16 in PyTorch is ten times slower than fp32."""
-    return bool({"avx512_bf16", "amx_bf16"} & set(cpu_facts()["features"]))
 
 
 def trained(folder: Path, made_from: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:

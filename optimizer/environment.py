@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from optimizer.errors import missing_package
@@ -20,7 +21,9 @@ __all__ = [
     "cpu_threads",
     "describe",
     "gpu_facts",
+    "has_bf16",
     "has_module",
+    "has_vnni",
     "last_cache_bytes",
     "memory_bytes",
     "need_modules",
@@ -148,6 +151,16 @@ def last_cache_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):
             sizes.append(int(path.read_text().strip().removesuffix("K")) * 1024)
     return max(sizes)
+
+
+def has_vnni(features: Iterable[str]) -> bool:
+    """Whether a processor adds products of int8 in 32 bits, fast; others of x86 add pairs of them in 16."""
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(features)
+
+
+def has_bf16(features: Iterable[str]) -> bool:
+    """Whether a processor multiplies bf16."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(features)
 
 
 @functools.cache

@@ -178,6 +178,8 @@ class TextEncoder:
             self._tokenizer.no_truncation()
         else:
             self._tokenizer.enable_truncation(limit, strategy="longest_first", direction=self._truncation_side)
+        if len(texts) == 1:  # a batch would wake the tokenizer's threads, for longer than one text takes
+            return [self._tokenizer.encode(texts[0][0], texts[0][1] if len(texts[0]) == 2 else None)]
         encodings: Iterable[Any] = self._tokenizer.encode_batch([t if len(t) == 2 else t[0] for t in texts])
         return list(encodings)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact, Source
-from optimizer.environment import cpu_facts
+from optimizer.environment import cpu_facts, has_vnni
 from optimizer.errors import BadInput, GateFailed
 from optimizer.stage import Outcome
 from optimizer.types import JSON
@@ -190,10 +190,8 @@ def saturation(reduce_range: bool) -> list[str]:
     Args:
         reduce_range: whether weights have 7 bits, so that no sum can.
     """
-    features = cpu_facts()["features"]
-    if cpu_facts()["machine"] != "x86_64" or reduce_range:
-        return []
-    if any(f in features for f in ("avx512_vnni", "avx_vnni", "amx_int8")):
+    cpu = cpu_facts()
+    if cpu["machine"] != "x86_64" or reduce_range or has_vnni(cpu["features"]):
         return []
     return ["this processor has no VNNI: int8 sums may saturate; compare with --reduce-range, and measure both"]
 

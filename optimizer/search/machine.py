@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optimizer.engines.flavors import FLAVORS
-from optimizer.environment import cpu_facts, gpu_facts, has_module, version_of
+from optimizer.environment import cpu_facts, gpu_facts, has_bf16, has_module, has_vnni, version_of
 from optimizer.runtime import TENSORRT_NATIVE, works
 
 __all__ = ["GPU_PROVIDERS", "Machine"]
@@ -70,12 +70,12 @@ class Machine:
     @property
     def int8(self) -> bool:
         """It multiplies int8 faster than float."""
-        return bool(self.features & {"avx512_vnni", "avx_vnni", "amx_int8"})
+        return has_vnni(self.features)
 
     @property
     def bf16(self) -> bool:
         """It multiplies bf16 faster than float."""
-        return bool(self.features & {"amx_bf16", "avx512_bf16"})
+        return has_bf16(self.features)
 
 
 def _reason(provider: str) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.errors import MlOptError
 from optimizer.serving.curve import Curve
 from optimizer.serving.joining import Plan, Size, choose
+from optimizer.serving.priority import give_way
 from optimizer.serving.problems import Problem
 
 if TYPE_CHECKING:
@@ -266,6 +267,7 @@ class Batcher:
     # ---------------------------------------------------------------- in the thread
 
     def _work(self) -> None:
+        give_way()
         while (taken := self._take()) is not None:
             late, batch = taken
             run, outcomes = self._ran(batch) if batch else (None, [])

@@ -16,6 +16,7 @@ from optimizer.serving.choosing import chosen
 from optimizer.serving.joining import plan_of
 from optimizer.serving.memory import WAITS, Memory
 from optimizer.serving.metrics import Metrics
+from optimizer.serving.priority import in_the_background
 from optimizer.serving.problems import Problem
 from optimizer.serving.proving import prove
 from optimizer.serving.served import Phase, Served, opened
@@ -161,7 +162,7 @@ class Repository:
         served.phase, served.reason = Phase.LOADING, ""
         in_memory = await asyncio.to_thread(resident)
         try:
-            await asyncio.to_thread(opened, served, self._settings)
+            await in_the_background(lambda: opened(served, self._settings))
             served.metrics = self._metrics.of(served.name, served.version)
             if served.session is not None:
                 self._queue(served)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,8 @@ class Served:
         writer: who waits for the generator, and its tokenizer; None for all but generators.
         preprocessor: texts or images into arrays; None for a model that is fed arrays.
         batcher: its queue; None for generators, which have their own.
-        prepare: the one thread in which texts and images become arrays, as a tokenizer is for one at a time.
+        prepare: the thread in which long texts and images become arrays.
+        preparing: is held by who uses the preprocessor: a tokenizer is for one at a time.
         statistics: what V2's statistics extension tells.
         metrics: its children in the server's metrics.
         loaded: when it was loaded, in seconds since 1970.
@@ -111,6 +113,7 @@ class Served:
     preprocessor: Preprocessor | None = None
     batcher: Batcher | None = None
     prepare: ThreadPoolExecutor | None = None
+    preparing: threading.Lock = field(default_factory=threading.Lock)
     statistics: Statistics = field(default_factory=Statistics)
     metrics: ModelMetrics | None = None
     loaded: float = field(default_factory=time.time)

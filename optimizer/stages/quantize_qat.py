@@ -79,7 +79,9 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
         file = save(model, out)
     session = check_opens(file)
     progress("comparing the graph with the trained model")
-    facts["parity"] = _parity(source, session)
+    scheme = quantized.scheme
+    warnings = saturation(scheme.reduce_range) if scheme.activation_bits else []
+    facts["parity"] = _parity(source, session, saturates=bool(warnings))
     facts["training"] = source.manifest.facts["training"]
     info = {
         **about,
@@ -87,7 +89,6 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
         "inputs": [spec.to_json() for spec in tensor_specs(model.graph.inputs)],
         "outputs": [spec.to_json() for spec in tensor_specs(model.graph.outputs)],
     }
-    warnings = saturation(reduce_range=False) if quantized.scheme.activation_bits else []
     return Outcome(facts, info, [*source.manifest.warnings, *warnings])
 
 
@@ -126,8 +127,13 @@ def _written(
     return result, {"blocks": blocks_in(result), "chosen": dict(choice.counts)}
 
 
-def _parity(source: Artifact, session: Any) -> dict[str, JSON]:
+def _parity(source: Artifact, session: Any, *, saturates: bool) -> dict[str, JSON]:
     """The graph's answers to real rows, compared with those of the model that was trained.
+
+    Args:
+        source: the trained model.
+        session: of the graph.
+        saturates: sums of int8 products may saturate on this processor.
 
     Raises:
         GateFailed: they are not the same.
@@ -143,11 +149,20 @@ def _parity(source: Artifact, session: Any) -> dict[str, JSON]:
 
     found = compare(read_probe(source.path), answer, source.manifest.model)
     agreement = found["agreement"]
+    hint = ""
+    if saturates:
+        hint = (
+            "this processor has no VNNI, and int8 sums saturate on it: train with --reduce-range, or where there is one"
+        )
     # One row may always have two classes within what a level is worth.
     if agreement is not None and not found["rows"] * (1 - agreement) <= max(1.01, found["rows"] * (1 - _AGREEMENT)):
-        raise GateFailed(f"the graph decides as the trained model does in only {agreement:.1%} of {found['rows']} rows")
+        raise GateFailed(
+            f"the graph decides as the trained model does in only {agreement:.1%} of {found['rows']} rows", hint
+        )
     if agreement is None and not found["worst_cosine"] >= _COSINE:
-        raise GateFailed(f"the graph's answer to a row has a cosine of only {found['worst_cosine']:.4f} with PyTorch's")
+        raise GateFailed(
+            f"the graph's answer to a row has a cosine of only {found['worst_cosine']:.4f} with PyTorch's", hint
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from optimizer.errors import BadInput
 from optimizer.exporting.options import allow_pickle_opt, revision_opt, task_opt, trust_remote_code_opt
 from optimizer.layout import Layout
 from optimizer.options import Options, opt
-from optimizer.quantizing.options import per_channel_opt
+from optimizer.quantizing.options import per_channel_opt, reduce_range_opt
 from optimizer.stage import Outcome, Progress, Stage
 from optimizer.training.scheme import SCHEMES, Scheme
 from optimizer.types import JSON, Kind
@@ -61,6 +61,7 @@ class TrainQat(Options):
     target: str = opt("ort", "What the graph is for.", choices=("ort", "openvino", "tensorrt"))
     per_channel: bool = per_channel_opt()
     all_ops: bool = opt(False, "Also round sums, normalized values, softmax, products of activations and the head.")
+    reduce_range: bool = reduce_range_opt()
     quantize_head: bool = opt(False, "Also quantize the weights of the task's own head.")
     samples: int = opt(200, "Rows to find the first ranges on.", ge=1, le=100000)
     seed: int = opt(0, "Another seed orders rows otherwise.", ge=0)
@@ -79,7 +80,11 @@ class TrainQat(Options):
                 "use --scheme w8a8-sym, or leave --scheme out",
             )
         if self.name_of_scheme == "w4a16":
-            for flag, given in (("--all-ops", self.all_ops), ("--no-per-channel", not self.per_channel)):
+            for flag, given in (
+                ("--all-ops", self.all_ops),
+                ("--no-per-channel", not self.per_channel),
+                ("--reduce-range", self.reduce_range),
+            ):
                 if given:
                     raise BadInput(f"{flag} is about 8-bit numbers, and --scheme w4a16 has none", "leave it out")
 
@@ -95,6 +100,7 @@ def scheme_of(options: TrainQat) -> Scheme:
         per_channel=options.per_channel,
         every=options.all_ops,
         head=options.quantize_head,
+        reduce_range=options.reduce_range,
     )
 
 
@@ -283,7 +289,12 @@ def _variant(options: TrainQat, source: Source) -> str:
 def words_of(options: TrainQat) -> list[str]:
     """What a variant's name says of how it was trained."""
     words = ["qat", _WORDS[options.name_of_scheme]]
-    words += ["per-tensor"] * (not options.per_channel) + ["all"] * options.all_ops + ["head"] * options.quantize_head
+    words += (
+        ["per-tensor"] * (not options.per_channel)
+        + ["all"] * options.all_ops
+        + ["7bit"] * options.reduce_range
+        + ["head"] * options.quantize_head
+    )
     words += [f"seed{options.seed}"] * bool(options.seed) + ["labels"] * (not options.distill)
     return [word for word in words if word]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.artifact import RANGES_NAME
 from optimizer.errors import Damaged
-from optimizer.training.scheme import Scheme
+from optimizer.training.scheme import WEIGHT_LEVELS, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -94,9 +94,10 @@ def weights_of(model: QuantizedModel) -> dict[str, Levels]:
     weights: dict[str, Any] = dict(model.module.named_parameters())
     for name, axis in model.rounded.items():
         weight = weights[name].detach().cpu()
-        scale = weight_scale(weight, axis)
+        most = WEIGHT_LEVELS if name in model.tables else model.scheme.most
+        scale = weight_scale(weight, axis, most)
         along = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
-        levels = (round_weight(weight, axis) / along).round().to(torch.int8)
+        levels = (round_weight(weight, axis, most=most) / along).round().to(torch.int8)
         found[name] = Levels(levels.numpy(), scale.numpy(), axis)
     return found
 

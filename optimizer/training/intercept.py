@@ -137,7 +137,7 @@ class Calls(TorchFunctionMode):
     def _through_bits(self, tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
         if self._model.scheme.weight_bits == 4:
             return round_blocks(tensor, self._model.scheme.block)
-        return round_weight(tensor, axis)
+        return round_weight(tensor, axis, most=self._model.scheme.most)
 
     def _looked_up(self, func: Any, ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows of a table: rounding them is rounding the table, and looks at fewer numbers."""

@@ -120,7 +120,7 @@ class QuantizedModel(torch.nn.Module):
         if self.scheme.weight_bits == 8:
             weights = dict(self.module.named_parameters())
             for name in self.rounded.keys() - self.tables:
-                weights[name].copy_(clip_weight(weights[name], self.rounded[name]))
+                weights[name].copy_(clip_weight(weights[name], self.rounded[name], self.scheme.most))
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[torch.nn.Module]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from optimizer.training.scheme import WEIGHT_LEVELS
+
 __all__ = ["ActivationQuantizer", "clip_weight", "round_blocks", "round_weight", "weight_scale"]
 
-#: Of 8-bit weights; -128 stays unused, so that they are as many on either side of zero.
-_WEIGHT_LEVELS = 127
 #: Values of an activation that are kept while ranges are found, and how many of one batch.
 _KEPT, _KEPT_OF_BATCH = 1 << 18, 1 << 14
 #: Parts of the whole range among which the one is chosen that rounds with the least squared error.
@@ -136,36 +136,40 @@ class ActivationQuantizer(torch.nn.Module):
         return made.to(x.dtype)
 
 
-def weight_scale(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
-    """The step between two levels of an 8-bit weight: for each place along ``axis`` (``[n]``), or for all (``[1]``).
+def weight_scale(weight: torch.Tensor, axis: int | None, most: int = WEIGHT_LEVELS) -> torch.Tensor:
+    """The step between two levels of a weight with ``most`` of them on either side of zero: for each place along
+    ``axis`` (``[n]``), or for all (``[1]``).
 
     It follows the largest weight, as in the graphs that are quantized after training.
     """
     size = weight.detach().abs()
-    most = size.amax().reshape(1) if axis is None else size.amax(dim=[d for d in range(size.ndim) if d != axis])
+    end = size.amax().reshape(1) if axis is None else size.amax(dim=[d for d in range(size.ndim) if d != axis])
     # Not where it is larger than zero: a weight that is no number must not become one.
-    return torch.where(most == 0, torch.ones_like(most), most / _WEIGHT_LEVELS)
+    return torch.where(end == 0, torch.ones_like(end), end / most)
 
 
-def round_weight(weight: torch.Tensor, axis: int | None, scale: torch.Tensor | None = None) -> torch.Tensor:
+def round_weight(
+    weight: torch.Tensor, axis: int | None, scale: torch.Tensor | None = None, most: int = WEIGHT_LEVELS
+) -> torch.Tensor:
     """A weight through 8 bits and back; the gradient passes as if nothing had happened.
 
     Args:
         weight: float32, any shape.
         axis: of its output channels, which have a scale each; None for one scale.
         scale: what :func:`weight_scale` said, where the weight is a part of what that was asked of.
+        most: levels on either side of zero.
     """
-    scale = weight_scale(weight, axis) if scale is None else scale
+    scale = weight_scale(weight, axis, most) if scale is None else scale
     if axis is None:
         return torch.fake_quantize_per_tensor_affine(
-            weight, scale, torch.zeros(1, dtype=torch.int32, device=scale.device), -_WEIGHT_LEVELS, _WEIGHT_LEVELS
+            weight, scale, torch.zeros(1, dtype=torch.int32, device=scale.device), -most, most
         )
     zero = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -_WEIGHT_LEVELS, _WEIGHT_LEVELS)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -most, most)
 
 
 @torch.no_grad()
-def clip_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+def clip_weight(weight: torch.Tensor, axis: int | None, most: int = WEIGHT_LEVELS) -> torch.Tensor:
     """A weight whose largest numbers are cut off where that rounds it with the least squared error.
 
     One number that is far larger than the rest takes their levels away. It is cut off once, before training, which then
@@ -174,20 +178,21 @@ def clip_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
     Args:
         weight: float32, any shape.
         axis: of its output channels, which are cut each by themselves; None for one bound.
+        most: levels on either side of zero.
     """
     others = tuple(d for d in range(weight.ndim) if d != axis)
-    most = weight.abs().amax(dim=others, keepdim=True)
+    end = weight.abs().amax(dim=others, keepdim=True)
 
     def cut(part: torch.Tensor) -> torch.Tensor:
-        return torch.minimum(torch.maximum(weight, -part * most), part * most)
+        return torch.minimum(torch.maximum(weight, -part * end), part * end)
 
     def error(part: torch.Tensor) -> torch.Tensor:
-        return (round_weight(cut(part), axis) - weight).square().sum(dim=others, keepdim=True)
+        return (round_weight(cut(part), axis, most=most) - weight).square().sum(dim=others, keepdim=True)
 
-    best = torch.ones_like(most)
+    best = torch.ones_like(end)
     least = error(best)
     for each in _PARTS[1:]:
-        part = torch.full_like(most, each)
+        part = torch.full_like(end, each)
         found = error(part)
         best, least = torch.where(found < least, part, best), torch.minimum(found, least)
     return cut(best)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SCHEMES", "Scheme"]
+__all__ = ["SCHEMES", "WEIGHT_LEVELS", "Scheme"]
+
+#: Of 8-bit weights; -128 stays unused, so that they are as many on either side of zero.
+WEIGHT_LEVELS = 127
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Scheme:
         per_channel: a scale for each output channel of a weight, instead of one for the whole.
         every: also round sums, normalized values, softmax, products of two activations and the head's input.
         head: also quantize the weights of the task's own head.
+        reduce_range: weights of products have 7 bits, so that no sum of two products leaves 16.
         block: input weights that share a scale, where weights have 4 bits.
     """
 
@@ -28,12 +32,18 @@ class Scheme:
     per_channel: bool = True
     every: bool = False
     head: bool = False
+    reduce_range: bool = False
     block: int = 32
 
     @property
     def levels(self) -> tuple[int, int]:
         """Lowest and highest level of an activation: int8 as TensorRT has it, or uint8."""
         return (-128, 127) if self.symmetric else (0, 255)
+
+    @property
+    def most(self) -> int:
+        """The highest level of an 8-bit weight that is multiplied; the lowest is as far from zero."""
+        return 63 if self.reduce_range else WEIGHT_LEVELS
 
 
 #: As ``--scheme`` names them: bits of weights and activations.

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir
 import pytest
 from generators import build_llama, greedy, prompts
+from processor import VNNI
 
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.generating.golden import reach
@@ -44,14 +45,15 @@ def test_weights_in_blocks_say_what_they_say_in_onnx_runtime(
     rounded: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Activations are rounded in the same blocks too, so that both are the same but where a number lies between two
-    steps, from which on a text is another; and a graph that was compiled otherwise is refused.
+    steps, from which on a text is another; and a graph that was compiled otherwise is refused. Without VNNI, OpenVINO
+    leaves activations in float.
     """
     folder, stored = rounded
     rows = np.array([each[:5] for each in prompts(30) if len(each) >= 5])
     theirs, ours = opened(folder, "cpu"), opened(folder)
     try:
         difference = np.abs(ours.score(rows) - theirs.score(rows)).max(-1)
-        assert np.median(difference) < 1e-4
+        assert np.median(difference) < (1e-4 if VNNI else 0.1)
         assert difference.max() < 0.3
         assert written(ours, prompts(3), 5) == [text[:5] for text in written(ours, prompts(3), 20)]
         assert ours.facts["products"] == {stored: 11}
