@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "STREAMING",
     "TENSORRT_NATIVE",
     "Availability",
     "Candidate",
@@ -70,6 +71,8 @@ class SessionOptions:
         extra: provider options handed to the vendor as they are.
         spin: threads look for their next work without sleeping, which is the fastest for a model alone on its cores;
             a server turns it off, as its own threads need them between two runs. ONNX Runtime alone has the choice.
+        streams: threads that call :meth:`Session.run` at the same time, each run on its share of ``threads``, which
+            has to be one; for providers in :data:`STREAMING`.
     """
 
     provider: Provider = Provider("cpu")
@@ -78,6 +81,7 @@ class SessionOptions:
     watch: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
     spin: bool = True
+    streams: int = 1
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,8 @@ _PACKAGES = {
     TENSORRT_NATIVE: ("cuda", "tensorrt-rtx"),
     "rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "rtx"),
 }
+#: Providers whose sessions several threads may run at the same time.
+STREAMING = ("cpu", "openvino-native")
 #: The two ways that OpenVINO comes, the better known first.
 _OPENVINO = ("openvino", "openvino-native")
 

@@ -29,6 +29,7 @@ def config(options: SessionOptions, precision: str, threads: int) -> dict[str, s
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
+        **({"NUM_STREAMS": str(options.streams)} if options.streams > 1 else {}),
         **options.extra,
     }
 

@@ -19,7 +19,7 @@ __all__ = ["asked_of", "session_options", "vendor_session"]
 def asked_of(options: SessionOptions, row: ProviderRow) -> Asked:
     """What is asked of a provider, its own defaults filled in."""
     precision = options.provider.precision or (row.precisions[0] if row.precisions else "")
-    return Asked(options, precision, options.threads or cpu_threads())
+    return Asked(options, precision, max(1, (options.threads or cpu_threads()) // options.streams))
 
 
 def session_options(onnxruntime: Any, asked: Asked) -> Any:

@@ -11,7 +11,7 @@ renames an input that an operator without effect hands on.
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,12 +58,15 @@ class OpenVinoSession:
         outputs: tuple[TensorSpec, ...],
         limits: Limits,
         facts: dict[str, JSON],
+        streams: int = 1,
     ) -> None:
         self._compiled = compiled
         self._path = path
         self._limits = limits
-        self._request = compiled.create_infer_request()
-        self._alone = threading.Lock()  # a request that is running refuses to be run
+        # A request that is running refuses to be run: who finds none free waits for one.
+        self._free: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
         self.inputs = inputs
         self.outputs = outputs
         self.facts = facts
@@ -72,11 +75,16 @@ class OpenVinoSession:
         """Run once; raises :class:`BadInput` naming the input that does not fit."""
         check_feeds(self.inputs, feeds, self._limits)
         by_place = {place: feeds[spec.name] for place, spec in enumerate(self.inputs)}
-        request = self._request
-        with self._alone, openvino_errors(self._path, _PROVIDER):
-            request.start_async(by_place, share_inputs=True)
-            request.wait()
-            return {spec.name: request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
+        if self._compiled is None:
+            raise RuntimeError(f"the session of {self._path} is closed")
+        request = self._free.get()
+        try:
+            with openvino_errors(self._path, _PROVIDER):
+                request.start_async(by_place, share_inputs=True)
+                request.wait()
+                return {spec.name: request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
+        finally:
+            self._free.put(request)
 
     def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:
         """A request of its own: inputs copied into its tensors once, outputs left in the buffers of the first run."""
@@ -107,7 +115,8 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Drop the compiled model and its buffers; the last session to go takes OpenVINO's threads with it."""
-        self._request = self._compiled = None
+        self._compiled = None
+        self._free = queue.LifoQueue()
 
 
 def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> OpenVinoSession:
@@ -136,7 +145,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
     facts["nodes"] = {_PROVIDER: len(graph.graph)}
     facts["huge_pages"] = onto_huge_pages()
     facts["load_seconds"] = time.perf_counter() - started
-    return OpenVinoSession(compiled, path, inputs, outputs, model.get("limits") or {}, facts)
+    return OpenVinoSession(compiled, path, inputs, outputs, model.get("limits") or {}, facts, options.streams)
 
 
 def _check_types(what: str, specs: tuple[TensorSpec, ...], path: Path) -> None:

@@ -1,14 +1,17 @@
-"""The dynamic batcher of one model: a bounded queue, and a thread that runs what waits in it.
+"""The dynamic batcher of one model: a bounded queue, and threads that run what waits in it.
 
 It never waits while the model has nothing to do (unless ``delay`` says so): batches form of what comes while the model
-is busy, which is when they are worth something. The thread takes its next batch by itself, so that a loop that is busy
-with HTTP does not hold the model up.
+is busy, which is when they are worth something. Threads take their next batch by themselves, so that a loop that is
+busy with HTTP does not hold the model up.
+
+A run that is alone has all cores. Where more waits than one run takes, several run side by side instead, each on cores
+of its own: threads of one run wait for each other at every product, and for whichever of them had to give its core to
+the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import queue
 import threading
@@ -126,15 +129,28 @@ class Run:
     owners: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """A way to run the model, and how long that takes."""
+
+    run: Callable[[Arrays], dict[str, Any]]
+    curve: Curve = field(default_factory=Curve)
+
+
 class Batcher:
     """The queue of one model. :meth:`submit` is for the event loop's thread alone.
 
     Args:
-        run: ``run(feeds)`` → outputs; called from one thread.
+        run: ``run(feeds)`` → outputs, for a run that is alone; never called by two threads at once.
         plan: how requests are joined.
         limits: of queue and runs.
-        name: of the thread.
+        name: of the threads.
         watch: is told of every run, on the event loop.
+        beside: the same on a share of the cores, for runs side by side; called by as many threads at once.
+        threads: so many. With one, ``beside`` is never called.
+
+    Attributes:
+        always_beside: run as if more waited than one run takes; for those who want to see what ``beside`` answers.
     """
 
     def __init__(
@@ -144,28 +160,46 @@ class Batcher:
         limits: Limits,
         name: str = "model",
         watch: Callable[[Run], None] | None = None,
+        beside: Callable[[Arrays], dict[str, Any]] | None = None,
+        threads: int = 1,
     ) -> None:
         self.plan = plan
         self.limits = limits
         self.sizes: Counter[int] = Counter()
-        self._run = run
+        self.always_beside = False
+        self._curve = Curve()
+        self._alone_lane = _Lane(run, self._curve)
+        self._beside_lane = _Lane(beside) if beside is not None and threads > 1 else self._alone_lane
         self._watch = watch
         self._waiting: list[Ticket] = []
         self._rows = self._tokens = 0  # of those that wait and were not dropped
-        self._busy = 0  # tokens that run now, padding included
-        self._began = 0.0
+        #: Thread → what it runs: tokens, padding included, since when, and how.
+        self._running: dict[int, tuple[int, float, _Lane]] = {}
         self._waste = 1.0  # tokens computed for each that was asked, of late
-        self._curve = Curve()
         self._closed = False
         self._lock = threading.Lock()
         # Waits without a line of Python: a thread that still works on going to sleep keeps the loop from the answers.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._idle = False
+        self._idle = 0  # threads that wait to be woken
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._work, name=f"batcher {name}", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"batcher {name}", daemon=True)
+            for number in range(threads if self.lanes > 1 else 1)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # ---------------------------------------------------------------- on the event loop
+
+    @property
+    def lanes(self) -> int:
+        """In how many ways the model is run: alone, and beside others."""
+        return 1 if self._beside_lane is self._alone_lane else 2
+
+    @property
+    def threads(self) -> int:
+        """How many runs there may be at once."""
+        return len(self._threads)
 
     @property
     def depth(self) -> int:
@@ -174,12 +208,18 @@ class Batcher:
 
     def predicted(self) -> float:
         """Seconds until a request that came now would begin, by what runs have taken so far."""
-        running = max(0.0, self._curve.seconds(self._busy) - (time.perf_counter() - self._began)) if self._busy else 0.0
+        with self._lock:
+            under_way = list(self._running.values())
+        running = 0.0
+        if len(under_way) == self.threads:
+            now = time.perf_counter()
+            running = min(max(0.0, lane.curve.seconds(tokens) - (now - began)) for tokens, began, lane in under_way)
         if not self._tokens:
             return running
-        tokens, budget = self._tokens * self._waste, self._budget()
+        lane = self._beside_lane
+        tokens, budget = self._tokens * self._waste, self._budget(lane)
         runs = max(1.0, tokens / budget, self._rows / self.limits.rows)
-        return running + runs * self._curve.seconds(tokens / runs)
+        return running + runs * lane.curve.seconds(tokens / runs) / self.threads
 
     def need_room(self, rows: int, deadline: float = math.inf) -> None:
         """Refuse before work is put into a request that has no place.
@@ -222,9 +262,9 @@ class Batcher:
         return tickets
 
     def _wake(self) -> None:
-        """Let the thread look at the queue again, if it waits; the lock is held."""
+        """Let a thread look at the queue again, if one waits; the lock is held."""
         if self._idle:
-            self._idle = False
+            self._idle -= 1
             self._woken.put(None)
 
     def _leave(self, ticket: Ticket) -> None:
@@ -238,18 +278,21 @@ class Batcher:
         self._rows, self._tokens = sum(size.rows for size in sizes), sum(size.tokens for size in sizes)
 
     def close(self) -> None:
-        """Answer what waits with 503, and end the thread when its run is over."""
+        """Answer what waits with 503, and end the threads when their runs are over."""
         with self._lock:
             self._closed = True
             left, self._waiting = self._waiting, []
             self._count_waiting()
-            self._wake()
+            for _ in self._threads:
+                self._wake()
         self._deliver([(ticket, Problem(503, "the model is being unloaded", reason="unloading")) for ticket in left])
 
     def join(self, seconds: float | None = None) -> bool:
-        """Wait until the thread has ended, or so long; whether it has. For another thread than the event loop's."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        """Wait until the threads have ended, or so long; whether they have. Not for the event loop's thread."""
+        end = None if seconds is None else time.perf_counter() + seconds
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.perf_counter()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _deliver(self, outcomes: list[tuple[Ticket, Any]], run: Run | None = None) -> None:
         for ticket, outcome in outcomes:
@@ -264,32 +307,45 @@ class Batcher:
             if self._watch is not None:
                 self._loop.call_soon(self._watch, run)  # whoever waits for an answer goes first
 
-    # ---------------------------------------------------------------- in the thread
+    # ---------------------------------------------------------------- in the threads
 
-    def _work(self) -> None:
+    def _work(self, me: int) -> None:
         give_way()
-        while (taken := self._take()) is not None:
-            late, batch = taken
-            run, outcomes = self._ran(batch) if batch else (None, [])
+        while (taken := self._take(me)) is not None:
+            late, batch, lane = taken
+            run, outcomes = self._ran(batch, lane) if batch else (None, [])
             outcomes += [(ticket, Problem(504, "its time was over before it began", reason="late")) for ticket in late]
             try:
                 self._loop.call_soon_threadsafe(self._deliver, outcomes, run)
             except RuntimeError:  # the loop is closed: nobody waits for answers any more
                 return
 
-    def _take(self) -> tuple[list[Ticket], list[Ticket]] | None:
-        """Those that are too late and those that run next; None when the batcher is closed."""
+    def _take(self, me: int) -> tuple[list[Ticket], list[Ticket], _Lane] | None:
+        """Those that are too late, those that run next, and how; None when the batcher is closed."""
         while True:
             rest = None
             with self._lock:
-                self._busy = 0
+                self._running.pop(me, None)
                 if self._closed:
                     return None
                 if self._waiting and (rest := self._worth_waiting()) <= 0:
-                    return self._picked()
-                self._idle = True
-            with contextlib.suppress(queue.Empty):
+                    picked = self._picked(me)
+                    if self._waiting:
+                        self._wake()
+                    return picked
+                self._idle += 1
+            try:
                 self._woken.get(timeout=rest)
+            except queue.Empty:
+                self._not_woken()
+
+    def _not_woken(self) -> None:
+        """A thread that waited for nothing waits no more; one that is woken just now takes that with it."""
+        with self._lock:
+            try:
+                self._woken.get_nowait()
+            except queue.Empty:
+                self._idle -= 1
 
     def _worth_waiting(self) -> float:
         """Seconds that the oldest may still wait for others; none when a batch is full."""
@@ -297,56 +353,68 @@ class Batcher:
             return 0.0
         return self._waiting[0].arrived + self.limits.delay - time.perf_counter()
 
-    def _picked(self) -> tuple[list[Ticket], list[Ticket]]:
+    def _picked(self, me: int) -> tuple[list[Ticket], list[Ticket], _Lane]:
         now = time.perf_counter()
         alive = [ticket for ticket in self._waiting if not ticket.dropped]
         late = [ticket for ticket in alive if ticket.deadline < now]
         alive = [ticket for ticket in alive if ticket.deadline >= now] if late else alive
         sizes = [ticket.size for ticket in alive]
-        places = choose(sizes, self.limits.rows, self._budget(), self._curve.overhead) if alive else []
+        lane, rows = self._alone_lane, self.limits.rows
+        if self._running or self.always_beside or not self._one_run(sizes):
+            lane = self._beside_lane
+            # Every thread that is free gets its part.
+            rows = min(rows, -(-sum(size.rows for size in sizes) // (self.threads - len(self._running))))
+        places = choose(sizes, rows, self._budget(lane), lane.curve.overhead) if alive else []
         batch = [alive[place] for place in places]
         chosen = [ticket.size for ticket in batch]
         picked = set(places)
         self._waiting = [ticket for place, ticket in enumerate(alive) if place not in picked]
         self._count_waiting()
-        self._busy = sum(size.rows for size in chosen) * max((size.length for size in chosen), default=0)
-        self._began = now
-        return late, batch
+        if chosen:
+            self._running[me] = (sum(size.rows for size in chosen) * max(size.length for size in chosen), now, lane)
+        return late, batch, lane
 
-    def _budget(self) -> int:
+    def _one_run(self, sizes: Sequence[Size]) -> bool:
+        """Whether all that wait could share one run."""
+        tokens = sum(size.rows for size in sizes) * max((size.length for size in sizes), default=0)
+        return tokens <= self._budget(self._alone_lane) and sum(size.rows for size in sizes) <= self.limits.rows
+
+    def _budget(self, lane: _Lane) -> int:
         """Tokens of the next run: what is allowed, or what fits into the time that a run should take."""
         if self.limits.run_s is None:
             return self.limits.tokens
-        return int(max(1, min(self.limits.tokens, self._curve.tokens(self.limits.run_s))))
+        return int(max(1, min(self.limits.tokens, lane.curve.tokens(self.limits.run_s))))
 
-    def _ran(self, batch: list[Ticket]) -> tuple[Run, list[tuple[Ticket, Any]]]:
+    def _ran(self, batch: list[Ticket], lane: _Lane) -> tuple[Run, list[tuple[Ticket, Any]]]:
         """One run, and what each of its requests is answered."""
         sizes = [ticket.size for ticket in batch]
         start = time.perf_counter()
         for ticket in batch:
             ticket.begun, ticket.mates = start, len(batch)
         try:
-            answers: list[Any] = self.plan.split(self._run(self.plan.join([t.feeds for t in batch])), sizes)
+            answers: list[Any] = self.plan.split(lane.run(self.plan.join([t.feeds for t in batch])), sizes)
         except Exception as error:
             # One of them may be at fault: each is asked alone, so that only that one fails.
-            answers = [_problem(error)] if len(batch) == 1 else [self._alone(ticket) for ticket in batch]
+            answers = [_problem(error)] if len(batch) == 1 else [_asked_alone(lane, ticket) for ticket in batch]
         seconds = time.perf_counter() - start
         rows = sum(size.rows for size in sizes)
         computed = rows * max(size.length for size in sizes)
-        self._curve.add(computed, seconds)
         tokens = sum(size.tokens for size in sizes)
-        self._waste += _FADES * (computed / max(1, tokens) - self._waste)
+        with self._lock:
+            lane.curve.add(computed, seconds)
+            self._waste += _FADES * (computed / max(1, tokens) - self._waste)
         owners = tuple(ticket.owner for ticket in batch[:_OWNERS])
         run = Run(len(batch), rows, tokens, computed, seconds, owners)
         for ticket in batch:
             ticket.seconds, ticket.run = seconds, run
         return run, list(zip(batch, answers, strict=True))
 
-    def _alone(self, ticket: Ticket) -> Any:
-        try:
-            return dict(self._run(ticket.feeds))
-        except Exception as error:
-            return _problem(error)
+
+def _asked_alone(lane: _Lane, ticket: Ticket) -> Any:
+    try:
+        return dict(lane.run(ticket.feeds))
+    except Exception as error:
+        return _problem(error)
 
 
 def _busy(message: str, wait: float, reason: str) -> Problem:

@@ -3,7 +3,8 @@
 They are written and read as V2's binary bodies, as a client's are; only the socket is left out. Three ways: all rows in
 one request, each row in a request of its own, one after the other, and those requests all at once, at their different
 lengths. Every way is held to the tolerance of the artifact's number format, as ``verify`` has it. What answers wrong in
-rows of its own is served without sharing runs: first without padding, then not joined at all.
+rows of its own is served without sharing runs: first without padding, then not joined at all. Where runs may be side by
+side, the session that is for those proves itself as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from optimizer.types import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from optimizer.serving.batcher import Batcher
 
     Arrays = Mapping[str, NDArray[Any]]
 
@@ -48,6 +51,14 @@ async def prove(served: Served) -> None:
     if any(spec.name not in golden.inputs for spec in served.inputs):
         return  # the graph takes other inputs than the model it was made from
     tolerance = TOLERANCES[_precision(served)]
+    for beside in (False, True)[: batcher.lanes]:
+        batcher.always_beside = beside
+        await _proved(served, batcher, golden, tolerance)
+    batcher.always_beside = False
+
+
+async def _proved(served: Served, batcher: Batcher, golden: Golden, tolerance: Tolerance) -> None:
+    """Replay it as the batcher is set to run now, and have it join no requests that are answered wrong together."""
     if failures := await _failures(served, _Whole(served), golden, tolerance):
         raise GateFailed(
             f"{served.ref} does not answer its golden inputs as it should: {failures[0]}",

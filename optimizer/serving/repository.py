@@ -235,7 +235,11 @@ class Repository:
             wait_s=settings.slo / 2 if settings.slo else None,
         )
         plan = plan_of(session.inputs, session.outputs, _fill(served))
-        served.batcher = Batcher(session.run, plan, limits, f"{served.name} {served.version}", metrics.ran)
+        beside = served.beside
+        served.batcher = Batcher(
+            session.run, plan, limits, f"{served.name} {served.version}", metrics.ran,
+            None if beside is None else beside.run, 1 if beside is None else served.streams,
+        )  # fmt: skip
 
     async def _retire(self, served: Served, reason: str = "unloaded") -> None:
         served.phase = Phase.UNLOADING
@@ -252,7 +256,7 @@ class Repository:
         if served.batcher is not None:
             served.batcher.close()
         await asyncio.to_thread(served.close)
-        served.session = served.generator = served.batcher = served.writer = None
+        served.session = served.beside = served.generator = served.batcher = served.writer = None
         served.preprocessor = served.prepare = None
 
 

@@ -18,7 +18,7 @@ from optimizer.artifact import Artifact
 from optimizer.data.preprocess import Preprocessor
 from optimizer.errors import BadInput, MlOptError
 from optimizer.generator import Generator, GeneratorOptions, open_generator
-from optimizer.runtime import Provider, Session, SessionOptions, get_runtime, preferred
+from optimizer.runtime import STREAMING, Provider, Session, SessionOptions, get_runtime, preferred
 from optimizer.serving.problems import Problem
 from optimizer.serving.settings import Settings
 from optimizer.serving.statistics import Statistics
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["NotLoaded", "Phase", "Served", "opened", "using"]
 
 _LAST_RUN_S = 3.0
+#: Bytes of a model that is not held twice without being asked.
+_LARGE = 1 << 30
 #: Models that the request that is answered now has asked for; None where nobody has to know.
 _USED: ContextVar[list[Served] | None] = ContextVar("used", default=None)
 
@@ -81,6 +83,8 @@ class Served:
         model: the manifest's description: task, labels, pooling, limits.
         path: the artifact's folder, or the file.
         session: what answers, for all but generators.
+        beside: the same on one thread a run, for runs side by side; None where they are one after another.
+        streams: how many runs there may be side by side.
         generator: what writes text, for generators.
         writer: who waits for the generator, and its tokenizer; None for all but generators.
         preprocessor: texts or images into arrays; None for a model that is fed arrays.
@@ -108,6 +112,8 @@ class Served:
     path: Path = Path()
     artifact: Artifact | None = None
     session: Session | None = None
+    beside: Session | None = None
+    streams: int = 1
     generator: Generator | None = None
     writer: Writer | None = None
     preprocessor: Preprocessor | None = None
@@ -193,7 +199,7 @@ class Served:
             return  # a run that hangs must not hold the server's end up; what it uses goes with it
         if self.prepare is not None:
             self.prepare.shutdown()
-        for runs in (self.session, self.generator):
+        for runs in (self.session, self.beside, self.generator):
             if runs is not None:
                 runs.close()
 
@@ -212,6 +218,7 @@ def opened(served: Served, settings: Settings) -> None:
     options = SessionOptions(provider, settings.threads, spin=False)
     if artifact is None:  # a planted model, or a bare ONNX file
         served.session = get_runtime(provider).open(served.path, options, model={})
+        _open_beside(served, served.path, options, settings)
         return
     artifact.check()
     served.model = artifact.model_info
@@ -223,12 +230,28 @@ def opened(served: Served, settings: Settings) -> None:
     if artifact.kind not in (Kind.ONNX, Kind.ENGINE):
         raise BadInput(f"{served.ref} is {artifact.kind.phrase}, which cannot be served")
     served.session = get_runtime(provider).open(artifact.runnable, options, model=dict(served.model))
+    _open_beside(served, artifact.runnable, options, settings)
     try:
         served.preprocessor = Preprocessor.open(artifact.path, served.model)
     except MlOptError as error:
         served.reason = error.message  # arrays can be sent all the same
     served.model = {**served.model, "problem_type": _problem_type(artifact.path)}
     served.prepare = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {served.name}")
+
+
+def _open_beside(served: Served, path: Path, options: SessionOptions, settings: Settings) -> None:
+    """Open a second session, for runs side by side, where there are threads and memory for it."""
+    assert served.session is not None
+    threads = int(served.session.facts.get("threads") or 1)
+    if settings.streams:
+        streams = min(settings.streams, threads)
+    else:
+        streams = 1 if settings.memory or served.on_disk > _LARGE else threads
+    if streams < 2 or options.provider.name not in STREAMING:
+        return
+    options = replace(options, threads=streams, streams=streams)
+    served.beside = get_runtime(options.provider).open(path, options, model=dict(served.model))
+    served.streams = streams
 
 
 def _problem_type(folder: Path) -> str:

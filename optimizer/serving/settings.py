@@ -19,6 +19,13 @@ class Settings(Options):
         "auto", "What computes, as in openvino:bf16; auto is what each artifact is made for, else the processor."
     )
     threads: int = opt(0, "Threads of one run of a model; 0 is one a physical core.", ge=0, le=1024)
+    streams: int = opt(
+        0,
+        "Runs of a model side by side, each on one thread, while more waits than one run takes; weights lie in memory "
+        "twice then. 0 is one a thread for models up to 1 GiB on the processor, 1 is never.",
+        ge=0,
+        le=1024,
+    )
     workers: int = opt(
         1, "Processes that answer on the port, each with its own models and its share of the cores.", ge=1, le=256
     )

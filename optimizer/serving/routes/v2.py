@@ -102,7 +102,7 @@ async def _config(call: Call) -> Response:
             "input": [tensor(spec) for spec in served.inputs],
             "output": [tensor(spec) for spec in served.outputs],
             "dynamic_batching": {"max_queue_delay_microseconds": int(call.state.settings.delay * 1e6)},
-            "instance_group": [{"name": served.name, "kind": "KIND_CPU", "count": 1}],
+            "instance_group": [{"name": served.name, "kind": "KIND_CPU", "count": served.streams}],
         }
     )
 
