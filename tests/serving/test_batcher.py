@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from optimizer.runtime import SessionOptions
 from optimizer.runtimes.fake import FakeModel, FakeSession
 from optimizer.serving.batcher import Batcher, Limits, Run
 from optimizer.serving.joining import Plan, plan_of
+from optimizer.serving.priority import in_the_background
 from optimizer.serving.problems import Problem
 
 PLAIN = FakeSession(FakeModel(), SessionOptions())
@@ -29,9 +32,11 @@ def x(rows: int, length: int, value: float = 1.0) -> dict[str, Any]:
     return {"x": np.full((rows, length), value, np.float32)}
 
 
-async def asked(run: Callable[..., Any], requests: list[dict[str, Any]], plan: Plan = PLAN, **limits: Any) -> list[Any]:
+async def asked(
+    run: Callable[..., Any], requests: list[dict[str, Any]], plan: Plan = PLAN, threads: int = 1, **limits: Any
+) -> list[Any]:
     """What each of them is answered when all come at once; exceptions as they are."""
-    batcher = Batcher(run, plan, Limits(**limits))
+    batcher = Batcher(run, plan, Limits(**limits), beside=run, threads=threads)
     try:
         tickets = batcher.submit_all(requests)
         return await asyncio.gather(*(ticket.answer for ticket in tickets), return_exceptions=True)
@@ -58,11 +63,11 @@ class Gate:
 sizes = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=12)
 
 
-@given(sizes, st.integers(1, 8), st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
-def test_batched_equals_unbatched(shapes: list[tuple[int, int]], rows: int, tokens: int) -> None:
+@given(sizes, st.integers(1, 8), st.integers(1, 30), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_batched_equals_unbatched(shapes: list[tuple[int, int]], rows: int, tokens: int, threads: int) -> None:
     requests = [x(*shape, value) for value, shape in enumerate(shapes)]
-    answers = asyncio.run(asked(PLAIN.run, requests, rows=rows, tokens=tokens))
+    answers = asyncio.run(asked(PLAIN.run, requests, rows=rows, tokens=tokens, threads=threads))
     for request, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer["y"], PLAIN.run(request)["y"])
 
@@ -85,6 +90,94 @@ def test_what_comes_while_the_model_is_busy_shares_the_next_run() -> None:
     assert gate.seen == [(1, 3), (5, 3)]
     assert [(run.requests, run.rows, run.tokens) for run in runs] == [(1, 1, 3), (5, 5, 15)]
     assert all(isinstance(run, Run) and run.seconds > 0 for run in runs)
+
+
+def test_what_comes_while_a_run_is_alone_runs_beside_it() -> None:
+    alone, beside = Gate(), Gate()
+
+    async def scene() -> None:
+        batcher = Batcher(alone, PLAN, Limits(), beside=beside, threads=2)
+        first = batcher.submit(x(1, 3))
+        await asyncio.to_thread(alone.begun.wait, 20)
+        second = batcher.submit(x(2, 3))
+        await asyncio.to_thread(beside.begun.wait, 20)
+        third = batcher.submit(x(1, 3))
+        await asyncio.sleep(0.05)
+        assert batcher.depth == 1, "two runs are all there are at once"
+        assert not first.answer.done()
+        beside.open.set()
+        await asyncio.gather(second.answer, third.answer)
+        assert not first.answer.done()
+        alone.open.set()
+        await first.answer
+        batcher.close()
+        assert await asyncio.to_thread(batcher.join, 20)
+
+    asyncio.run(scene())
+    assert (alone.seen, beside.seen) == ([(1, 3)], [(2, 3), (1, 3)])
+
+
+def test_more_than_one_run_takes_is_divided_among_the_threads() -> None:
+    def never(feeds: Any) -> Any:
+        raise AssertionError("it is not alone")
+
+    beside = Gate()
+
+    async def scene() -> None:
+        batcher = Batcher(never, PLAN, Limits(rows=8), beside=beside, threads=3)
+        tickets = batcher.submit_all([x(1, 3, value) for value in range(9)])
+        while len(beside.seen) < 3:
+            await asyncio.sleep(0.01)
+        beside.open.set()
+        await asyncio.gather(*(ticket.answer for ticket in tickets))
+        batcher.close()
+        assert await asyncio.to_thread(batcher.join, 20)
+
+    asyncio.run(scene())
+    assert beside.seen == [(3, 3)] * 3
+
+
+def test_where_a_thread_is_free_nobody_waits() -> None:
+    """What is predicted is the wait for the first of the threads, by what runs beside others take."""
+    alone, beside = Gate(), Gate()
+
+    async def scene() -> None:
+        batcher = Batcher(alone, PLAN, Limits(), beside=beside, threads=2)
+        for _ in range(4):
+            batcher._curve.add(3, 0.5)
+            batcher._beside_lane.curve.add(3, 10.0)
+        first = batcher.submit(x(1, 3))
+        await asyncio.to_thread(alone.begun.wait, 20)
+        assert batcher.predicted() == 0.0
+        second = batcher.submit(x(1, 3))
+        await asyncio.to_thread(beside.begun.wait, 20)
+        assert 0.0 < batcher.predicted() <= 0.5
+        third = batcher.submit(x(1, 3))
+        assert 5.0 <= batcher.predicted() <= 5.5, "a run of its kind, and two threads for it"
+        alone.open.set()
+        beside.open.set()
+        await asyncio.gather(*(ticket.answer for ticket in (first, second, third)))
+        batcher.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no nice value of its own")
+def test_threads_that_compute_give_way() -> None:
+    def nice(feeds: Any = None) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found: list[int] = []
+
+    def run(feeds: Any) -> dict[str, Any]:
+        found.append(nice())
+        return PLAIN.run(feeds)
+
+    asyncio.run(asked(run, [x(1, 3)]))
+    before = nice()
+    opened = asyncio.run(in_the_background(nice))
+    assert [*found, opened] == [min(19, before + 5)] * 2
+    assert nice() == before
 
 
 def test_a_full_queue_answers_429_with_a_computed_wait() -> None:

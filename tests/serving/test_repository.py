@@ -17,6 +17,7 @@ from serving import artifacts
 pytest.importorskip("prometheus_client")
 
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
+from optimizer.runtimes.ort import OrtSession
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem
 from optimizer.serving.repository import Repository
@@ -57,6 +58,45 @@ def test_other_answers_than_the_golden_ones_are_refused(store: Store) -> None:
         starting(store, "classes")
     assert "--no-verify" in failed.value.hint
     assert starting(store, "classes", verify=False) == {"classes": "padded"}
+
+
+@pytest.mark.parametrize(
+    ("options", "streams"),
+    [
+        ({"threads": 3}, 3),
+        ({"threads": 3, "streams": 2}, 2),
+        ({"threads": 1}, 1),
+        ({"threads": 3, "streams": 1}, 1),
+        ({"threads": 3, "memory": "1GiB"}, 1),
+        ({"threads": 3, "memory": "1GiB", "streams": 3}, 3),
+    ],
+)
+def test_runs_side_by_side_have_a_session_of_their_own(store: Store, options: dict[str, Any], streams: int) -> None:
+    artifacts.put(store, "classes")
+
+    async def scene(repository: Repository) -> None:
+        await repository.start(["classes"])
+        (served,) = repository
+        assert served.streams == served.batcher.threads == streams
+        assert (served.beside is not None) == (streams > 1)
+        if served.beside is not None:
+            assert (served.session.facts["threads"], served.beside.facts["threads"]) == (3, 1)
+
+    within(store, scene, **options)
+
+
+def test_the_session_for_runs_side_by_side_proves_itself(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts.put(store, "classes")
+    run = OrtSession.run
+
+    def wrong(session: OrtSession, feeds: Any) -> Any:
+        off = 0.01 * (session.facts["threads"] == 1)
+        return {name: array + np.float32(off) for name, array in run(session, feeds).items()}
+
+    monkeypatch.setattr(OrtSession, "run", wrong)
+    with pytest.raises(GateFailed, match="does not answer its golden inputs as it should"):
+        starting(store, "classes", threads=2)
+    assert starting(store, "classes", threads=2, streams=1) == {"classes": "padded"}
 
 
 def test_a_model_that_looks_behind_its_mask_is_not_padded(store: Store) -> None:
