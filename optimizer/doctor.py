@@ -60,7 +60,7 @@ def _advice(features: list[str], openvino: str) -> list[str]:
     elif "avx512_vnni" in features or "avx_vnni" in features:
         advice.append("VNNI without AMX: int8 is likely the fastest here")
     elif "avx2" in features:
-        advice.append("no VNNI: int8 may be no faster than fp32 here; measure before you trust it")
+        advice.append("no VNNI: int8 wants 7-bit weights here (--reduce-range), and may be little faster than fp32")
     if gpu_facts():
         advice.append("NVIDIA GPU: fp16 on the cuda or tensorrt provider is likely the fastest")
     return advice

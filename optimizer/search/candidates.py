@@ -138,7 +138,7 @@ class Plan:
 
 
 _CPU = Provider("cpu")
-_WEIGHTS = "quantize-weights"
+_DYNAMIC, _WEIGHTS = "quantize-dynamic", "quantize-weights"
 
 
 def _ideas(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
@@ -146,7 +146,7 @@ def _ideas(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     yield Idea("fp32", Precision.FP32, _CPU, (), "exact; what is kept when nothing else is better")
     yield from _on_gpu(data)
     yield from _on_openvino(data, machine)
-    yield from _on_processor(data)
+    yield from _on_processor(data, machine)
     yield Idea("fp32-fused", Precision.FP32, _CPU, (StepOf("ort-optimize"),), "exact, with fewer and larger operators")
 
 
@@ -193,9 +193,11 @@ def _on_openvino(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
         yield Idea("int8-static-openvino-fp32", Precision.INT8, plain, _static(data), why)
 
 
-def _on_processor(data: Mapping[str, JSON]) -> Iterable[Idea]:
+def _on_processor(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     int8, int4 = Precision.INT8, Precision.INT4
-    dynamic = (StepOf("quantize-dynamic"),)
+    narrow: dict[str, JSON] = {"reduce_range": True} if machine.saturates else {}
+    data = {**data, **narrow}
+    dynamic = (StepOf(_DYNAMIC, narrow),)
     yield Idea("int8-dynamic", int8, _CPU, dynamic, "a quarter of the weights, no calibration")
     yield Idea("int8-static", int8, _CPU, _static(data), "no ranges to find while it runs")
     clipped = _static(data, method="percentile")
@@ -309,7 +311,11 @@ def _no_use(idea: Idea, machine: Machine, asked: _Asked) -> str:
     small = asked.objective == "size"
     on_gpu = idea.provider.name in GPU_PROVIDERS
     if idea.precision is Precision.INT8 and not (machine.int8 or on_gpu or insisted or small):
-        return "this processor has no VNNI: int8 is no faster than float; --precision int8 tries it all the same"
+        # AVX2 adds half as many products again in int8 as in float: worth the form that takes no calibration.
+        if not machine.saturates:
+            return "this processor has no int8 arithmetic that is known here; --precision int8 tries it all the same"
+        if not any(step.stage == _DYNAMIC for step in idea.steps):
+            return "this processor has no VNNI: of int8 only int8-dynamic is tried; --precision int8 tries it as well"
     if idea.precision is Precision.INT4 and not (insisted or small):
         return "4 bits lose more than int8 and are no faster than it; --precision int4 or --objective size tries it"
     if any(step.stage == STATIC for step in idea.steps) and asked.calib is None:

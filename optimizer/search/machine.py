@@ -73,6 +73,11 @@ class Machine:
         return has_vnni(self.features)
 
     @property
+    def saturates(self) -> bool:
+        """Sums of two products of int8 do not fit into what it adds them in; those of 7-bit weights do."""
+        return "avx2" in self.features and not self.int8
+
+    @property
     def bf16(self) -> bool:
         """It multiplies bf16 faster than float."""
         return has_bf16(self.features)

@@ -36,8 +36,13 @@ def reason(found: Plan, name: str) -> str:
 
 
 def test_each_machine_gets_what_it_is_good_at() -> None:
-    assert names(plan(PLAIN, calib=CALIB)) == ["fp32", "fp32-fused"]
-    assert "no VNNI" in reason(plan(PLAIN, calib=CALIB), "int8-dynamic")
+    bare = plan(Machine(frozenset()), calib=CALIB)
+    assert names(bare) == ["fp32", "fp32-fused"]
+    assert "no int8 arithmetic" in reason(bare, "int8-dynamic")
+    plain = plan(PLAIN, calib=CALIB)
+    assert names(plain) == ["fp32", "int8-dynamic", "fp32-fused"]
+    assert plain.ideas[1].steps[0].options == {"reduce_range": True}, "its sums would saturate"
+    assert "no VNNI" in reason(plain, "int8-static")
     assert "no VNNI" in reason(plan(PLAIN, calib=CALIB), "int8-static-openvino")
     assert "no bf16 arithmetic" in reason(plan(VNNI), "bf16-openvino")
     assert names(plan(VNNI, calib=CALIB)) == [
