@@ -178,14 +178,16 @@ class Batcher:
         self._waste = 1.0  # tokens computed for each that was asked, of late
         self._closed = False
         self._lock = threading.Lock()
-        # Waits without a line of Python: a thread that still works on going to sleep keeps the loop from the answers.
-        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._idle = 0  # threads that wait to be woken
         self._loop = asyncio.get_running_loop()
+        # Waits without a line of Python: a thread that still works on going to sleep keeps the loop from the answers.
+        # Each waits by itself, and the last to do so is woken first: its core still knows the model.
+        self._woken: list[queue.SimpleQueue[None]] = []
+        self._idle: list[int] = []
         self._threads = [
             threading.Thread(target=self._work, args=(number,), name=f"batcher {name}", daemon=True)
             for number in range(threads if self.lanes > 1 else 1)
         ]
+        self._woken += [queue.SimpleQueue() for _ in self._threads]
         for thread in self._threads:
             thread.start()
 
@@ -264,8 +266,7 @@ class Batcher:
     def _wake(self) -> None:
         """Let a thread look at the queue again, if one waits; the lock is held."""
         if self._idle:
-            self._idle -= 1
-            self._woken.put(None)
+            self._woken[self._idle.pop()].put(None)
 
     def _leave(self, ticket: Ticket) -> None:
         with self._lock:
@@ -333,19 +334,15 @@ class Batcher:
                     if self._waiting:
                         self._wake()
                     return picked
-                self._idle += 1
+                self._idle.append(me)
             try:
-                self._woken.get(timeout=rest)
+                self._woken[me].get(timeout=rest)
             except queue.Empty:
-                self._not_woken()
-
-    def _not_woken(self) -> None:
-        """A thread that waited for nothing waits no more; one that is woken just now takes that with it."""
-        with self._lock:
-            try:
-                self._woken.get_nowait()
-            except queue.Empty:
-                self._idle -= 1
+                with self._lock:
+                    if me in self._idle:
+                        self._idle.remove(me)
+                    else:  # it was woken just now
+                        self._woken[me].get()
 
     def _worth_waiting(self) -> float:
         """Seconds that the oldest may still wait for others; none when a batch is full."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact
 from optimizer.data.preprocess import Preprocessor
+from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, MlOptError
 from optimizer.generator import Generator, GeneratorOptions, open_generator
 from optimizer.runtime import STREAMING, Provider, Session, SessionOptions, get_runtime, preferred
@@ -215,10 +216,12 @@ def opened(served: Served, settings: Settings) -> None:
     """
     artifact = served.artifact
     provider = _provider(served, settings)
-    options = SessionOptions(provider, settings.threads, spin=False)
+    streams = _streams(served, provider, settings)
+    # Where runs are side by side under load, this session runs when nobody else wants the cores.
+    options = SessionOptions(provider, settings.threads, spin=streams > 1)
     if artifact is None:  # a planted model, or a bare ONNX file
         served.session = get_runtime(provider).open(served.path, options, model={})
-        _open_beside(served, served.path, options, settings)
+        _open_beside(served, served.path, options, streams)
         return
     artifact.check()
     served.model = artifact.model_info
@@ -230,7 +233,7 @@ def opened(served: Served, settings: Settings) -> None:
     if artifact.kind not in (Kind.ONNX, Kind.ENGINE):
         raise BadInput(f"{served.ref} is {artifact.kind.phrase}, which cannot be served")
     served.session = get_runtime(provider).open(artifact.runnable, options, model=dict(served.model))
-    _open_beside(served, artifact.runnable, options, settings)
+    _open_beside(served, artifact.runnable, options, streams)
     try:
         served.preprocessor = Preprocessor.open(artifact.path, served.model)
     except MlOptError as error:
@@ -239,19 +242,22 @@ def opened(served: Served, settings: Settings) -> None:
     served.prepare = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {served.name}")
 
 
-def _open_beside(served: Served, path: Path, options: SessionOptions, settings: Settings) -> None:
-    """Open a second session, for runs side by side, where there are threads and memory for it."""
-    assert served.session is not None
-    threads = int(served.session.facts.get("threads") or 1)
+def _streams(served: Served, provider: Provider, settings: Settings) -> int:
+    """How many runs there may be side by side: as asked, or as there are threads, and memory for a second session."""
+    threads = settings.threads or cpu_threads()
+    if provider.name not in STREAMING:
+        return 1
     if settings.streams:
-        streams = min(settings.streams, threads)
-    else:
-        streams = 1 if settings.memory or served.on_disk > _LARGE else threads
-    if streams < 2 or options.provider.name not in STREAMING:
-        return
-    options = replace(options, threads=streams, streams=streams)
-    served.beside = get_runtime(options.provider).open(path, options, model=dict(served.model))
-    served.streams = streams
+        return min(settings.streams, threads)
+    return 1 if settings.memory or served.on_disk > _LARGE else threads
+
+
+def _open_beside(served: Served, path: Path, options: SessionOptions, streams: int) -> None:
+    """Open a second session, for runs side by side, where there are any."""
+    if streams > 1:
+        options = replace(options, threads=streams, streams=streams, spin=False)
+        served.beside = get_runtime(options.provider).open(path, options, model=dict(served.model))
+        served.streams = streams
 
 
 def _problem_type(folder: Path) -> str:
