@@ -13,7 +13,7 @@ __all__ = ["door", "huge_pages", "overload", "streams", "throughput"]
 
 def _machine(document: Mapping[str, Any]) -> str:
     cpu = document["environment"]["cpu"]
-    return f"{cpu['model']}, {cpu['cores']} cores"
+    return f"{cpu['model']}, {cpu['cores']} cores ({', '.join(cpu['features'])})"
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
