@@ -6,7 +6,7 @@ busy with HTTP does not hold the model up.
 
 A run that is alone has all cores. Where more waits than one run takes, several run side by side instead, each on cores
 of its own: threads of one run wait for each other at every product, and for whichever of them had to give its core to
-the event loop.
+the event loop. While fewer rows wait than there are free cores, each of them goes the way that is over first.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ class Batcher:
                 self._running.pop(me, None)
                 if self._closed:
                     return None
-                if self._waiting and (rest := self._worth_waiting()) <= 0:
+                if self._waiting and (rest := self._worth_waiting()) <= 0 and self._worth_beside():
                     picked = self._picked(me)
                     if self._waiting:
                         self._wake()
@@ -349,6 +349,15 @@ class Batcher:
         if not self.limits.delay or sum(t.size.rows for t in self._waiting) >= self.limits.rows:
             return 0.0
         return self._waiting[0].arrived + self.limits.delay - time.perf_counter()
+
+    def _worth_beside(self) -> bool:
+        """Whether to run now beside what runs, and not with all cores when that is over; the lock is held."""
+        if not self._running or self._rows >= self.threads - len(self._running):
+            return True
+        now, tokens = time.perf_counter(), self._tokens * self._waste
+        rest = max(lane.curve.seconds(tokens) - (now - began) for tokens, began, lane in self._running.values())
+        beside = self._beside_lane.curve.seconds(tokens / max(1, self._rows))
+        return beside <= max(0.0, rest) + self._alone_lane.curve.seconds(tokens)
 
     def _picked(self, me: int) -> tuple[list[Ticket], list[Ticket], _Lane]:
         now = time.perf_counter()

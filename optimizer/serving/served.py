@@ -218,7 +218,7 @@ def opened(served: Served, settings: Settings) -> None:
     provider = _provider(served, settings)
     streams = _streams(served, provider, settings)
     # Where runs are side by side under load, this session runs when nobody else wants the cores.
-    options = SessionOptions(provider, settings.threads, spin=streams > 1)
+    options = SessionOptions(provider, settings.threads, spin=streams > 1 and settings.workers == 1)
     if artifact is None:  # a planted model, or a bare ONNX file
         served.session = get_runtime(provider).open(served.path, options, model={})
         _open_beside(served, served.path, options, streams)

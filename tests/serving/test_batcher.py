@@ -162,6 +162,39 @@ def test_where_a_thread_is_free_nobody_waits() -> None:
     asyncio.run(scene())
 
 
+async def behind_the_first_of_four(alone: Gate, beside: Gate, slow: float, rows: int) -> int:
+    """How many of so many rows begin while the first runs on all cores, which takes half a second a row; ``slow`` is
+    what a row takes on one.
+    """
+    batcher = Batcher(alone, PLAN, Limits(), beside=beside, threads=4)
+    for _ in range(4):
+        batcher._curve.add(3, 0.5)
+        batcher._beside_lane.curve.add(3, slow)
+    first = batcher.submit(x(1, 3))
+    await asyncio.to_thread(alone.begun.wait, 20)
+    rest = batcher.submit_all([x(1, 3)] * rows)
+    await asyncio.sleep(0.2)
+    begun = len(beside.seen)
+    alone.open.set()
+    beside.open.set()
+    await asyncio.gather(first.answer, *(ticket.answer for ticket in rest))
+    batcher.close()
+    assert await asyncio.to_thread(batcher.join, 20)
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("slow", "rows", "begun"),
+    [(0.7, 1, 1), (10.0, 1, 0), (10.0, 2, 0), (10.0, 3, 3)],
+    ids=["sooner", "later", "fewer than free cores", "a row a core"],
+)
+def test_one_that_all_cores_would_answer_sooner_waits_for_them(slow: float, rows: int, begun: int) -> None:
+    alone, beside = Gate(), Gate()
+    assert asyncio.run(behind_the_first_of_four(alone, beside, slow, rows)) == begun
+    assert beside.seen == [(1, 3)] * begun
+    assert alone.seen == ([(1, 3)] if begun else [(1, 3), (rows, 3)])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no nice value of its own")
 def test_threads_that_compute_give_way() -> None:
     def nice(feeds: Any = None) -> int:
