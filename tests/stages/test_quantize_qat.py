@@ -13,7 +13,7 @@ from qat_cases import QUICK, case, texts
 from tiny import write
 
 import optimizer
-from optimizer.errors import BadInput
+from optimizer.errors import BadInput, GateFailed
 from optimizer.store import Store
 
 
@@ -77,6 +77,34 @@ def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path) -> None
     made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, target="tensorrt", epochs=1)
     engine = optimizer.build_trt_engine(made.artifact.ref, store=store, flavor="rtx")
     assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 5
+
+
+def test_products_have_weights_of_seven_bits_where_the_range_is_reduced(tmp_path: Path) -> None:
+    """Tables keep their 8 bits: their rows are looked up, and multiplied by nothing."""
+    import onnx
+
+    source, train, _ = case(tmp_path, "embedder")
+    store = Store(tmp_path / "models")
+    made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, epochs=1, reduce_range=True)
+    assert made.artifact.variant == "int8-qat-7bit"
+    assert made.artifact.manifest.facts["parity"]["median"] < 2e-3
+    graph = onnx.load(str(made.artifact.model_file)).graph
+    levels = [onnx.numpy_helper.to_array(each) for each in graph.initializer]
+    products = [int(abs(each.astype(int)).max()) for each in levels if each.dtype == np.int8 and each.ndim == 2]
+    tables = [int(abs(each.astype(int) - 128).max()) for each in levels if each.dtype == np.uint8 and each.ndim == 2]
+    assert len(products) >= 12
+    assert set(products) == {63}
+    assert tables == [127] * 3
+
+
+def test_a_graph_that_saturates_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, train, _ = case(tmp_path, "classifier")
+    monkeypatch.setattr("optimizer.stages.quantize_qat.saturation", lambda reduce_range: ["it saturates"])
+    half = {"rows": 40, "agreement": 0.5, "worst_cosine": 1.0}
+    monkeypatch.setattr("optimizer.training.probe.compare", lambda *_: half)
+    with pytest.raises(GateFailed, match=r"decides as the trained model does in only 50\.0% of 40 rows") as failed:
+        optimizer.quantize_qat(str(source), name="m", store=Store(tmp_path / "models"), train=train, epochs=1)
+    assert "--reduce-range" in failed.value.hint
 
 
 def test_one_training_serves_every_target(tmp_path: Path) -> None:
