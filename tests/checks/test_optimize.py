@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import toys as toybox
+from processor import EXACT
 from stores import leftovers
 from tiny import tiny_bert, write
 
@@ -373,7 +374,8 @@ def test_what_contradicts_itself_is_refused(judged: Any, home: Path, tmp_path: P
     assert "is no time" in failing(home, eval=rows, time_budget="soon").message
     assert "own name" in failing(home, eval=rows, name="other").message
     assert "no such file" in failing(home, eval=tmp_path / "none.jsonl").message
-    assert "not in fp32 any more" in failing(home, "tiny:int8-dynamic", eval=rows).message
+    made = f"tiny:int8-dynamic{'-7bit' * bool(EXACT)}"
+    assert "not in fp32 any more" in failing(home, made, eval=rows).message
     with pytest.raises(MissingPiece, match="needs an NVIDIA GPU"):
         optimizer.optimize("tiny:fp32", eval=rows, max_drop=0.1, device="cuda", store=home / "models")
     with pytest.raises(UnknownName, match="report format"):

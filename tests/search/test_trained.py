@@ -58,7 +58,9 @@ class Planted:
 
         def make() -> Entrant:
             self.made.append(idea.name)
-            return self.entrant(idea.name, latency_s=self.static_s, wrong=0.0 if trained else self.wrong)
+            # On another provider it takes half as long again: more than a busy machine hides.
+            seconds = self.static_s * (1.0 if idea.provider == CPU.provider else 1.5)
+            return self.entrant(idea.name, latency_s=seconds, wrong=0.0 if trained else self.wrong)
 
         return Contender(idea.name, make, idea.family)
 
