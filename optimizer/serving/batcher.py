@@ -167,8 +167,7 @@ class Batcher:
         self.limits = limits
         self.sizes: Counter[int] = Counter()
         self.always_beside = False
-        self._curve = Curve()
-        self._alone_lane = _Lane(run, self._curve)
+        self._alone_lane = _Lane(run)
         self._beside_lane = _Lane(beside) if beside is not None and threads > 1 else self._alone_lane
         self._watch = watch
         self._waiting: list[Ticket] = []
@@ -211,11 +210,8 @@ class Batcher:
     def predicted(self) -> float:
         """Seconds until a request that came now would begin, by what runs have taken so far."""
         with self._lock:
-            under_way = list(self._running.values())
-        running = 0.0
-        if len(under_way) == self.threads:
-            now = time.perf_counter()
-            running = min(max(0.0, lane.curve.seconds(tokens) - (now - began)) for tokens, began, lane in under_way)
+            left = self._left()
+        running = min(left) if len(left) == self.threads else 0.0
         if not self._tokens:
             return running
         lane = self._beside_lane
@@ -329,11 +325,13 @@ class Batcher:
                 self._running.pop(me, None)
                 if self._closed:
                     return None
-                if self._waiting and (rest := self._worth_waiting()) <= 0 and self._worth_beside():
-                    picked = self._picked(me)
-                    if self._waiting:
-                        self._wake()
-                    return picked
+                if self._waiting and (rest := self._worth_waiting()) <= 0:
+                    if self._worth_beside():
+                        picked = self._picked(me)
+                        if self._waiting:
+                            self._wake()
+                        return picked
+                    rest = None  # whoever runs looks at the queue when that is over
                 self._idle.append(me)
             try:
                 self._woken[me].get(timeout=rest)
@@ -354,10 +352,14 @@ class Batcher:
         """Whether to run now beside what runs, and not with all cores when that is over; the lock is held."""
         if not self._running or self._rows >= self.threads - len(self._running):
             return True
-        now, tokens = time.perf_counter(), self._tokens * self._waste
-        rest = max(lane.curve.seconds(tokens) - (now - began) for tokens, began, lane in self._running.values())
+        tokens = self._tokens * self._waste
         beside = self._beside_lane.curve.seconds(tokens / max(1, self._rows))
-        return beside <= max(0.0, rest) + self._alone_lane.curve.seconds(tokens)
+        return beside <= max(self._left()) + self._alone_lane.curve.seconds(tokens)
+
+    def _left(self) -> list[float]:
+        """Of each run that is under way, the seconds that it is predicted to take yet; the lock is held."""
+        now = time.perf_counter()
+        return [max(0.0, lane.curve.seconds(n) - (now - began)) for n, began, lane in self._running.values()]
 
     def _picked(self, me: int) -> tuple[list[Ticket], list[Ticket], _Lane]:
         now = time.perf_counter()

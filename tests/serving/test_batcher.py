@@ -144,7 +144,7 @@ def test_where_a_thread_is_free_nobody_waits() -> None:
     async def scene() -> None:
         batcher = Batcher(alone, PLAN, Limits(), beside=beside, threads=2)
         for _ in range(4):
-            batcher._curve.add(3, 0.5)
+            batcher._alone_lane.curve.add(3, 0.5)
             batcher._beside_lane.curve.add(3, 10.0)
         first = batcher.submit(x(1, 3))
         await asyncio.to_thread(alone.begun.wait, 20)
@@ -166,15 +166,25 @@ async def behind_the_first_of_four(alone: Gate, beside: Gate, slow: float, rows:
     """How many of so many rows begin while the first runs on all cores, which takes half a second a row; ``slow`` is
     what a row takes on one.
     """
-    batcher = Batcher(alone, PLAN, Limits(), beside=beside, threads=4)
+    # With a delay that is over by then, as it is for every request that waits.
+    batcher = Batcher(alone, PLAN, Limits(delay=0.001), beside=beside, threads=4)
     for _ in range(4):
-        batcher._curve.add(3, 0.5)
+        batcher._alone_lane.curve.add(3, 0.5)
         batcher._beside_lane.curve.add(3, slow)
     first = batcher.submit(x(1, 3))
     await asyncio.to_thread(alone.begun.wait, 20)
+    looks = 0
+
+    def looked(worth: Callable[[], bool] = batcher._worth_beside) -> bool:
+        nonlocal looks
+        looks += 1
+        return worth()
+
+    batcher._worth_beside = looked  # type: ignore[method-assign]
     rest = batcher.submit_all([x(1, 3)] * rows)
     await asyncio.sleep(0.2)
     begun = len(beside.seen)
+    assert looks <= 4, "who waits for the others sleeps"
     alone.open.set()
     beside.open.set()
     await asyncio.gather(first.answer, *(ticket.answer for ticket in rest))
@@ -275,7 +285,7 @@ def test_what_would_wait_too_long_is_refused_and_a_run_that_is_nearly_over_count
     async def scene() -> tuple[int, Problem]:
         batcher = Batcher(gate, PLAN, Limits(rows=1, wait_s=0.05))
         for _ in range(50):
-            batcher._curve.add(3, 0.02)  # a row of three takes 20 ms
+            batcher._alone_lane.curve.add(3, 0.02)  # a row of three takes 20 ms
         batcher.submit(x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
         # At most 20 ms are left of the run, and each one that waits takes as long.
@@ -304,7 +314,7 @@ def test_the_wait_is_predicted_by_runs_and_with_their_padding() -> None:
     async def scene() -> float:
         batcher = Batcher(gate, PLAN, Limits(rows=2))
         for tokens in (2, 200) * 20:
-            batcher._curve.add(tokens, 0.01 + 0.001 * tokens)
+            batcher._alone_lane.curve.add(tokens, 0.01 + 0.001 * tokens)
         batcher._waste = 1.5
         batcher.submit(x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
