@@ -55,7 +55,7 @@ def test_arrivals_wait_for_nobody_and_count_from_when_they_were_due(server: Any,
 
 
 def test_tables_of_what_was_found() -> None:
-    machine = {"cpu": {"model": "Some CPU", "cores": 2}}
+    machine = {"cpu": {"model": "Some CPU", "cores": 2, "features": ["avx2"]}}
     row = {"per_second": [10.0, 12.0], "p50_ms": [1.0, 2.0], "p99_ms": [3.0, 4.0], "one_client_ms": [5.0, 6.0]}
     slower = {**row, "per_second": [5.0, 4.0]}
     said = {"largest_difference": 1e-6, "worst_cosine": 0.99999}
@@ -69,5 +69,6 @@ def test_tables_of_what_was_found() -> None:
     assert "\n| theirs | 4 | 2.50 | 2 | 4 | 5.50 | 2 | 1.0e-06 | 1.0000 |\n" in made
     assert "The best is `m@best` on cpu." in made
     found = {"together": [30.0, 20.0], "one_by_one": [10.0, 10.0], "freed_steps": [1.0, 2.0]}
+    assert "Some CPU, 2 cores (avx2), " in made, "what a processor can do decides who is fast"
     written = tables.streams({"environment": machine, "streams": 8, "rows": {"fp32": found}})
     assert "\n| fp32 | 25 | 10 | 2.50 | 2.2 | 1.5 |\n" in written
