@@ -60,7 +60,10 @@ class Trained:
     def __init__(self, plain: Idea, training: Mapping[str, JSON], contend: Callable[[Idea], Contender]) -> None:
         # TensorRT takes signed activations only; one graph serves ONNX Runtime and OpenVINO.
         target = {"target": "tensorrt"} if plain.target == "tensorrt" else {}
-        step = StepOf(QAT, {**training, **target})
+        # Where sums of two products saturate, whoever calibrates 7 bits trains 7 bits.
+        (calibrated,) = (each for each in plain.steps if each.stage == STATIC)
+        narrow = {name: calibrated.options[name] for name in ("reduce_range",) if name in calibrated.options}
+        step = StepOf(QAT, {**training, **target, **narrow})
         self._idea = replace(
             plain,
             name=plain.name.replace("static", "qat"),

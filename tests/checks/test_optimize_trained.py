@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processor import EXACT
 from tiny import phrases, tiny_bert, write
 
 import optimizer
@@ -15,6 +16,7 @@ from optimizer.recipe import run_recipe
 from optimizer.runtime import Provider
 from optimizer.search.build import build
 from optimizer.search.candidates import QAT, STATIC, Idea, StepOf
+from optimizer.search.machine import Machine
 from optimizer.search.options import Optimize
 from optimizer.store import Store
 from optimizer.types import Precision
@@ -41,8 +43,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def only_static(monkeypatch: pytest.MonkeyPatch) -> None:
     """One candidate after training, and no kin of it: what is seen is what is trained."""
 
-    def static(data: Any) -> list[Idea]:
-        return [Idea("int8-static", Precision.INT8, Provider("cpu"), (StepOf(STATIC, data),), "")]
+    def static(data: Any, machine: Machine) -> list[Idea]:
+        narrow = {"reduce_range": True} if machine.saturates else {}
+        return [Idea("int8-static", Precision.INT8, Provider("cpu"), (StepOf(STATIC, {**data, **narrow}),), "")]
 
     monkeypatch.setattr("optimizer.search.candidates._on_processor", static)
     monkeypatch.setattr("optimizer.search.run._kin", lambda *given: {})
@@ -56,10 +59,10 @@ def search(home: Path, **options: Any) -> Any:
 def test_what_calibrating_loses_training_brings_back(home: Path, only_static: None, tmp_path: Path) -> None:
     report = search(home, calib=home / "calib.jsonl", min_cosine=0.9)
     by_name = {c.name: c for c in report.candidates}
-    assert list(by_name) == ["int8-qat", "int8-static"]
+    assert list(by_name) == ["int8-qat", "int8-static"], by_name
     assert by_name["int8-static"].outcome == "FAIL"
     trained = by_name["int8-qat"]
-    assert (report.verdict, report.best, trained.seen) == ("PASS", "tiny@1:int8-qat", 150)
+    assert (report.verdict, report.best, trained.seen) == ("PASS", f"tiny@1:int8-qat{'-7bit' * bool(EXACT)}", 150)
     assert trained.runs["int8"] > 0
     assert report.rivals == 1, "what was cut at first look has no share of the confidence"
     assert report.data["train"]["file"] == "train.jsonl"
@@ -73,7 +76,7 @@ def test_what_calibrating_loses_training_brings_back(home: Path, only_static: No
     assert (step["cached"], step["ref"]) == (True, report.best)
     # Another search finds it, as it was.
     store = Store(home / "models")
-    options = {"train": str(home / "train.jsonl")}
+    options = {"train": str(home / "train.jsonl"), **EXACT}
     found = build(store.get("tiny:fp32"), (StepOf(QAT, options),), store, tmp_path / "log", 1, 120.0)
     assert (found.ref, found.manifest.created) == (report.best, store.get(report.best).manifest.created)
     # Nothing that learned anything is judged by what it learned.
@@ -83,7 +86,8 @@ def test_what_calibrating_loses_training_brings_back(home: Path, only_static: No
 
 def test_rows_to_train_on_are_rows_to_calibrate_on(home: Path) -> None:
     ideas = {idea.name: idea for idea in search(home, dry_run=True).plan.ideas}
-    assert ideas["int8-static"].steps == (StepOf(STATIC, {"calib": str(home / "train.jsonl")}),)
+    (step,) = ideas["int8-static"].steps
+    assert (step.stage, step.options["calib"]) == (STATIC, str(home / "train.jsonl"))
 
 
 def test_it_is_judged_on_rows_of_their_own(tmp_path: Path) -> None:
