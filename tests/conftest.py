@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -57,6 +58,28 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("ML_OPT_KEYS", str(tmp_path_factory.mktemp("keys") / "keys.json"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one test traced, others copy, in whichever process they run (see exports.py)."""
+    import exports
+
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        exports.install(patch, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone_by_gc() -> Iterator[None]:
+    """What earlier files left in memory (PyTorch's tracer alone leaves millions of objects) is not walked again.
+
+    After a few thousand tests one collection takes a second, and whoever times something asks for one each time.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

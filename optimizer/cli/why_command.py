@@ -159,6 +159,7 @@ def _run(run: dict[str, Any]) -> str:
     words += f", {run['seconds'] * 1000:.3f} ms; its own: {run['own_rows']} rows"
     words += f", {run['own_tokens']} tokens" if run["length"] > 1 else ""
     words += f"; {run['padding']:.0%} padding" if run["padding"] else "; no padding"
+    words += "; on a share of the cores, beside others" if run["beside"] else ""
     return f"{words}. {_mates(run['mates'], run['mates_not_named'])}"
 
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import MlOptError
 from optimizer.serving.curve import Curve
-from optimizer.serving.joining import Plan, Size, choose
+from optimizer.serving.joining import Plan, choose
 from optimizer.serving.priority import give_way
 from optimizer.serving.problems import Problem
+from optimizer.serving.tickets import Limits, Run, Ticket
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,100 +34,13 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
-__all__ = ["Batcher", "Limits", "Run", "Ticket"]
+__all__ = ["Batcher"]
 
 #: How much the newest run counts in what is known of padding.
 _FADES = 0.05
 
 #: Ids of requests that a run remembers: a record of it has to stay small.
 _OWNERS = 64
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a batcher may do.
-
-    Attributes:
-        queue: most rows that wait.
-        rows: most rows in a run.
-        tokens: most tokens in a run, padding included.
-        delay: seconds that a request may wait for others while the model has nothing to do.
-        run_s: seconds that a run should not be predicted to take longer than; None for no such wish.
-        wait_s: seconds that a request is not let into the queue to wait longer than; None for no such wish.
-    """
-
-    queue: int = 256
-    rows: int = 32
-    tokens: int = 2048
-    delay: float = 0.0
-    run_s: float | None = None
-    wait_s: float | None = None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One request in the queue.
-
-    Attributes:
-        feeds: its arrays.
-        size: its rows and length.
-        deadline: by ``time.perf_counter()``; what has not begun by then does not begin.
-        answer: resolves to its outputs, or to the :class:`Problem` it met.
-        arrived: when it was put into the queue.
-        begun: when its run began.
-        seconds: how long its run took.
-        mates: requests in its run, itself included.
-        owner: id of the request that it is of.
-        run: its run, once that is over.
-        dropped: nobody waits for it any more.
-        leave: tells its queue so.
-    """
-
-    feeds: Arrays
-    size: Size
-    deadline: float
-    answer: asyncio.Future[dict[str, NDArray[np.generic]]]
-    arrived: float = field(default_factory=time.perf_counter)
-    begun: float = 0.0
-    seconds: float = 0.0
-    mates: int = 0
-    owner: str = ""
-    run: Run | None = None
-    dropped: bool = False
-    leave: Callable[[Ticket], None] | None = None
-
-    @property
-    def waited(self) -> float:
-        """Seconds in the queue."""
-        return max(0.0, self.begun - self.arrived)
-
-    def drop(self) -> None:
-        """Take it out of the queue, if it is still there; what already runs is finished and thrown away."""
-        if self.leave is not None:
-            self.leave(self)
-        self.dropped = True
-        self.answer.cancel()
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the model, for whoever counts.
-
-    Attributes:
-        requests: that shared it.
-        rows: of all of them.
-        tokens: of all of them, without the padding that joining them cost.
-        computed: tokens with it.
-        seconds: of the run alone.
-        owners: ids of the requests, as many as are kept.
-    """
-
-    requests: int
-    rows: int
-    tokens: int
-    computed: int
-    seconds: float
-    owners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,7 +258,7 @@ class Batcher:
 
     def _worth_waiting(self) -> float:
         """Seconds that the oldest may still wait for others; none when a batch is full."""
-        if not self.limits.delay or sum(t.size.rows for t in self._waiting) >= self.limits.rows:
+        if not self.limits.delay or self._rows >= self.limits.rows:
             return 0.0
         return self._waiting[0].arrived + self.limits.delay - time.perf_counter()
 
@@ -367,12 +281,14 @@ class Batcher:
         late = [ticket for ticket in alive if ticket.deadline < now]
         alive = [ticket for ticket in alive if ticket.deadline >= now] if late else alive
         sizes = [ticket.size for ticket in alive]
-        lane, rows = self._alone_lane, self.limits.rows
-        if self._running or self.always_beside or not self._one_run(sizes):
+        lane, most = self._alone_lane, self.limits.rows
+        rows, longest = sum(size.rows for size in sizes), max((size.length for size in sizes), default=0)
+        one_run = rows <= most and rows * longest <= self._budget(lane)
+        if self._running or self.always_beside or not one_run:
             lane = self._beside_lane
             # Every thread that is free gets its part.
-            rows = min(rows, -(-sum(size.rows for size in sizes) // (self.threads - len(self._running))))
-        places = choose(sizes, rows, self._budget(lane), lane.curve.overhead) if alive else []
+            most = min(most, -(-rows // (self.threads - len(self._running))))
+        places = choose(sizes, most, self._budget(lane), lane.curve.overhead) if alive else []
         batch = [alive[place] for place in places]
         chosen = [ticket.size for ticket in batch]
         picked = set(places)
@@ -381,11 +297,6 @@ class Batcher:
         if chosen:
             self._running[me] = (sum(size.rows for size in chosen) * max(size.length for size in chosen), now, lane)
         return late, batch, lane
-
-    def _one_run(self, sizes: Sequence[Size]) -> bool:
-        """Whether all that wait could share one run."""
-        tokens = sum(size.rows for size in sizes) * max((size.length for size in sizes), default=0)
-        return tokens <= self._budget(self._alone_lane) and sum(size.rows for size in sizes) <= self.limits.rows
 
     def _budget(self, lane: _Lane) -> int:
         """Tokens of the next run: what is allowed, or what fits into the time that a run should take."""
@@ -412,7 +323,7 @@ class Batcher:
             lane.curve.add(computed, seconds)
             self._waste += _FADES * (computed / max(1, tokens) - self._waste)
         owners = tuple(ticket.owner for ticket in batch[:_OWNERS])
-        run = Run(len(batch), rows, tokens, computed, seconds, owners)
+        run = Run(len(batch), rows, tokens, computed, seconds, owners, lane is not self._alone_lane)
         for ticket in batch:
             ticket.seconds, ticket.run = seconds, run
         return run, list(zip(batch, answers, strict=True))

@@ -109,6 +109,7 @@ def _run(part: Part, id: str) -> dict[str, JSON]:
     mates = [owner for owner in dict.fromkeys(run.owners) if owner and owner != id]
     return {
         "seconds": run.seconds,
+        "beside": run.beside,
         "requests": run.requests,
         "rows": run.rows,
         "length": run.computed // max(run.rows, 1),
@@ -171,4 +172,9 @@ def _of_run(record: Record) -> list[str]:
             )
         if part.run.requests > 1:
             found.append(f"it shared its run with {part.run.requests - 1} others; --slo keeps runs short")
+        if part.run.beside:
+            found.append(
+                "its run had a share of the cores, as more waited than one run takes; --streams 1 gives each run all "
+                "of them, and fewer are answered"
+            )
     return found[:2]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from optimizer.serving.batcher import Run
+from optimizer.serving.tickets import Run
 
 if TYPE_CHECKING:
     from optimizer.serving.served import Served

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 
 if TYPE_CHECKING:
-    from optimizer.serving.batcher import Run, Ticket
     from optimizer.serving.call import Call
     from optimizer.serving.route import Route
+    from optimizer.serving.tickets import Run, Ticket
 
 __all__ = ["ASKED_AT", "RECENT", "REFUSED", "SLOWEST", "Part", "Record", "Records", "parts", "unfinished"]
 

@@ -11,7 +11,7 @@ from optimizer.artifact import Artifact
 from optimizer.errors import BadInput, MlOptError
 from optimizer.options import parse_size
 from optimizer.ref import Ref, is_name, safe_name
-from optimizer.serving.batcher import Batcher, Limits
+from optimizer.serving.batcher import Batcher
 from optimizer.serving.choosing import chosen
 from optimizer.serving.joining import plan_of
 from optimizer.serving.memory import WAITS, Memory
@@ -24,6 +24,7 @@ from optimizer.serving.settings import Settings
 from optimizer.serving.sizes import resident
 from optimizer.serving.text.models import writer_for
 from optimizer.serving.text.proving import prove_writer
+from optimizer.serving.tickets import Limits
 from optimizer.store import Store
 
 __all__ = ["Repository"]

@@ -12,8 +12,8 @@ from optimizer.serving.problems import Problem
 from optimizer.serving.record import parts, unfinished
 
 if TYPE_CHECKING:
-    from optimizer.serving.batcher import Ticket
     from optimizer.serving.call import Call
+    from optimizer.serving.tickets import Ticket
 
 __all__ = ["answers", "deadline"]
 

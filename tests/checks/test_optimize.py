@@ -189,6 +189,7 @@ def test_json_alone_says_what_a_script_needs(judged: Any, home: Path, capsys: py
     """One document on stdout, every number with its bounds, every candidate with its reason, talk elsewhere."""
     words = ["optimize", "tiny:fp32", "--eval", str(home / "eval.jsonl"), "--max-drop", "0.05", "--precision", "fp32"]
     words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--store", str(home / "models"), "--json"]
+    words += ["--target", "ort", "--no-roofline"]
     assert run(words) == 0
     out = capsys.readouterr()
     found = json.loads(out.out)
@@ -217,6 +218,7 @@ def test_again_from_a_reference_at_the_command_line(
 ) -> None:
     words = ["optimize", "tiny:fp32", "--eval", str(home / "eval.jsonl"), "--max-drop", "0.001", "--precision", "fp32"]
     words += ["--duration", "0.05", "--rounds", "3", "--threads", "1", "--no-roofline", "--store", str(home / "models")]
+    words += ["--target", "ort"]
     before = Store(home / "models").get("tiny@best").ref  # which is fastest is for the machine to say
     assert run([*words, "--report", str(tmp_path / "r.json")]) == 3
     report = json.loads((tmp_path / "r.json").read_text())
@@ -411,6 +413,9 @@ def test_twenty_rows_are_too_few(judged: Any, home: Path, tmp_path: Path, capsys
         "3",
         "--store",
         str(home / "models"),
+        "--target",
+        "ort",
+        "--no-roofline",
         "--json",
     ]
     assert run(words) == 3

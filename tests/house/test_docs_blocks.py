@@ -73,7 +73,7 @@ def test_the_readme_has_blocks_that_run() -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if MARK in p.read_text(encoding="utf-8")], ids=lambda p: p.name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, minilm_dir: Path, sentences: Path) -> None:
     (tmp_path / "all-MiniLM-L6-v2").symlink_to(minilm_dir)
-    rows = sentences.read_text(encoding="utf-8").splitlines(keepends=True)[:64]
+    rows = sentences.read_text(encoding="utf-8").splitlines(keepends=True)[:32]
     (tmp_path / "reviews.jsonl").write_text("".join(rows), encoding="utf-8")
     env = toybox.environment(HF_HUB_OFFLINE="1")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from optimizer.errors import BadInput
 from optimizer.runtime import SessionOptions
 from optimizer.runtimes.fake import FakeModel, FakeSession
-from optimizer.serving.batcher import Batcher, Limits, Run
+from optimizer.serving.batcher import Batcher
 from optimizer.serving.joining import Plan, plan_of
 from optimizer.serving.priority import in_the_background
 from optimizer.serving.problems import Problem
+from optimizer.serving.tickets import Limits, Run
 
 PLAIN = FakeSession(FakeModel(), SessionOptions())
 PLAN = plan_of(PLAIN.inputs, PLAIN.outputs, {})
@@ -406,11 +407,11 @@ def test_a_run_is_held_to_the_time_it_may_take() -> None:
 
     def run(feeds: Any) -> dict[str, Any]:
         seen.append(len(feeds["x"]))
-        time.sleep(0.01 * len(feeds["x"]))
+        time.sleep(0.05 * len(feeds["x"]))
         return PLAIN.run(feeds)
 
     async def scene() -> None:
-        batcher = Batcher(run, PLAN, Limits(run_s=0.045))
+        batcher = Batcher(run, PLAN, Limits(run_s=0.225))
         await batcher.submit(x(1, 3)).answer
         tickets = batcher.submit_all([x(1, 3) for _ in range(12)])
         await asyncio.gather(*(ticket.answer for ticket in tickets))

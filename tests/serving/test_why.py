@@ -88,6 +88,19 @@ def test_a_run_names_its_requests_to_each_of_them_and_its_padding(tiny_store: Pa
     play(tiny_store, scene, max_batch=2, delay="30s")
 
 
+def test_a_run_says_whether_it_had_all_cores(tiny_store: Path) -> None:
+    async def scene(app: Any, state: State) -> None:
+        assert await asked(app, "alone", ids(3)) == 200
+        assert [run["beside"] for run in (await why(app, "alone"))["runs"]] == [False]
+        (served,) = state.models
+        assert served.batcher is not None
+        served.batcher.always_beside = True
+        assert await asked(app, "beside", ids(3)) == 200
+        assert [run["beside"] for run in (await why(app, "beside"))["runs"]] == [True]
+
+    play(tiny_store, scene, streams=2, threads=2)
+
+
 def test_a_request_with_more_rows_than_a_run_has_several(tiny_store: Path) -> None:
     async def scene(app: Any, state: State) -> None:
         body = json.dumps({"model": "classes", "input": ["a bad cab", "fed", "egg"]}).encode()
