@@ -36,14 +36,17 @@ demo: install
 		--eval $(DATA)/sentiment-test.jsonl --calib $(DATA)/sentiment-train.jsonl --report $(STORE)/minilm.html
 	@echo "the same for a browser: $(STORE)/minilm.html"
 
-# Three at once, as some of them wait, and a file's tests together, as they share what was exported; those that assert times
-# run alone (tests/turns.py). A process that dies is a failure that ends the run: pytest-xdist would start another, and wait
-# for ever for its last tests.
+# What asserts times goes first, by itself. Then three at once, as some of them wait, and a file's tests together, as they
+# share what was exported. A process that dies is a failure that ends the run: pytest-xdist would start another, and wait for
+# ever for its last tests.
+SIDE_BY_SIDE := -n 3 --dist loadfile --max-worker-restart 0
+
 test: install
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -q -m "alone and not thorough"
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not alone and not thorough"
 
 test-thorough: install
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --max-worker-restart 0 -m thorough
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m thorough
 
 lint: install
 	$(BIN)/ruff check .

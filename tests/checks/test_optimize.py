@@ -325,7 +325,7 @@ def test_insisting_on_overlap_and_fidelity_are_both_said_aloud(judged: Any, home
     rows = home / "eval.jsonl"
     report = optimizer.optimize(
         "tiny:fp32", eval=rows, calib=rows, allow_overlap=True, min_agreement=0.9, precision=("fp32",),
-        store=home / "models", **QUICK,
+        objective="size", store=home / "models", **QUICK,
     )  # fmt: skip
     assert report.metric == "fidelity"
     assert report.original.accuracy is None
@@ -415,7 +415,8 @@ def test_twenty_rows_are_too_few(judged: Any, home: Path, tmp_path: Path, capsys
         str(home / "models"),
         "--target",
         "ort",
-        "--no-roofline",
+        "--objective",
+        "size",
         "--json",
     ]
     assert run(words) == 3

@@ -465,6 +465,7 @@ def test_image_models(arch: Callable[[str, str], Path], name: str, precision: st
     assert engine.manifest.facts["engine"]["profiles"][0]["pixel_values"]["max"][0] == 32
 
 
+@pytest.mark.thorough
 def test_the_sentiment_classifier(sentiment_store: Store) -> None:
     made = optimizer.build_trt_engine("sentiment:fp32", precision="fp16", flavor="rtx", store=sentiment_store)
     engine = made.artifact

@@ -45,7 +45,7 @@ MATRIX = [
     ("whisper-encoder", "feature-extraction", ["input_features"], ["last_hidden_state"]),
 ]
 #: Of families that have another member here, and tasks that another row has.
-MORE = ("electra", "xlm-r", "deit", "clip-vision", "hubert", "mobilenet-v2")
+MORE = ("electra", "mpnet", "xlm-r", "deit", "clip-vision", "hubert", "mobilenet-v2")
 LIMITS = {"clip-text": 77, "t5-encoder": None}
 
 

@@ -40,7 +40,7 @@ FUSED = {
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.thorough] * n.startswith("wav")) for n in FUSED])
 def test_attention_is_fused_and_the_answers_stay(shop, name, target):
     store, ref = shop(name)
     made = optimizer.ort_optimize(ref, target=target, store=store).artifact
@@ -69,7 +69,9 @@ def test_the_two_ways_to_fuse_differ_in_the_packing_alone(shop):
     assert theirs == {**ours, "attention": LAYERS}
 
 
-@pytest.mark.parametrize("name", ["mpnet", "deberta-v2", "t5-encoder"])
+@pytest.mark.parametrize(
+    "name", ["deberta-v2", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("mpnet", "t5-encoder"))]
+)
 def test_attention_that_no_fusion_matches_is_refused(shop, name):
     store, ref = shop(name)
     found = attention_like(load(store.get(ref).model_file))
