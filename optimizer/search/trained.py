@@ -62,7 +62,7 @@ class Trained:
         target = {"target": "tensorrt"} if plain.target == "tensorrt" else {}
         # Where sums of two products saturate, whoever calibrates 7 bits trains 7 bits.
         (calibrated,) = (each for each in plain.steps if each.stage == STATIC)
-        narrow = {name: calibrated.options[name] for name in ("reduce_range",) if name in calibrated.options}
+        narrow: dict[str, JSON] = {"reduce_range": True} if calibrated.options.get("reduce_range") else {}
         step = StepOf(QAT, {**training, **target, **narrow})
         self._idea = replace(
             plain,

@@ -59,7 +59,7 @@ def search(home: Path, **options: Any) -> Any:
 def test_what_calibrating_loses_training_brings_back(home: Path, only_static: None, tmp_path: Path) -> None:
     report = search(home, calib=home / "calib.jsonl", min_cosine=0.9)
     by_name = {c.name: c for c in report.candidates}
-    assert list(by_name) == ["int8-qat", "int8-static"], by_name
+    assert list(by_name) == ["int8-qat", "int8-static"]
     assert by_name["int8-static"].outcome == "FAIL"
     trained = by_name["int8-qat"]
     assert (report.verdict, report.best, trained.seen) == ("PASS", f"tiny@1:int8-qat{'-7bit' * bool(EXACT)}", 150)

@@ -114,6 +114,15 @@ def test_it_takes_the_place_of_calibrating() -> None:
     assert (idea.family, idea.provider, idea.asked) == (ENGINE.family, ENGINE.provider, "int8")
 
 
+def test_as_many_bits_are_trained_as_were_calibrated() -> None:
+    """On a processor whose sums saturate, static int8 has 7-bit weights; 8 of them would be trained for nothing."""
+    seven = replace(CPU, steps=(StepOf(STATIC, {"calib": "c", "reduce_range": True}),))
+    last = Trained(seven, TRAINING, lambda idea: Contender(idea.name, lambda: None))  # type: ignore[arg-type, return-value]
+    assert last([]) is not None
+    (idea,) = last.made.values()
+    assert idea.steps == (StepOf(QAT, {"train": "t", "reduce_range": True}),)
+
+
 def test_what_cannot_be_trained_is_left_out_with_the_reason(small_store: Store, tmp_path: Path) -> None:
     options = Optimize(allow_training=tmp_path / "train.jsonl", eval=tmp_path / "eval.jsonl")
     imported = small_store.get("small:fp32")
