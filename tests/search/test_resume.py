@@ -88,8 +88,8 @@ def test_kill_9_at_planted_moments(words: list[str], tmp_path: Path) -> None:
     expected = verdict_of(tmp_path / "alone")
     assert expected["verdict"] == "PASS"
     store = Store(tmp_path / "models")
-    # The export, a candidate; then the verdict is written, and last the alias.
-    for at in ("1", "4", "verdict.json", "aliases.json"):
+    # The export, answers of the original, two candidates; then the verdict is written, and last the alias.
+    for at in ("1", "2", "4", "6", "verdict.json", "aliases.json"):
         command = [sys.executable, "-c", KILLED, at, *words, "--store", "models"]
         killed = subprocess.run(command, cwd=tmp_path, env=toybox.environment(), capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, (at, killed.stderr)
