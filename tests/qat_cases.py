@@ -82,4 +82,17 @@ def case(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return tiny_bert(folder / name, head, **(LABELS if name == "classifier" else TAGS)), train, judged
 
 
+def with_an_outlier(source: Path) -> Path:
+    """One channel behind a model's first normalization becomes far larger than the others, as in models that were
+    trained on much.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(source / "model.safetensors")
+    (name,) = (each for each in weights if each.endswith("embeddings.LayerNorm.weight"))
+    weights[name][3] = 60.0
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    return source
+
+
 QUICK = {"epochs": 2, "batch": 8, "lr": 1e-4}

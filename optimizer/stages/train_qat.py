@@ -62,6 +62,9 @@ class TrainQat(Options):
     per_channel: bool = per_channel_opt()
     all_ops: bool = opt(False, "Also round sums, normalized values, softmax, products of activations and the head.")
     reduce_range: bool = reduce_range_opt()
+    smooth: bool | None = opt(
+        None, "SmoothQuant: move outlier channels of activations into the weights first [for w8a8-sym]."
+    )
     quantize_head: bool = opt(False, "Also quantize the weights of the task's own head.")
     samples: int = opt(200, "Rows to find the first ranges on.", ge=1, le=100000)
     seed: int = opt(0, "Another seed orders rows otherwise.", ge=0)
@@ -84,6 +87,7 @@ class TrainQat(Options):
                 ("--all-ops", self.all_ops),
                 ("--no-per-channel", not self.per_channel),
                 ("--reduce-range", self.reduce_range),
+                ("--smooth", bool(self.smooth)),
             ):
                 if given:
                     raise BadInput(f"{flag} is about 8-bit numbers, and --scheme w4a16 has none", "leave it out")
@@ -91,6 +95,11 @@ class TrainQat(Options):
     @property
     def name_of_scheme(self) -> str:
         return self.scheme or ("w8a8-sym" if self.target == "tensorrt" else "w8a8")
+
+    @property
+    def smooths(self) -> bool:
+        """Whether activations are smoothed; by default where they are rounded worst, and a product more is cheap."""
+        return self.name_of_scheme == "w8a8-sym" if self.smooth is None else self.smooth
 
 
 def scheme_of(options: TrainQat) -> Scheme:
@@ -101,6 +110,7 @@ def scheme_of(options: TrainQat) -> Scheme:
         every=options.all_ops,
         head=options.quantize_head,
         reduce_range=options.reduce_range,
+        smooth=options.smooths,
     )
 
 
@@ -171,6 +181,7 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
             "step_seconds": run.step_seconds,
             "device": run.device,
             "float_weights": model.float_weights(),
+            "smoothed": model.smoothed_sites(),
         }
     }
     if judge is None:
@@ -294,6 +305,8 @@ def words_of(options: TrainQat) -> list[str]:
         + ["all"] * options.all_ops
         + ["7bit"] * options.reduce_range
         + ["head"] * options.quantize_head
+        + ["smooth"] * (options.name_of_scheme == "w8a8" and options.smooths)
+        + ["unsmoothed"] * (options.name_of_scheme == "w8a8-sym" and not options.smooths)
     )
     words += [f"seed{options.seed}"] * bool(options.seed) + ["labels"] * (not options.distill)
     return [word for word in words if word]

@@ -31,6 +31,7 @@ def save_quantized(model: QuantizedModel, folder: Path) -> None:
             "scale": float(each.scale.detach()),
             "log_scale": float(each.log_scale.detach()),
             "zero_point": int(each.zero_point),
+            "multiplier": None if each.multiplier is None else each.multiplier.tolist(),
         }
         for site, each in zip(model.sites, model.quantizers, strict=True)
     ]
@@ -70,6 +71,8 @@ def load_quantized(module: torch.nn.Module, folder: Path, sample: dict[str, torc
         for quantizer, each in zip(model.quantizers, activations, strict=True):
             quantizer.log_scale.fill_(each["log_scale"])
             quantizer.zero_point.fill_(each["zero_point"])
+            if each["multiplier"] is not None:
+                quantizer.multiplier = torch.tensor(each["multiplier"])
     return model
 
 
@@ -93,7 +96,7 @@ def weights_of(model: QuantizedModel) -> dict[str, Levels]:
     found: dict[str, Levels] = {}
     weights: dict[str, Any] = dict(model.module.named_parameters())
     for name, axis in model.rounded.items():
-        weight = weights[name].detach().cpu()
+        weight = model.smoothed(name, weights[name].detach().cpu())
         most = WEIGHT_LEVELS if name in model.tables else model.scheme.most
         scale = weight_scale(weight, axis, most)
         along = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])

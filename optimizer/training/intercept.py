@@ -50,6 +50,7 @@ class Phase(Enum):
     """What is done where something is to be rounded."""
 
     FIND = "note it"
+    KEEP = "keep rows of what products read"
     OBSERVE = "look at the values"
     ROUND = "round them"
     MARK = "leave a marker in the graph"
@@ -74,6 +75,11 @@ class Calls(TorchFunctionMode):
         # By identity; the tensors are held, so that no other one takes their place in memory.
         # A tensor that was changed in place since then is another one.
         self._done: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        # The same of what products read, and the number of the place, where that is smoothed: a sum that reads the same
+        # tensor gets it as it is.
+        self._factors: dict[int, tuple[torch.Tensor, int, torch.Tensor, int | None]] = {}
+        # What came out of rounding, and goes on through the model.
+        self._out: dict[int, torch.Tensor] = {}
         # What convolutions made, and what its place is called.
         self._answers: dict[int, tuple[torch.Tensor, str]] = {}
         self._numbers: dict[int, int] = {}
@@ -115,7 +121,7 @@ class Calls(TorchFunctionMode):
         self._times.clear()
         self._met[weight] += 1
         again = f" ({self._met[weight]})" if self._met[weight] > 1 else ""
-        args[at] = self._activation(args[at], f"{name} of {weight}{again}")
+        args[at] = self._factor(args[at], f"{name} of {weight}{again}", weight, 1 - axis)
         return args, kwargs, weight
 
     def _weight(self, tensor: torch.Tensor, name: str, axis: int, *, blocks: bool) -> torch.Tensor:
@@ -128,16 +134,16 @@ class Calls(TorchFunctionMode):
 
     def _rounded_weight(self, tensor: torch.Tensor, name: str, axis: int | None) -> torch.Tensor:
         match self._model.phase:
-            case Phase.FIND | Phase.OBSERVE:
+            case Phase.FIND | Phase.KEEP | Phase.OBSERVE:
                 return tensor
             case Phase.MARK:
                 return _mark(WEIGHT, tensor, {"name": name})
-        return self._model.kept(name, tensor, lambda: self._through_bits(tensor, axis))
+        return self._model.kept(name, tensor, lambda: self._through_bits(tensor, name, axis))
 
-    def _through_bits(self, tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
+    def _through_bits(self, tensor: torch.Tensor, name: str, axis: int | None) -> torch.Tensor:
         if self._model.scheme.weight_bits == 4:
             return round_blocks(tensor, self._model.scheme.block)
-        return round_weight(tensor, axis, most=self._model.scheme.most)
+        return round_weight(self._model.smoothed(name, tensor), axis, most=self._model.scheme.most)
 
     def _looked_up(self, func: Any, ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows of a table: rounding them is rounding the table, and looks at fewer numbers."""
@@ -153,6 +159,7 @@ class Calls(TorchFunctionMode):
         if self._model.phase is Phase.ROUND:
             rows = round_weight(rows, None, weight_scale(weight, None))
         self._done[id(rows)] = (rows, _version(rows), rows)
+        self._out[id(rows)] = rows
         return rows
 
     def _taken(self, weight: Any) -> str:
@@ -173,13 +180,37 @@ class Calls(TorchFunctionMode):
         if isinstance(value, (list, tuple)) and any(id(each) in self._answers for each in value):
             return type(value)([self._answered(each) for each in value])
         if id(value) in self._answers and self._answers[id(value)][0] is value:
-            return self._activation(*self._answers[id(value)])
+            made = self._activation(*self._answers[id(value)])
+            self._out[id(made)] = made
+            return made
         return value
 
     def _activation(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         if self._model.scheme.activation_bits is None:
             return tensor
         return self._once(tensor, lambda: self._rounded_activation(tensor, site))
+
+    def _factor(self, tensor: torch.Tensor, site: str, weight: str, inputs: int) -> torch.Tensor:
+        """What a product reads, rounded; where that is smoothed, apart from what others make of the same tensor.
+
+        Args:
+            tensor: what is read.
+            site: the name of the place.
+            weight: the name of the weight.
+            inputs: the axis of its input channels.
+        """
+        if not self._model.scheme.smooth or id(tensor) in self._out:
+            return self._activation(tensor, site)
+        known = self._factors.get(id(tensor))
+        if known is None or known[1] != _version(tensor):
+            number = self._model.site(site)
+            made = tensor if number is None else self._at(number, tensor)
+            known = self._factors[id(tensor)] = (tensor, _version(tensor), made, number)
+            if made is not tensor:
+                self._done[id(made)] = (made, _version(made), made)
+        if self._model.phase is Phase.FIND and known[3] is not None:
+            self._model.readers.setdefault(weight, []).append((known[3], inputs))
+        return known[2]
 
     def _operands(self, args: Any, name: str) -> Any:
         """The arguments of an operation without weights, each rounded; of one that a mask takes part in, none is."""
@@ -198,9 +229,16 @@ class Calls(TorchFunctionMode):
         if number is None:
             return tensor
         self._numbers[id(tensor)] = number
+        return self._at(number, tensor)
+
+    def _at(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
+        """An activation at a place that is known."""
         quantizer = self._model.quantizer(number)
         match self._model.phase:
             case Phase.FIND:
+                return tensor
+            case Phase.KEEP:
+                self._model.keep(number, tensor)
                 return tensor
             case Phase.OBSERVE:
                 quantizer.observe(tensor)
@@ -208,7 +246,7 @@ class Calls(TorchFunctionMode):
             case _ if number in self._model.off:
                 return tensor
             case Phase.MARK:
-                return _mark(ACTIVATION, tensor, {"number": number})
+                return _mark(ACTIVATION, quantizer.smoothed(tensor), {"number": number})
         rounded: torch.Tensor = quantizer(tensor)
         return rounded
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from optimizer.errors import BadInput
 from optimizer.training.intercept import WEIGHTED, Calls, Phase
 from optimizer.training.quantizers import ActivationQuantizer, clip_weight
 from optimizer.training.scheme import Scheme
+from optimizer.training.smooth import KeptRows, find_multiplier
 
 __all__ = ["QuantizedModel"]
 
@@ -46,6 +48,8 @@ class QuantizedModel(torch.nn.Module):
         tables: names of those that rows are looked up in.
         off: numbers of quantizers that round nothing, as masks of attention pass there.
         beside: numbers of quantizers whose values meet in one operation.
+        readers: of each weight, where the scheme smooths, the quantizers whose values it is multiplied with, each with
+            the axis of the weight's input channels.
     """
 
     def __init__(self, module: torch.nn.Module, scheme: Scheme, sample: dict[str, torch.Tensor]) -> None:
@@ -59,6 +63,8 @@ class QuantizedModel(torch.nn.Module):
         self._head = _head_of(module)
         self.off: set[int] = set()
         self.beside: list[list[int]] = []
+        self.readers: dict[str, list[tuple[int, int]]] = {}
+        self._rows: dict[int, KeptRows] = {}
         # Rounded weights of passes that nothing is learned from: rounding them costs more than a small batch.
         self._kept: dict[str, tuple[int, torch.Tensor]] = {}
         self.phase = Phase.FIND
@@ -101,6 +107,8 @@ class QuantizedModel(torch.nn.Module):
         Raises:
             BadInput: an activation is not finite.
         """
+        if self.scheme.smooth:
+            self._smooth(batches)
         for number, batch in enumerate(batches, 1):
             self(**batch)
             progress(number)
@@ -112,7 +120,47 @@ class QuantizedModel(torch.nn.Module):
             if quantizer.widest > _MASK or quantizer.widest == 0:
                 self.off |= {number, *(each for group in self.beside if number in group for each in group)}
             quantizer.settle()
+        for number in self.off:
+            self.quantizer(number).multiplier = None
         self.phase = Phase.ROUND
+
+    def _smooth(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Find what the channels of activations are multiplied with before they are rounded."""
+        weights = dict(self.module.named_parameters())
+        products: dict[int, list[torch.Tensor]] = defaultdict(list)
+        for name, places in self.readers.items():
+            for number, inputs in places:
+                products[number].append(weights[name].movedim(inputs, -1))
+        for name, places in self.readers.items():
+            # A weight that is read at several places, or looked up as well, is one for all of them.
+            if len(places) > 1 or name in self.tables or weights[name].ndim != 2:
+                for number, _ in places:
+                    products.pop(number, None)
+        self._rows = {number: KeptRows() for number in products}
+        self.phase = Phase.KEEP
+        for batch in batches:
+            self(**batch)
+        for number, rows in self._rows.items():
+            self.quantizer(number).multiplier = find_multiplier(rows, products[number], self.scheme)
+        self._rows = {}
+        self.phase = Phase.OBSERVE
+
+    def keep(self, number: int, tensor: torch.Tensor) -> None:
+        """Keep some rows of what a product reads, where that may be smoothed."""
+        if number in self._rows:
+            self._rows[number].add(tensor)
+
+    def smoothed(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A weight as it is rounded: its input channels divided by what those of its activation are multiplied with."""
+        multiplier = self._multiplier(name)
+        return weight if multiplier is None else weight / multiplier
+
+    def _multiplier(self, name: str) -> torch.Tensor | None:
+        """What a weight is divided by, to be broadcast; None where it stays what it is."""
+        for number, inputs in self.readers.get(name, ()):
+            if (multiplier := self.quantizer(number).multiplier) is not None:
+                return multiplier.reshape([-1 if axis == inputs else 1 for axis in range(2)])
+        return None
 
     @torch.no_grad()
     def clip_weights(self) -> None:
@@ -120,7 +168,9 @@ class QuantizedModel(torch.nn.Module):
         if self.scheme.weight_bits == 8:
             weights = dict(self.module.named_parameters())
             for name in self.rounded.keys() - self.tables:
-                weights[name].copy_(clip_weight(weights[name], self.rounded[name], self.scheme.most))
+                weight, multiplier = weights[name], self._multiplier(name)
+                factor = torch.ones(()) if multiplier is None else multiplier
+                weight.copy_(clip_weight(weight / factor, self.rounded[name], self.scheme.most) * factor)
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[torch.nn.Module]:
@@ -147,6 +197,10 @@ class QuantizedModel(torch.nn.Module):
             for name, weight in self.module.named_parameters()
             if weight.ndim > 1 and name not in self.rounded
         }
+
+    def smoothed_sites(self) -> list[str]:
+        """What products read that is multiplied, channel by channel, before it is rounded."""
+        return [site for site, number in self.sites.items() if self.quantizer(number).multiplier is not None]
 
     def takes(self, name: str) -> bool:
         """Whether a weight of that name is to be rounded."""

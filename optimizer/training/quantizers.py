@@ -62,16 +62,20 @@ class ActivationQuantizer(torch.nn.Module):
     Attributes:
         log_scale: the logarithm of the step between two levels, so that a step of the optimizer is a share of it.
         zero_point: the level of zero.
+        multiplier: what each channel of the last axis is multiplied with before it is rounded, ``[channels]``; None
+            where nothing is.
     """
 
     log_scale: torch.nn.Parameter
     zero_point: torch.Tensor
+    multiplier: torch.Tensor | None
 
     def __init__(self, low: int, high: int, *, symmetric: bool) -> None:
         super().__init__()
         self.low, self.high, self.symmetric = low, high, symmetric
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("multiplier", None)
         #: Values with the mean square of the row that each is of, ``[2, values]``; every so many are kept.
         self._seen: list[torch.Tensor] = []
         self._every = 1
@@ -82,9 +86,14 @@ class ActivationQuantizer(torch.nn.Module):
         """The step between two levels, float32 ``[]``."""
         return self.log_scale.exp()
 
+    def smoothed(self, x: torch.Tensor) -> torch.Tensor:
+        """Values times their channels' multipliers: what is rounded."""
+        return x if self.multiplier is None else x * self.multiplier.to(x.dtype)
+
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
-        """Look at one batch's values: their ends, and a sample of them."""
+        """Look at one batch's values, as they are rounded: their ends, and a sample of them."""
+        x = self.smoothed(x)
         flat = x.detach().float().reshape(-1)
         if not bool(torch.isfinite(flat).all()):
             self._largest = float("inf")  # Python's min and max pass over NaN
@@ -130,9 +139,9 @@ class ActivationQuantizer(torch.nn.Module):
         return scale, min(self.high, max(self.low, round(self.low - smallest / scale)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Values through their levels and back."""
+        """Values times their multipliers, through their levels and back."""
         with torch.autocast(x.device.type, enabled=False):
-            made = _RoundToLevels.apply(x.float(), self.scale, int(self.zero_point), self.low, self.high)
+            made = _RoundToLevels.apply(self.smoothed(x.float()), self.scale, int(self.zero_point), self.low, self.high)
         return made.to(x.dtype)
 
 

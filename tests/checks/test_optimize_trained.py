@@ -62,7 +62,7 @@ def test_what_calibrating_loses_training_brings_back(home: Path, only_static: No
     assert list(by_name) == ["int8-qat", "int8-static"]
     assert by_name["int8-static"].outcome == "FAIL"
     trained = by_name["int8-qat"]
-    assert (report.verdict, report.best, trained.seen) == ("PASS", f"tiny@1:int8-qat{'-7bit' * bool(EXACT)}", 150)
+    assert (report.verdict, report.best, trained.seen) == ("PASS", f"tiny@1:int8-qat{'-7bit' * bool(EXACT)}-smooth", 150)
     assert trained.runs["int8"] > 0
     assert report.rivals == 1, "what was cut at first look has no share of the confidence"
     assert report.data["train"]["file"] == "train.jsonl"
@@ -76,7 +76,7 @@ def test_what_calibrating_loses_training_brings_back(home: Path, only_static: No
     assert (step["cached"], step["ref"]) == (True, report.best)
     # Another search finds it, as it was.
     store = Store(home / "models")
-    options = {"train": str(home / "train.jsonl"), **EXACT}
+    options = {"train": str(home / "train.jsonl"), "smooth": True, **EXACT}
     found = build(store.get("tiny:fp32"), (StepOf(QAT, options),), store, tmp_path / "log", 1, 120.0)
     assert (found.ref, found.manifest.created) == (report.best, store.get(report.best).manifest.created)
     # Nothing that learned anything is judged by what it learned.

@@ -110,7 +110,7 @@ def test_it_takes_the_place_of_calibrating() -> None:
     assert last([]) is None, "once is enough"
     (idea,) = last.made.values()
     assert idea.name == "int8-qat-tensorrt-engine"
-    assert idea.steps == (StepOf(QAT, {"train": "t", "target": "tensorrt"}), ENGINE.steps[1])
+    assert idea.steps == (StepOf(QAT, {"train": "t", "smooth": True, "target": "tensorrt"}), ENGINE.steps[1])
     assert (idea.family, idea.provider, idea.asked) == (ENGINE.family, ENGINE.provider, "int8")
 
 
@@ -120,7 +120,7 @@ def test_as_many_bits_are_trained_as_were_calibrated() -> None:
     last = Trained(seven, TRAINING, lambda idea: Contender(idea.name, lambda: None))  # type: ignore[arg-type, return-value]
     assert last([]) is not None
     (idea,) = last.made.values()
-    assert idea.steps == (StepOf(QAT, {"train": "t", "reduce_range": True}),)
+    assert idea.steps == (StepOf(QAT, {"train": "t", "smooth": True, "reduce_range": True}),)
 
 
 def test_what_cannot_be_trained_is_left_out_with_the_reason(small_store: Store, tmp_path: Path) -> None:

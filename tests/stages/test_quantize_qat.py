@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from processor import EXACT
-from qat_cases import QUICK, case, texts
+from qat_cases import QUICK, case, texts, with_an_outlier
 from tiny import write
 
 import optimizer
@@ -74,7 +74,9 @@ def test_the_graph_answers_like_the_model_that_was_trained(
 def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path) -> None:
     source, train, _ = case(tmp_path, "classifier")
     store = Store(tmp_path / "models")
+    with_an_outlier(source)
     made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, target="tensorrt", epochs=1)
+    assert made.artifact.manifest.facts["training"]["smoothed"]
     engine = optimizer.build_trt_engine(made.artifact.ref, store=store, flavor="rtx")
     assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 5
 
@@ -113,6 +115,7 @@ def test_one_training_serves_every_target(tmp_path: Path) -> None:
 
     source, train, _ = case(tmp_path, "embedder")
     store = Store(tmp_path / "models")
+    with_an_outlier(source)
     made = {
         target: optimizer.quantize_qat(
             str(source),
@@ -129,6 +132,10 @@ def test_one_training_serves_every_target(tmp_path: Path) -> None:
     }
     (trained,) = {each.artifact.manifest.source["ref"] for each in made.values()}
     assert trained == "m@1:checkpoint-qat-sym" + "-7bit" * bool(EXACT)
+    smoothed = made["ort"].artifact.manifest.facts["training"]["smoothed"]
+    assert "linear of encoder.layer.0.attention.self.query.weight" in smoothed
+    for each in made.values():
+        assert each.artifact.manifest.facts["parity"]["median"] < 2e-3
     feeds = {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
     answers, kernels, rounded = [], [], []
     for each in made.values():
@@ -153,6 +160,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("judged on what was learned", {"eval": "train"}, "48 rows of the evaluation data are in the training", "overlap"),
     ("unsigned for TensorRT", {"target": "tensorrt", "scheme": "w8a8"}, "TensorRT does not take", "w8a8-sym"),
     ("four bits everywhere", {"scheme": "w4a16", "all_ops": True}, "--all-ops is about 8-bit numbers", ""),
+    ("smooth 4 bits", {"scheme": "w4a16", "smooth": True}, "--smooth is about 8-bit numbers", "leave it out"),
     ("not its task", {"task": "question-answering"}, "question-answering cannot be trained", "quantize static"),
     ("nothing there", {"train": "absent"}, "absent", ""),
 ]
