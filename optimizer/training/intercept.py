@@ -38,9 +38,10 @@ _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _LOOKUP = "embedding"
 #: What may stand between a convolution and the rounding of its answer: int8 kernels do both.
 _FUSED_WITH_CONVOLUTION = ("relu", "relu_")
+_SUMS, _NORM = ("add", "__add__", "__radd__", "add_", "__iadd__"), "layer_norm"
 #: What is also rounded where every operator is to take 8 bits.
 _EVERY = (
-    *("add", "__add__", "__radd__", "add_", "__iadd__", "mul", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm"),
+    *(*_SUMS, "mul", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm"),
     *("softmax", "layer_norm", "group_norm", "gelu", "relu", "silu", "tanh", "sigmoid", "mean"),
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
 )
@@ -78,6 +79,8 @@ class Calls(TorchFunctionMode):
         # The same of what products read, and the number of the place, where that is smoothed: a sum that reads the same
         # tensor gets it as it is.
         self._factors: dict[int, tuple[torch.Tensor, int, torch.Tensor, int | None]] = {}
+        # Sums, and the numbers of the places of what was added.
+        self._sums: dict[int, tuple[torch.Tensor, list[int]]] = {}
         # What came out of rounding, and goes on through the model.
         self._out: dict[int, torch.Tensor] = {}
         # What convolutions made, and what its place is called.
@@ -100,9 +103,12 @@ class Calls(TorchFunctionMode):
                 if name in _CONVOLUTIONS and scheme.activation_bits:
                     self._answers[id(answer)] = (answer, f"answer of {self._last}")
                 return answer
+        operands: list[int] = []
         if scheme.every and scheme.activation_bits and name in _EVERY:
-            args = self._operands(args, name)
+            args, operands = self._operands(args, name)
         answer = func(*args, **kwargs)
+        if scheme.smooth and self._model.phase is Phase.FIND and operands:
+            self._find_sums(name, answer, args, operands)
         if name in _FUSED_WITH_CONVOLUTION and args and id(args[0]) in self._answers:
             self._answers[id(answer)] = (answer, self._answers.pop(id(args[0]))[1])
         return answer
@@ -212,17 +218,29 @@ class Calls(TorchFunctionMode):
             self._model.readers.setdefault(weight, []).append((known[3], inputs))
         return known[2]
 
-    def _operands(self, args: Any, name: str) -> Any:
-        """The arguments of an operation without weights, each rounded; of one that a mask takes part in, none is."""
+    def _find_sums(self, name: str, answer: Any, args: Any, operands: list[int]) -> None:
+        """Note what may be smoothed although no weight is multiplied with it: what a normalization of channels reads,
+        and what was added up to that. Its last axis is of the model's own size, which that of a mask is not.
+        """
+        if name in _SUMS:
+            self._sums[id(answer)] = (answer, operands)
+        elif name == _NORM:
+            _, summed = self._sums.get(id(args[0]), (None, []))
+            self._model.sums |= {*operands, *summed}
+
+    def _operands(self, args: Any, name: str) -> tuple[Any, list[int]]:
+        """The arguments of an operation without weights, each rounded, and the numbers of their places; of one that a
+        mask takes part in, none is rounded.
+        """
         self._times[name] += 1
         where = f"{name} {self._times[name]} behind {self._last or 'the inputs'}"
         made: list[Any] = []
         for place, arg in enumerate(args):
             made.append(self._activation(arg, f"{where}, operand {place}") if self._is_activation(arg) else arg)
+        numbers = [self._numbers[id(arg)] for arg in args if id(arg) in self._numbers]
         if self._model.phase is Phase.FIND:
-            numbers = [self._numbers[id(arg)] for arg in args if id(arg) in self._numbers]
             self._model.beside.append(numbers)
-        return tuple(made)
+        return tuple(made), numbers
 
     def _rounded_activation(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
         number = self._model.site(site)
@@ -246,7 +264,7 @@ class Calls(TorchFunctionMode):
             case _ if number in self._model.off:
                 return tensor
             case Phase.MARK:
-                return _mark(ACTIVATION, quantizer.smoothed(tensor), {"number": number})
+                return quantizer.restored(_mark(ACTIVATION, quantizer.smoothed(tensor), {"number": number}))
         rounded: torch.Tensor = quantizer(tensor)
         return rounded
 

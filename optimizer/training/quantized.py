@@ -50,6 +50,7 @@ class QuantizedModel(torch.nn.Module):
         beside: numbers of quantizers whose values meet in one operation.
         readers: of each weight, where the scheme smooths, the quantizers whose values it is multiplied with, each with
             the axis of the weight's input channels.
+        sums: the quantizers, where the scheme smooths, of what is normalized or was added up to that.
     """
 
     def __init__(self, module: torch.nn.Module, scheme: Scheme, sample: dict[str, torch.Tensor]) -> None:
@@ -64,12 +65,15 @@ class QuantizedModel(torch.nn.Module):
         self.off: set[int] = set()
         self.beside: list[list[int]] = []
         self.readers: dict[str, list[tuple[int, int]]] = {}
+        self.sums: set[int] = set()
         self._rows: dict[int, KeptRows] = {}
         # Rounded weights of passes that nothing is learned from: rounding them costs more than a small batch.
         self._kept: dict[str, tuple[int, torch.Tensor]] = {}
         self.phase = Phase.FIND
         with torch.no_grad():
             self(**sample)
+        for number in self.sums:
+            self.quantizer(number).divides = True
         self.phase = Phase.OBSERVE
         if not self.rounded:
             raise BadInput(
@@ -136,12 +140,12 @@ class QuantizedModel(torch.nn.Module):
             if len(places) > 1 or name in self.tables or weights[name].ndim != 2:
                 for number, _ in places:
                     products.pop(number, None)
-        self._rows = {number: KeptRows() for number in products}
+        self._rows = {number: KeptRows() for number in {**products, **dict.fromkeys(self.sums)}}
         self.phase = Phase.KEEP
         for batch in batches:
             self(**batch)
         for number, rows in self._rows.items():
-            self.quantizer(number).multiplier = find_multiplier(rows, products[number], self.scheme)
+            self.quantizer(number).multiplier = find_multiplier(rows, products.get(number, []), self.scheme)
         self._rows = {}
         self.phase = Phase.OBSERVE
 

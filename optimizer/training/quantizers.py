@@ -64,6 +64,7 @@ class ActivationQuantizer(torch.nn.Module):
         zero_point: the level of zero.
         multiplier: what each channel of the last axis is multiplied with before it is rounded, ``[channels]``; None
             where nothing is.
+        divides: what was rounded is divided by them again, as no weight behind it is.
     """
 
     log_scale: torch.nn.Parameter
@@ -76,6 +77,7 @@ class ActivationQuantizer(torch.nn.Module):
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int64))
         self.register_buffer("multiplier", None)
+        self.divides = False
         #: Values with the mean square of the row that each is of, ``[2, values]``; every so many are kept.
         self._seen: list[torch.Tensor] = []
         self._every = 1
@@ -89,6 +91,10 @@ class ActivationQuantizer(torch.nn.Module):
     def smoothed(self, x: torch.Tensor) -> torch.Tensor:
         """Values times their channels' multipliers: what is rounded."""
         return x if self.multiplier is None else x * self.multiplier.to(x.dtype)
+
+    def restored(self, x: torch.Tensor) -> torch.Tensor:
+        """What was rounded, as it goes on through the model."""
+        return x * self.multiplier.reciprocal().to(x.dtype) if self.divides and self.multiplier is not None else x
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
@@ -142,6 +148,7 @@ class ActivationQuantizer(torch.nn.Module):
         """Values times their multipliers, through their levels and back."""
         with torch.autocast(x.device.type, enabled=False):
             made = _RoundToLevels.apply(self.smoothed(x.float()), self.scale, int(self.zero_point), self.low, self.high)
+            made = self.restored(made)
         return made.to(x.dtype)
 
 

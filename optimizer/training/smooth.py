@@ -20,10 +20,10 @@ __all__ = ["KeptRows", "find_multiplier"]
 
 #: Rows that are kept of an activation, and of one batch of it.
 _KEPT, _KEPT_OF_BATCH = 1024, 64
-#: Shares of the activation's size that are tried.
+#: Shares of the activation's size that are tried (1 makes all channels alike).
 _ALPHAS = (0.5, 0.7, 0.8, 0.9, 1.0)
-#: A multiplication more is worth this much of the error.
-_WORTH = 0.7
+#: What must be left of the error, at most, for a multiplication more to be worth it; and for two.
+_WORTH, _WORTH_TWO = 0.7, 0.5
 #: Below this, a channel was never seen, or is not read.
 _SMALLEST = 1e-8
 
@@ -62,7 +62,8 @@ def find_multiplier(kept: KeptRows, weights: Sequence[torch.Tensor], scheme: Sch
 
     Args:
         kept: of the activation.
-        weights: that are multiplied with it, ``[outputs, channels]`` each; all are divided by the same numbers.
+        weights: that are multiplied with it, ``[outputs, channels]`` each; all are divided by the same numbers. None
+            for a sum, which is divided itself when it was rounded.
         scheme: how both are rounded.
 
     Returns:
@@ -71,11 +72,13 @@ def find_multiplier(kept: KeptRows, weights: Sequence[torch.Tensor], scheme: Sch
     rows, peaks = kept.rows, kept.peaks
     if not bool(torch.isfinite(peaks).all()):
         return None
-    read = torch.stack([weight.detach().float().abs().amax(0) for weight in weights]).amax(0)
+    read = torch.ones_like(peaks)
+    if weights:
+        read = torch.stack([weight.detach().float().abs().amax(0) for weight in weights]).amax(0)
     known = (peaks > _SMALLEST) & (read > _SMALLEST)
     if not bool(known.any()):
         return None
-    best, least = None, _WORTH * _error(rows, weights, torch.ones_like(peaks), scheme)
+    best, least = None, (_WORTH if weights else _WORTH_TWO) * _error(rows, weights, torch.ones_like(peaks), scheme)
     for alpha in _ALPHAS:
         logarithm = torch.where(known, (1 - alpha) * read.log() - alpha * peaks.log(), torch.zeros_like(peaks))
         logarithm = torch.where(known, logarithm - logarithm[known].mean(), logarithm)
@@ -88,7 +91,8 @@ def find_multiplier(kept: KeptRows, weights: Sequence[torch.Tensor], scheme: Sch
 def _error(rows: torch.Tensor, weights: Sequence[torch.Tensor], multiplier: torch.Tensor, scheme: Scheme) -> float:
     """How far rounded products are from those in float: squared, as a share of each row's own size; summed over weights.
 
-    As in the ranges of activations, a row counts as much as another one, however large it is.
+    As in the ranges of activations, a row counts as much as another one, however large it is. Of a sum it is the error of
+    each channel as a share of that channel's size, as the normalization behind it may weigh them in any way.
     """
     low, high = scheme.levels
     quantizer = ActivationQuantizer(low, high, symmetric=scheme.symmetric).to(rows.device)
@@ -96,6 +100,10 @@ def _error(rows: torch.Tensor, weights: Sequence[torch.Tensor], multiplier: torc
     quantizer.observe(smooth)
     quantizer.settle()
     rounded = quantizer(smooth)
+    if not weights:
+        share = 1 / rows.square().mean(1, keepdim=True).clamp(min=_SMALLEST)
+        wrong = (rounded / multiplier - rows).square() * share
+        return float((wrong.mean(0) / (rows.square() * share).mean(0).clamp(min=_SMALLEST)).mean())
     axis = 0 if scheme.per_channel else None
     found = 0.0
     for weight in weights:
