@@ -89,10 +89,10 @@ def find_multiplier(kept: KeptRows, weights: Sequence[torch.Tensor], scheme: Sch
 
 
 def _error(rows: torch.Tensor, weights: Sequence[torch.Tensor], multiplier: torch.Tensor, scheme: Scheme) -> float:
-    """How far rounded products are from those in float: squared, as a share of each row's own size; summed over weights.
+    """How far rounded products are from those in float: squared, a share of each row's own size, summed over weights.
 
-    As in the ranges of activations, a row counts as much as another one, however large it is. Of a sum it is the error of
-    each channel as a share of that channel's size, as the normalization behind it may weigh them in any way.
+    As in the ranges of activations, a row counts as much as another one, however large it is. Of a sum it is the error
+    of each channel as a share of that channel's size, as the normalization behind it may weigh them in any way.
     """
     low, high = scheme.levels
     quantizer = ActivationQuantizer(low, high, symmetric=scheme.symmetric).to(rows.device)

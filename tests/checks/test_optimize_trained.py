@@ -62,7 +62,8 @@ def test_what_calibrating_loses_training_brings_back(home: Path, only_static: No
     assert list(by_name) == ["int8-qat", "int8-static"]
     assert by_name["int8-static"].outcome == "FAIL"
     trained = by_name["int8-qat"]
-    assert (report.verdict, report.best, trained.seen) == ("PASS", f"tiny@1:int8-qat{'-7bit' * bool(EXACT)}-smooth", 150)
+    best = f"tiny@1:int8-qat{'-7bit' * bool(EXACT)}-smooth"
+    assert (report.verdict, report.best, trained.seen) == ("PASS", best, 150)
     assert trained.runs["int8"] > 0
     assert report.rivals == 1, "what was cut at first look has no share of the confidence"
     assert report.data["train"]["file"] == "train.jsonl"

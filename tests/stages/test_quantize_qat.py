@@ -22,7 +22,8 @@ from optimizer.store import Store
     [
         ("classifier", {}, "accuracy"),
         ("classifier", {"distill": False, "quantize_head": True}, "accuracy"),
-        ("classifier", {"all_ops": True, "per_channel": False}, "accuracy"),
+        ("classifier", {"all_ops": True, "per_channel": False, "smooth": True}, "accuracy"),
+        pytest.param("classifier", {"all_ops": True, "per_channel": False}, "accuracy", marks=pytest.mark.thorough),
         ("tagger", {"target": "tensorrt"}, "f1"),
         pytest.param("tagger", {"distill": False}, "f1", marks=pytest.mark.thorough),
         ("embedder", {"scheme": "w8a8-sym"}, "cosine"),
@@ -37,6 +38,8 @@ def test_the_graph_answers_like_the_model_that_was_trained(
     tmp_path: Path, name: str, options: dict[str, Any], metric: str
 ) -> None:
     source, train, judged = case(tmp_path, name)
+    if options.get("smooth"):
+        with_an_outlier(source)
     store = Store(tmp_path / "models")
     if options.get("scheme") != "w4a16":
         options = {**options, **EXACT}
@@ -51,6 +54,7 @@ def test_the_graph_answers_like_the_model_that_was_trained(
     assert list(training["scores"]) == ["float", "calibrated", "trained"]
     assert metric in training["scores"]["trained"]
     assert training["scores"]["float"]["cosine"] == pytest.approx(1.0)
+    assert any(site.startswith("layer_norm") for site in training["smoothed"]) == bool(options.get("smooth"))
     assert training["data"]["rows"] == 48
     assert training["steps"] == 12
     judgements = [line for line in training["curve"] if "cosine" in line]
@@ -75,7 +79,8 @@ def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path) -> None
     source, train, _ = case(tmp_path, "classifier")
     store = Store(tmp_path / "models")
     with_an_outlier(source)
-    made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, target="tensorrt", epochs=1)
+    given = {"target": "tensorrt", "epochs": 1, **EXACT}
+    made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, **given)
     assert made.artifact.manifest.facts["training"]["smoothed"]
     engine = optimizer.build_trt_engine(made.artifact.ref, store=store, flavor="rtx")
     assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 5

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.sentiment import minilm_folder
 from tiny import two_layers
 
+from benchmarks.sentiment import minilm_folder
 from optimizer.training.checkpoint import load_quantized, save_quantized, weights_of
 from optimizer.training.quantized import QuantizedModel
 from optimizer.training.scheme import SCHEMES, Scheme
 from optimizer.training.smooth import KeptRows, find_multiplier
 
 SMOOTH = replace(SCHEMES["w8a8-sym"], smooth=True)
+EVERY = replace(SCHEMES["w8a8"], every=True)
 
 
 def kept(rows: torch.Tensor) -> KeptRows:
@@ -129,11 +130,41 @@ def test_a_sum_reads_what_products_do_not() -> None:
     assert float(levels.abs().max()) == pytest.approx(127, abs=1.01)
 
 
+def test_what_is_normalized_and_what_was_added_up_to_it_is_smoothed() -> None:
+    """Each channel keeps its levels, and no other operator's operands are touched."""
+
+    def how(m: Block, x: torch.Tensor) -> torch.Tensor:
+        m.first(x)  # a model without a product is refused
+        return torch.nn.functional.layer_norm(x.flip(0) + x, (32,))
+
+    x = spiked()
+    smooth, rough = (calibrated(how, replace(EVERY, smooth=each), x) for each in (True, False))
+    behind = "1 behind first.weight, operand"
+    assert smooth.smoothed_sites()[1:] == [f"add {behind} 0", f"add {behind} 1", f"layer_norm {behind} 0"]
+    assert rough.smoothed_sites() == []
+    with torch.no_grad():
+        wanted = how(Block(), x)
+        far = [(model(x=x) - wanted)[:, 6:].norm() / wanted[:, 6:].norm() for model in (smooth, rough)]
+    assert float(far[0]) < 0.2 * float(far[1])
+
+
+def test_what_a_mask_is_added_to_is_not() -> None:
+    """Its last axis is as long as the texts are, and the next text is another."""
+
+    def how(m: Block, x: torch.Tensor) -> torch.Tensor:
+        m.first(x)
+        return torch.softmax(x @ x.T + x[:, 5], -1)
+
+    model = calibrated(how, replace(EVERY, smooth=True), spiked(20))
+    assert model.smoothed_sites() == ["linear of first.weight"]
+    assert not model.sums
+
+
 @pytest.mark.parametrize(
     "how",
     [
         lambda m, x: m.first(x) + torch.nn.functional.linear(x * 2, m.first.weight),
-        lambda m, x: m.first(x) + torch.nn.functional.embedding(torch.zeros(64, dtype=torch.int64), m.first.weight)[:, :16],
+        lambda m, x: m.first(x) + torch.nn.functional.embedding(torch.zeros(64).long(), m.first.weight)[:, :16],
     ],
     ids=["read at two places", "looked up as well"],
 )  # fmt: skip
