@@ -41,8 +41,8 @@ IMAGES = ROOT / "docs" / "images"
 
 #: Every operator in 8 bits, one scale a tensor: the crudest int8 there is.
 CRUDE = {"all_ops": True, "per_channel": False}
-SENTIMENT = {"epochs": 5, "lr": 5e-5}
-MINILM = {"epochs": 10, "lr": 7e-5}
+SENTIMENT = {"epochs": 3, "lr": 1e-5, "smooth": True}
+MINILM = {"epochs": 3, "lr": 2e-5}
 VIT = {"epochs": 2, "lr": 5e-5, "batch": 32}
 #: Steps of a process that measures costs; the first tell of warming up.
 STEPS, WARM, ROUNDS = 24, 6, 5

@@ -63,7 +63,7 @@ class Trained:
         # Where sums of two products saturate, whoever calibrates 7 bits trains 7 bits.
         (calibrated,) = (each for each in plain.steps if each.stage == STATIC)
         narrow: dict[str, JSON] = {"reduce_range": True} if calibrated.options.get("reduce_range") else {}
-        # Smoothed, as what is short is accuracy, and a product more is little of what int8 is faster by.
+        # Smoothed: what is short is accuracy, and the multiplications cost little of what int8 is faster by.
         step = StepOf(QAT, {**training, "smooth": True, **target, **narrow})
         self._idea = replace(
             plain,

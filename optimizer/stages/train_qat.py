@@ -98,7 +98,7 @@ class TrainQat(Options):
 
     @property
     def smooths(self) -> bool:
-        """Whether activations are smoothed; by default where they are rounded worst, and a product more is cheap."""
+        """Whether activations are smoothed; by default signed ones, which lose the most to an outlier."""
         return self.name_of_scheme == "w8a8-sym" if self.smooth is None else self.smooth
 
 
@@ -324,7 +324,7 @@ STAGE = Stage(
     run=_run,
     variant=_variant,
     verify=_verify,
-    version=1,
+    version=2,  # 2: signed activations are smoothed
     needs=("torch", "transformers", "accelerate", "tokenizers"),
     modules=("torch", "transformers", "accelerate"),
 )

@@ -71,7 +71,7 @@ def load_quantized(module: torch.nn.Module, folder: Path, sample: dict[str, torc
         for quantizer, each in zip(model.quantizers, activations, strict=True):
             quantizer.log_scale.fill_(each["log_scale"])
             quantizer.zero_point.fill_(each["zero_point"])
-            if each["multiplier"] is not None:
+            if each.get("multiplier") is not None:
                 quantizer.multiplier = torch.tensor(each["multiplier"])
     return model
 

@@ -51,7 +51,7 @@ class Phase(Enum):
     """What is done where something is to be rounded."""
 
     FIND = "note it"
-    KEEP = "keep rows of what products read"
+    KEEP = "keep some rows"
     OBSERVE = "look at the values"
     ROUND = "round them"
     MARK = "leave a marker in the graph"

@@ -106,13 +106,13 @@ class QuantizedModel(torch.nn.Module):
 
         Args:
             batches: inputs by name.
-            progress: told how many batches are done.
+            progress: told how many batches are done; twice of each, where activations are smoothed.
 
         Raises:
             BadInput: an activation is not finite.
         """
         if self.scheme.smooth:
-            self._smooth(batches)
+            self._smooth(batches, progress)
         for number, batch in enumerate(batches, 1):
             self(**batch)
             progress(number)
@@ -128,7 +128,7 @@ class QuantizedModel(torch.nn.Module):
             self.quantizer(number).multiplier = None
         self.phase = Phase.ROUND
 
-    def _smooth(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+    def _smooth(self, batches: Sequence[dict[str, torch.Tensor]], progress: Callable[[int], None]) -> None:
         """Find what the channels of activations are multiplied with before they are rounded."""
         weights = dict(self.module.named_parameters())
         products: dict[int, list[torch.Tensor]] = defaultdict(list)
@@ -142,15 +142,16 @@ class QuantizedModel(torch.nn.Module):
                     products.pop(number, None)
         self._rows = {number: KeptRows() for number in {**products, **dict.fromkeys(self.sums)}}
         self.phase = Phase.KEEP
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             self(**batch)
+            progress(number)
         for number, rows in self._rows.items():
             self.quantizer(number).multiplier = find_multiplier(rows, products.get(number, []), self.scheme)
         self._rows = {}
         self.phase = Phase.OBSERVE
 
     def keep(self, number: int, tensor: torch.Tensor) -> None:
-        """Keep some rows of what a product reads, where that may be smoothed."""
+        """Keep some rows of an activation that may be smoothed."""
         if number in self._rows:
             self._rows[number].add(tensor)
 
@@ -203,7 +204,7 @@ class QuantizedModel(torch.nn.Module):
         }
 
     def smoothed_sites(self) -> list[str]:
-        """What products read that is multiplied, channel by channel, before it is rounded."""
+        """The activations that are multiplied, channel by channel, before they are rounded."""
         return [site for site, number in self.sites.items() if self.quantizer(number).multiplier is not None]
 
     def takes(self, name: str) -> bool:

@@ -22,8 +22,8 @@ class Scheme:
         per_channel: a scale for each output channel of a weight, instead of one for the whole.
         every: also round sums, normalized values, softmax, products of two activations and the head's input.
         head: also quantize the weights of the task's own head.
-        smooth: what a product reads is divided, channel by channel, by what its weight is multiplied with
-            (:mod:`optimizer.training.smooth`).
+        smooth: what a product reads is multiplied channel by channel before it is rounded, and the weight divided by
+            the same; where every operator is rounded, what is normalized as well (:mod:`optimizer.training.smooth`).
         reduce_range: weights of products have 7 bits, so that no sum of two products leaves 16.
         block: input weights that share a scale, where weights have 4 bits.
     """
