@@ -30,7 +30,7 @@ HEAVY = (
 
 #: Whose classes are torch's own kin, and have it at their top: stages import them when they run, and nothing before.
 OF_TORCH = tuple(f"optimizer.training.{name}" for name in (
-    "batchnorm", "distill", "intercept", "loop", "quantized", "quantizers", "rows",
+    "batchnorm", "distill", "intercept", "loop", "quantized", "quantizers", "rows", "smooth",
 ))  # fmt: skip
 
 BLOCK = f"""
