@@ -174,8 +174,8 @@ class QuantizedModel(torch.nn.Module):
             weights = dict(self.module.named_parameters())
             for name in self.rounded.keys() - self.tables:
                 weight, multiplier = weights[name], self._multiplier(name)
-                factor = torch.ones(()) if multiplier is None else multiplier
-                weight.copy_(clip_weight(weight / factor, self.rounded[name], self.scheme.most) * factor)
+                cut = clip_weight(self.smoothed(name, weight), self.rounded[name], self.scheme.most)
+                weight.copy_(cut if multiplier is None else cut * multiplier)
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[torch.nn.Module]:

@@ -62,7 +62,7 @@ def find_multiplier(kept: KeptRows, weights: Sequence[torch.Tensor], scheme: Sch
 
     Args:
         kept: of the activation.
-        weights: that are multiplied with it, ``[outputs, channels]`` each; all are divided by the same numbers. None
+        weights: that are multiplied with it, ``[outputs, channels]`` each; all are divided by the same numbers. Empty
             for a sum, which is divided itself when it was rounded.
         scheme: how both are rounded.
 

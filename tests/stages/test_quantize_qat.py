@@ -23,7 +23,7 @@ from optimizer.store import Store
         ("classifier", {}, "accuracy"),
         ("classifier", {"distill": False, "quantize_head": True}, "accuracy"),
         ("classifier", {"all_ops": True, "per_channel": False, "smooth": True}, "accuracy"),
-        pytest.param("classifier", {"all_ops": True, "per_channel": False}, "accuracy", marks=pytest.mark.thorough),
+        ("classifier", {"all_ops": True, "per_channel": False}, "accuracy"),
         ("tagger", {"target": "tensorrt"}, "f1"),
         pytest.param("tagger", {"distill": False}, "f1", marks=pytest.mark.thorough),
         ("embedder", {"scheme": "w8a8-sym"}, "cosine"),
