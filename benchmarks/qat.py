@@ -94,7 +94,7 @@ def _told(result: Result) -> dict[str, Any]:
     }
 
 
-def _answers(result: Result, judged: Path) -> tuple[Any, list[Any]]:
+def answers_of(result: Result, judged: Path) -> tuple[Any, list[Any]]:
     """An artifact's answers to every row, on ONNX Runtime, batch by batch in the order of the judge."""
     from optimizer.data.preprocess import Preprocessor
     from optimizer.evalset import EvalSet
@@ -110,7 +110,7 @@ def _answers(result: Result, judged: Path) -> tuple[Any, list[Any]]:
 
 
 def _accuracy(result: Result, judged: Path, labels: list[int]) -> float:
-    _, answers = _answers(result, judged)
+    _, answers = answers_of(result, judged)
     right = sum(
         int(logits.argmax()) == labels[place]
         for batch, outputs in answers
@@ -143,7 +143,7 @@ def _minilm(store: Store) -> dict[str, Any]:
     fp32 = optimizer.export_onnx(str(source), name="minilm", store=store)
     static = optimizer.quantize_static(fp32.artifact.ref, calib=TRAIN, symmetric=True, store=store)
     made = _trained(store, source, "minilm", TRAIN, TEST, scheme="w8a8-sym", **MINILM)
-    vectors = {name: _vectors(each) for name, each in (("fp32", fp32), ("static", static), ("trained", made))}
+    vectors = {name: vectors_of(each) for name, each in (("fp32", fp32), ("static", static), ("trained", made))}
     found: dict[str, Any] = {"training": _told(made)}
     for name in ("static", "trained"):
         cosines = (vectors["fp32"] * vectors[name]).sum(1)
@@ -155,14 +155,14 @@ def _minilm(store: Store) -> dict[str, Any]:
     return found
 
 
-def _vectors(result: Result) -> Any:
+def vectors_of(result: Result) -> Any:
     """A vector of length 1 for every row, in the order of the file."""
     import numpy as np
 
     from optimizer.tasks._vectors import vectors
 
     artifact = result.artifact
-    rows, answers = _answers(result, TEST)
+    rows, answers = answers_of(result, TEST)
     table = np.zeros((len(rows.rows), 0))
     for batch, outputs in answers:
         made = np.stack(vectors(outputs, batch.feeds, artifact.model_info))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conformance, engines, generation_table, harness_overhead, self_check
+from benchmarks import conformance, engines, generation_table, gptq, harness_overhead, self_check
 from benchmarks.peers import side_by_side
 from benchmarks.serving import tables
 
@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "harness_overhead": harness_overhead.to_markdown,
     "engines": engines.to_markdown,
     "generation": generation_table.to_markdown,
+    "gptq": gptq.to_markdown,
     "throughput": tables.throughput,
     "overload": tables.overload,
     "streams": tables.streams,

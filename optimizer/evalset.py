@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EvalSet", "histogram", "refuse_leak", "refuse_overlap"]
+__all__ = ["EvalSet", "histogram", "refuse_leak", "refuse_overlap", "refuse_shared"]
 
 #: Rows in a batch; sorted by length, a larger one gains little and takes memory.
 _BATCH = 16
@@ -162,7 +162,7 @@ def refuse_overlap(
         BadInput: naming the first such row and how many there are.
     """
     judged = {preprocessor.content(each) for each in rows.inputs}
-    _refuse_shared([row for row in read_rows(other) if of_other.content(row) in judged], what, "evaluation")
+    refuse_shared([row for row in read_rows(other) if of_other.content(row) in judged], what, "evaluation")
 
 
 def refuse_leak(train: EvalSet, judged: EvalSet, preprocessor: Preprocessor) -> None:
@@ -177,10 +177,20 @@ def refuse_leak(train: EvalSet, judged: EvalSet, preprocessor: Preprocessor) -> 
         BadInput: naming the first such row and how many there are.
     """
     learned = {preprocessor.content(each) for each in train.inputs}
-    _refuse_shared([row for row in judged.inputs if preprocessor.content(row) in learned], "evaluation", "training")
+    refuse_shared([row for row in judged.inputs if preprocessor.content(row) in learned], "evaluation", "training")
 
 
-def _refuse_shared(rows: Sequence[Row], of: str, also_in: str) -> None:
+def refuse_shared(rows: Sequence[Row | str], of: str, also_in: str) -> None:
+    """Refuse data that shares rows with other data.
+
+    Args:
+        rows: those that are in both, or where they stand.
+        of: data that they are of.
+        also_in: data that they must not be in.
+
+    Raises:
+        BadInput: there are some, naming the first.
+    """
     if rows:
         raise BadInput(
             f"{len(rows)} rows of the {of} data are in the {also_in} data too; the first is {rows[0]}",

@@ -63,7 +63,7 @@ def bench_texts(
     loads = writings(folders, prompts, batches, options.new_tokens)
     text: list[int] = []
     if options.data is not None:
-        from optimizer.evaluate.documents import read_documents
+        from optimizer.data.documents import read_documents
 
         folder = next((each for each in folders if (each / "tokenizer.json").is_file()), folders[0])
         for document in read_documents(options.data, folder, named_columns(options.column)):

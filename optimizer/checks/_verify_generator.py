@@ -33,9 +33,9 @@ def verify_generator(
     from optimizer.benching.candidates import check_source, parse
     from optimizer.checks.verify import precision_of
     from optimizer.data.columns import named_columns
+    from optimizer.data.documents import read_documents
     from optimizer.digest import digest_file
     from optimizer.environment import describe
-    from optimizer.evaluate.documents import read_documents
     from optimizer.evaluate.generation import Sliding, compare
     from optimizer.evaluate.generation_report import GenerationReport, judge_generation
 

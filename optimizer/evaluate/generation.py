@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from optimizer.data.documents import Document, windows
 from optimizer.errors import BadInput, GateFailed
-from optimizer.evaluate.documents import Document, windows
 from optimizer.evaluate.logits import divergence, log_softmax, logits_of, parts_of, taken, targets_of
 from optimizer.generator import Generator, Sampling
 from optimizer.resampling import draws_for, exponential_weights

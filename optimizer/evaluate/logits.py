@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from optimizer.data.documents import Document, Window
 from optimizer.errors import GateFailed
-from optimizer.evaluate.documents import Document, Window
 from optimizer.generator import Generator
 
 if TYPE_CHECKING:

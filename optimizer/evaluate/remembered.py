@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.evaluate.documents import Document, windows
+from optimizer.data.documents import Document, windows
 from optimizer.evaluate.generation import Score, Sliding
 from optimizer.evaluate.logits import divergence, log_softmax, logits_of, parts_of, taken, targets_of
 from optimizer.generator import Generator

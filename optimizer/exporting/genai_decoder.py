@@ -92,7 +92,7 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     ``[batch, sequence, vocabulary]`` and ``present.N.key``, ``present.N.value``. The number type is the model's own.
 
     Args:
-        loaded: a causal decoder; its attention is exchanged, and stays so.
+        loaded: a causal decoder; its attention is exchanged while it is traced.
 
     Raises:
         BadInput: its attention cannot be exchanged, or does what GroupQueryAttention cannot.
@@ -288,11 +288,15 @@ def _attention_exchanged(loaded: LoadedModel) -> Iterator[None]:
 
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *place, **more: None)
+    own = loaded.config._attn_implementation
     try:
         loaded.module.set_attn_implementation(_NAME)
     except Exception as error:  # each version has its own way to say that a class has attention of its own
         raise _not_ours(loaded, _cause(error)) from error
-    yield
+    try:
+        yield
+    finally:
+        loaded.module.set_attn_implementation(own)
 
 
 def _name_dimensions(model: onnx_ir.Model) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.data.continuations import Continuation
 from optimizer.errors import BadInput, GateFailed
-from optimizer.graph.decoder import read_genai_config
+from optimizer.graph.decoder import read_genai_config, whole_text
 from optimizer.graph.io import MODEL_NAME
 from optimizer.hf import LoadedModel, quiet_libraries
 from optimizer.hf_errors import first_lines
@@ -142,22 +142,11 @@ def parity(out: Path, golden: Golden) -> dict[str, JSON]:
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
-    rows, steps = golden.tokens.shape
-    decoder = read_genai_config(out)["model"]["decoder"]
-    empty = np.zeros((rows, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
-    feeds: dict[str, Any] = {}
+    feeds = whole_text(golden.tokens, read_genai_config(out)["model"]["decoder"])
     try:
         session = onnxruntime.InferenceSession(str(out / MODEL_NAME), settings, providers=["CPUExecutionProvider"])
-        for each in session.get_inputs():
-            if each.name == "input_ids":
-                feeds[each.name] = golden.tokens
-            elif each.name == "attention_mask":
-                feeds[each.name] = np.ones((rows, steps), np.int64)
-            elif each.name == "position_ids":
-                feeds[each.name] = np.arange(steps, dtype=np.int64)[None]
-            else:
-                feeds[each.name] = empty
-        (got,) = session.run(["logits"], feeds)
+        known = {each.name for each in session.get_inputs()}
+        (got,) = session.run(["logits"], {name: array for name, array in feeds.items() if name in known})
     except Exception as error:  # ONNX Runtime's errors have no common class of its own
         raise GateFailed(f"ONNX Runtime does not run what was exported: {first_lines(error)}") from error
     want, got = golden.logits[0].astype(np.float64), got[0].astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from optimizer.graph.io import MODEL_NAME, graphs, load
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir
+    from numpy.typing import NDArray
 
-__all__ = ["GENAI_CONFIG_NAME", "decoder_facts", "read_genai_config"]
+__all__ = ["GENAI_CONFIG_NAME", "decoder_facts", "read_genai_config", "whole_text"]
 
 GENAI_CONFIG_NAME = "genai_config.json"
 _PRODUCT, _TABLE = "MatMulNBits", "GatherBlockQuantized"
@@ -37,6 +40,29 @@ def read_genai_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path} cannot be read: {error!r}") from error
     return dict(config)
+
+
+def whole_text(tokens: NDArray[np.int64], decoder: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """What a decoder on a processor is fed for texts that it reads from their beginning, without padding.
+
+    Args:
+        tokens: ``[rows, tokens]``.
+        decoder: ``model.decoder`` of ``genai_config.json``.
+
+    Returns:
+        its inputs by name, an empty cache among them; a graph may lack ``position_ids``.
+    """
+    import numpy as np
+
+    rows, steps = tokens.shape
+    empty = np.zeros((rows, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+    found: dict[str, NDArray[Any]] = {
+        decoder["inputs"][key] % layer: empty
+        for layer in range(decoder["num_hidden_layers"])
+        for key in ("past_key_names", "past_value_names")
+    }
+    places = np.broadcast_to(np.arange(steps, dtype=np.int64), (rows, steps))
+    return {**found, "input_ids": tokens, "attention_mask": np.ones_like(tokens), "position_ids": places}
 
 
 def decoder_facts(folder: Path) -> dict[str, JSON]:

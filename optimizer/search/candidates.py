@@ -195,6 +195,7 @@ def _on_openvino(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
 
 def _on_processor(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     int8, int4 = Precision.INT8, Precision.INT4
+    learned: dict[str, JSON] = {**data, "algorithm": "gptq"} if data["calib"] else {}
     narrow: dict[str, JSON] = {"reduce_range": True} if machine.saturates else {}
     data = {**data, **narrow}
     dynamic = (StepOf(_DYNAMIC, narrow),)
@@ -207,10 +208,11 @@ def _on_processor(data: Mapping[str, JSON], machine: Machine) -> Iterable[Idea]:
     blocks = (StepOf(_WEIGHTS, {"bits": 8}),)
     why = "the most exact int8, as every block has its scale; faster than fp32 on short rows"
     yield Idea("int8-weights", int8, _CPU, blocks, why)
-    blocks = (StepOf(_WEIGHTS, {"bits": 4}),)
-    yield Idea("int4-weights", int4, _CPU, blocks, "an eighth of the products' weights, no calibration")
-    blocks = (StepOf(_WEIGHTS, {"bits": 4, "tables": "int4"}),)
-    yield Idea("int4-weights-int4-tables", int4, _CPU, blocks, "an eighth of the lookup tables too")
+    name, how = ("int4-weights-gptq", "in view of each other's errors") if learned else ("int4-weights", "as they are")
+    blocks = (StepOf(_WEIGHTS, {"bits": 4, **learned}),)
+    yield Idea(name, int4, _CPU, blocks, f"an eighth of the products' weights, rounded {how}")
+    blocks = (StepOf(_WEIGHTS, {"bits": 4, "tables": "int4", **learned}),)
+    yield Idea(f"{name}-int4-tables", int4, _CPU, blocks, "an eighth of the lookup tables too")
 
 
 @dataclass(frozen=True)

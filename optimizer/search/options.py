@@ -42,7 +42,7 @@ class Optimize(Options):
     )
     calib: Path | None = opt(
         None,
-        "Other rows, for static quantization: a file, or a calibration set.",
+        "Other rows, for static quantization (a file, or a calibration set); other texts, for GPTQ.",
         data=True,
         metavar="FILE|REF",
         kind=Kind.CALIBRATION,

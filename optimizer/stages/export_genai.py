@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.artifact import Source, SourceModel
+from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, GateFailed
 from optimizer.exporting.genai_builder import ALGORITHMS
 from optimizer.exporting.options import allow_pickle_opt, revision_opt, trust_remote_code_opt
@@ -25,6 +29,8 @@ _INTEGERS = (Precision.INT4, Precision.INT8)
 _BITS = {Precision.INT4: 4, Precision.INT8: 8}
 #: A traced or built fp32 graph differs from PyTorch by rounding alone: this much of its largest logit at most.
 _FP32_MAX = 1e-3
+#: Algorithms that learn from text: levels are chosen by GPTQ, scales and zero points by the other.
+_LEARNED = {"gptq": "k_quant", "gptq_last": "k_quant_last", "gptq_mixed": "k_quant_mixed"}
 #: From this share of places on where int4 or int8 would write another token, the reader hears of it.
 _WORTH_SAYING = 0.9
 
@@ -37,9 +43,14 @@ class ExportGenai(Options):
     algorithm: str = opt(
         "default",
         "How weights are rounded to int4 or int8. …_last keeps the head in 8 bits, …_mixed other sensitive products "
-        "too.",
-        choices=ALGORITHMS,
+        "too; gptq learns from --calib.",
+        choices=(*ALGORITHMS, *_LEARNED),
     )
+    calib: Path | None = opt(
+        None, "Text like the model will see, for gptq: jsonl, csv, parquet or txt.", data=True, metavar="FILE"
+    )
+    column: tuple[str, ...] = column_opt()
+    samples: int = opt(128, "Pieces of that text, of up to 512 tokens each.", ge=1, le=100000)
     float_head: bool = opt(False, "Leave the head, the last product, in float.")
     share_embeddings: bool = opt(
         True, "Where head and embeddings are one matrix, store it once: in int4, tokens are then looked up in 4 bits."
@@ -82,6 +93,7 @@ class ExportGenai(Options):
                         f"--{name.replace('_', '-')} is for int4 and int8, and {self.precision} rounds no weights",
                         "add --precision int4, or leave it out",
                     )
+        self._check_learned()
         base = self.algorithm.partition("_last")[0].removesuffix("_mixed")
         if base != self.algorithm and self.precision is Precision.INT8:
             raise BadInput(
@@ -93,6 +105,26 @@ class ExportGenai(Options):
                 f"--float-head leaves the head in float, and --algorithm {self.algorithm} puts it into 8 bits",
                 f"write --algorithm {base} with --float-head, or leave --float-head out",
             )
+
+    def _check_learned(self) -> None:
+        named_columns(self.column)
+        if self.algorithm in _LEARNED:
+            if self.precision is not Precision.INT4:
+                raise BadInput(
+                    f"--algorithm {self.algorithm} chooses levels of 4 bits, and 8 bits lose nothing that it could win",
+                    "add --precision int4",
+                )
+            if self.calib is None:
+                raise BadInput(
+                    f"--algorithm {self.algorithm} learns from text, and none was given", "add --calib text.jsonl"
+                )
+            return
+        for name in ("calib", "column", "samples"):
+            if name in self.changed():
+                raise BadInput(
+                    f"--{name} is for GPTQ, and --algorithm {self.algorithm} learns from nothing",
+                    "add --algorithm gptq, or leave it out",
+                )
 
 
 def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) -> Outcome:
@@ -118,27 +150,84 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     progress("asking PyTorch for the golden continuations")
     golden = write_on(loaded, tokenizer, context)
     built = genai_builder.knows(name, raw)
-    if built:
-        _fitting_blocks(options, loaded)
-        progress(f"building {name} in {options.precision}")
-        asked = {field: getattr(options, field) for field in genai_builder.Build.__dataclass_fields__}
-        genai_builder.build(source.path, out, genai_builder.Build(**asked), raw)
-    else:
-        _traced(loaded, out, options, context, progress)
-    config = read_genai_config(out)
+    facts: dict[str, JSON] = {"built_by": "onnxruntime-genai" if built else "torch.onnx"}
+    with _float_graph(out, options) as floats:
+        if built:
+            _built(source, out, options, _grid(options, loaded), floats, raw, progress)
+        else:
+            _traced(loaded, out, options, context, floats, progress)
+        config = read_genai_config(out)
+        if floats is not None:
+            facts["gptq"] = _learned(source, out, options, tokenizer, context, floats, progress)
     if options.provider == "cpu":
         _choose_rows(out, config["model"]["decoder"]["outputs"])
     config["model"]["context_length"] = config["search"]["max_length"] = context
     (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     has_template = copy_text_files(tokenizer, source.path, out)
     save_continuations(out, golden.continuations)
-    facts: dict[str, JSON] = {"built_by": "onnxruntime-genai" if built else "torch.onnx"}
     warnings = list(loaded.warnings)
     if options.provider == "cpu":
         progress("comparing with PyTorch")
         facts["parity"] = parity(out, golden)
         warnings += _judged(facts["parity"], options, golden)
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
+
+
+@contextlib.contextmanager
+def _float_graph(out: Path, options: ExportGenai) -> Iterator[Path | None]:
+    """A folder for the decoder in float, where its products' levels are learned from what it reads."""
+    if options.calib is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        yield Path(folder)
+
+
+def _built(
+    source: SourceModel,
+    out: Path,
+    options: ExportGenai,
+    grid: str,
+    floats: Path | None,
+    raw: Mapping[str, JSON],
+    progress: Progress,
+) -> None:
+    """A decoder that the builder knows: its graph, and the same in float where that is wanted."""
+    from optimizer.exporting import genai_builder
+
+    given = {field: getattr(options, field) for field in genai_builder.Build.__dataclass_fields__}
+    asked = genai_builder.Build(**{**given, "algorithm": grid})
+    if floats is not None:
+        progress(f"building {raw['architectures'][0]} in fp32, to learn from")
+        plain = replace(asked, precision=Precision.FP32, provider="cpu")
+        genai_builder.build(source.path, floats, plain, raw)
+    progress(f"building {raw['architectures'][0]} in {options.precision}")
+    genai_builder.build(source.path, out, asked, raw)
+
+
+def _learned(
+    source: SourceModel,
+    out: Path,
+    options: ExportGenai,
+    tokenizer: Any,
+    context: int,
+    floats: Path,
+    progress: Progress,
+) -> dict[str, JSON]:
+    """Choose levels by GPTQ; what it came to, and what it learned from."""
+    from optimizer.exporting.genai_golden import copy_text_files
+    from optimizer.graph.decoder import read_genai_config
+    from optimizer.graph.io import MODEL_NAME
+    from optimizer.stages._gptq import learn_levels, pieces_of
+
+    assert options.calib is not None
+    progress("reading the text")
+    copy_text_files(tokenizer, source.path, floats)
+    config = read_genai_config(out)
+    columns = named_columns(options.column)
+    vocabulary = config["model"]["vocab_size"]
+    pieces, data = pieces_of(options.calib, floats, columns, context, options.samples, vocabulary)
+    return {"data": data, **learn_levels(out, floats / MODEL_NAME, pieces, config, progress)}
 
 
 def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:
@@ -153,35 +242,42 @@ def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:
         onnx_ir.save(model, str(out / MODEL_NAME))
 
 
-def _traced(loaded: LoadedModel, out: Path, options: ExportGenai, context: int, progress: Progress) -> None:
+def _traced(
+    loaded: LoadedModel, out: Path, options: ExportGenai, context: int, floats: Path | None, progress: Progress
+) -> None:
     """A decoder that the builder does not know: PyTorch's own graph, and its weights in blocks where that was asked."""
     from optimizer.exporting.genai_decoder import shape_of, trace, write_genai_config
     from optimizer.exporting.genai_golden import end_tokens
     from optimizer.graph.io import save
+    from optimizer.quantizing.decoder_blocks import fold_transposes
 
     shape = shape_of(loaded)
-    if options.provider != "cpu":
-        import torch
-
-        loaded.module.to(torch.bfloat16 if options.precision is Precision.BF16 else torch.float16)
+    on_gpu = options.provider != "cpu"
+    if on_gpu and floats is None:
+        _halve(loaded, options)
     progress(f"tracing {loaded.class_name} with its cache")
     model = trace(loaded)
+    if floats is not None:
+        fold_transposes(model)
+        save(model, floats)
+        if on_gpu:
+            _halve(loaded, options)
+            model = trace(loaded)
     if options.precision in _INTEGERS:
         import onnx_ir
 
         from optimizer.hf import quiet_libraries
-        from optimizer.quantizing.decoder_blocks import fold_transposes, quantize_decoder
+        from optimizer.quantizing.decoder_blocks import quantize_decoder
 
         progress(f"rounding weights to {options.precision}")
         fold_transposes(model)
-        _fitting_blocks(options, loaded)
         level = options.accuracy_level
         with quiet_libraries():
             proto = quantize_decoder(
                 onnx_ir.to_proto(model),
                 bits=_BITS[options.precision],
                 block_size=options.block_size,
-                algorithm=options.algorithm,
+                algorithm=_grid(options, loaded),
                 accuracy_level=(4 if options.provider == "cpu" else 0) if level is None else level,
                 layers=shape.layers,
                 float_head=options.float_head,
@@ -194,6 +290,13 @@ def _traced(loaded: LoadedModel, out: Path, options: ExportGenai, context: int, 
         found = getattr(loaded.config, key, None)
         special[key] = found if isinstance(found, int) else (ends or (0,))[0]
     write_genai_config(out, shape, special, context, options.provider)
+
+
+def _halve(loaded: LoadedModel, options: ExportGenai) -> None:
+    """Weights as kernels of GPUs take them."""
+    import torch
+
+    loaded.module.to(torch.bfloat16 if options.precision is Precision.BF16 else torch.float16)
 
 
 def _context(loaded: LoadedModel, asked: int | None) -> int:
@@ -221,25 +324,34 @@ def _refuse_quantized(source: SourceModel, raw: Mapping[str, JSON]) -> None:
         )
 
 
-def _fitting_blocks(options: ExportGenai, loaded: LoadedModel) -> None:
-    """Refuse blocks that k_quant cannot pack: its zero points are of 4 bits, two in a byte, row by row."""
+def _grid(options: ExportGenai, loaded: LoadedModel) -> str:
+    """The algorithm that chooses scales: GPTQ's own are those of k_quant, or where blocks do not fit, of rtn.
+
+    Raises:
+        BadInput: k_quant was asked for, or what only it can do, and it cannot pack the blocks: its zero points are of 4
+            bits, two in a byte, row by row.
+    """
     import torch
 
-    if options.precision is not Precision.INT4 or not options.algorithm.startswith("k_quant"):
-        return
+    grid = _LEARNED.get(options.algorithm, options.algorithm)
+    if options.precision is not Precision.INT4 or not grid.startswith("k_quant"):
+        return grid
     widths = {
         module.weight.shape[1]: name
         for name, module in loaded.module.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    for width, name in widths.items():
-        if width % (2 * options.block_size):
-            good = [size for size in (16, 32, 64, 128, 256) if all(w % (2 * size) == 0 for w in widths)]
-            raise BadInput(
-                f"--algorithm {options.algorithm} takes an even number of blocks: {name} reads {width} numbers, "
-                f"{width / options.block_size:g} blocks of {options.block_size}",
-                f"write --block-size {good[-1]}" if good else "write --algorithm rtn or default",
-            )
+    odd = [width for width in widths if width % (2 * options.block_size)]
+    if odd and options.algorithm in ("gptq", "gptq_last"):
+        return grid.replace("k_quant", "rtn")
+    if odd:
+        good = [size for size in (16, 32, 64, 128, 256) if all(w % (2 * size) == 0 for w in widths)]
+        raise BadInput(
+            f"--algorithm {options.algorithm} takes an even number of blocks: {widths[odd[0]]} reads {odd[0]} "
+            f"numbers, {odd[0] / options.block_size:g} blocks of {options.block_size}",
+            f"write --block-size {good[-1]}" if good else "write --algorithm rtn or default",
+        )
+    return grid
 
 
 def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden) -> list[str]:
@@ -260,7 +372,8 @@ def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden) -> 
     elif found["top1"] < _WORTH_SAYING:
         return [
             f"in {options.precision} it would write another token than PyTorch in {1 - found['top1']:.0%} of places; "
-            "try --algorithm k_quant_mixed, a smaller --block-size, or --precision int8"
+            "try --algorithm gptq_mixed with --calib, or k_quant_mixed without, a smaller --block-size, or --precision "
+            "int8"
         ]
     return []
 

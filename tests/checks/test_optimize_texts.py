@@ -12,12 +12,13 @@ import pytest
 import optimizer
 from benchmarks.decoders import decoder
 from optimizer.cli.main import run
+from optimizer.errors import BadInput
 from optimizer.search.texts import run as texts_run
 from optimizer.search.texts.candidates import plan_texts
 from optimizer.store import Store
 
 #: Two exports are enough to see everything.
-TRIED = ("fp32", "int4-k_quant_mixed")
+TRIED = ("fp32", "int4-gptq_mixed")
 QUICK = {"duration": 0.05, "rounds": 3, "threads": 1, "shape": "2x16+4"}
 
 
@@ -33,6 +34,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     texts = [json.loads(line)["text"] for line in (folder / "heldout.jsonl").read_text().splitlines()]
     parts = [text[start : start + 600] for text in texts for start in (0, 600) if len(text) > start + 300]
     (home / "text.jsonl").write_text("".join(json.dumps({"body": part}) + "\n" for part in parts))
+    known = [json.loads(line)["text"] for line in (folder / "train-sample.jsonl").read_text().splitlines()[:64]]
+    (home / "calib.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in known))
     return home
 
 
@@ -50,6 +53,7 @@ def judged(folder: Path, home: Path) -> Any:
         return optimizer.optimize(
             str(folder),
             eval=home / "text.jsonl",
+            calib=home / "calib.jsonl",
             column=("text=body",),
             max_drop="2%",
             name="tiny",
@@ -93,6 +97,23 @@ def test_a_verdict_is_reached_and_kept(judged: Any, home: Path) -> None:
     assert 'run = "export-genai"' in recipe
 
 
+def test_what_was_learned_from_is_said(judged: Any, home: Path) -> None:
+    assert judged.data["calib"]["file"] == "calib.jsonl"
+    learned = next(c for c in judged.candidates if c.name == "int4-gptq_mixed")
+    made = Store(home / "models").get(learned.ref)
+    assert made.manifest.facts["gptq"]["products"] == 8
+    assert "--calib" in made.manifest.command
+
+
+def test_texts_that_were_learned_from_are_not_judged_on(judged: Any, home: Path, tmp_path: Path) -> None:
+    lines = (home / "text.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "both.jsonl").write_text("".join(lines[:2]))
+    asked = {"eval": home / "text.jsonl", "calib": tmp_path / "both.jsonl", "column": ("text=body",)}
+    with pytest.raises(BadInput, match="2 rows of the calibration data are in the evaluation data") as caught:
+        optimizer.optimize(judged.best, **asked, max_drop="2%", store=home / "models", **QUICK)
+    assert "--allow-overlap" in str(caught.value.hint)
+
+
 def test_the_report_says_it_everywhere(judged: Any, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = json.loads((home / "models" / "tiny" / "1" / "verdict.json").read_text())
     assert kept == judged.to_json()
@@ -122,7 +143,7 @@ def test_what_it_is_says_that_it_writes_text(judged: Any, home: Path, capsys: py
         (["--eval", "text.jsonl"], "no budget is given"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--metric", "accuracy"], "write --metric perplexity"),
         (["--eval", "text.jsonl", "--min-cosine", "0.9"], "--min-cosine is not for models that write text"),
-        (["--eval", "text.jsonl", "--max-drop", "2%", "--calib", "text.jsonl"], "--calib is not for models"),
+        (["--eval", "text.jsonl", "--max-drop", "2%", "--calib", "missing.jsonl"], "no such file"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--shapes-from", "text.jsonl"], "--shape 8x128+64"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--target", "openvino"], "by ONNX Runtime alone"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--confidence", "0.999"], "ask for 0.995 at most"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.decoders import decoder
+from optimizer.data.documents import Document, read_documents
 from optimizer.errors import BadInput, GateFailed
-from optimizer.evaluate.documents import Document, read_documents
 from optimizer.evaluate.generation import Bounds, Score, Sliding, compare, paired_ratio, perplexity, score_documents
 from optimizer.generator import GeneratorOptions, open_generator
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimizer.evaluate.documents import Document
+from optimizer.data.documents import Document
 from optimizer.evaluate.generation import Sliding, compare
 from optimizer.evaluate.remembered import bytes_of, remember, score_beside
 

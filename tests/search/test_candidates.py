@@ -142,6 +142,9 @@ def test_what_int8_leaves_between_its_products_follows_the_processor() -> None:
 def test_four_bits_are_for_those_who_ask() -> None:
     assert "--precision int4 or --objective size" in reason(plan(AMX), "int4-weights")
     assert names(plan(AMX, precisions=("int4",))) == ["int4-weights", "int4-weights-int4-tables"]
+    learned = plan(AMX, precisions=("int4",), calib=CALIB).ideas
+    assert [idea.name for idea in learned] == ["int4-weights-gptq", "int4-weights-gptq-int4-tables"]
+    assert all(idea.steps[0].options["calib"] == str(CALIB) for idea in learned), "with rows, GPTQ learns from them"
     small = names(plan(PLAIN, objective="size"))
     assert {"int4-weights", "int4-weights-int4-tables", "int8-weights", "int8-dynamic"} <= set(small)
 

@@ -15,8 +15,8 @@ import pytest
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.measure import Plan
 from optimizer.benching.workload import Writing
+from optimizer.data.documents import Document
 from optimizer.errors import BadInput, MissingPiece
-from optimizer.evaluate.documents import Document
 from optimizer.evaluate.generation import Score, Sliding
 from optimizer.runtime import Candidate, Provider
 from optimizer.search.contest import Contender, Contest, Rules, contested
@@ -200,6 +200,18 @@ def test_what_is_tried_on_a_processor() -> None:
         assert stage.variant is not None
         variants.add(stage.variant(options, None))
     assert len(variants) == len(plan.ideas), "no two are the same"
+
+
+def test_text_to_learn_from_puts_gptq_in_the_place_of_k_quant() -> None:
+    plain = {idea.name for idea in plan_texts(Machine(frozenset())).ideas}
+    learned = {"calib": "more.jsonl", "column": ["text=body"]}
+    ideas = {idea.name: idea.steps[0].options for idea in plan_texts(Machine(frozenset()), learned=learned).ideas}
+    replaced = {name.replace("k_quant", "gptq") for name in plain}
+    assert set(ideas) == replaced | {"int4-gptq-b128"}
+    for name, options in ideas.items():
+        assert {"calib", "column"} <= set(options) if "gptq" in name else "calib" not in options
+    stage = get_stage("export-genai")
+    assert stage.options.from_mapping(ideas["int4-gptq_mixed"], stage.name).calib == Path("more.jsonl")
 
 
 def test_what_is_tried_where_openvino_is() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import optimizer
@@ -16,6 +17,7 @@ from benchmarks.decoders import decoder
 from optimizer.artifact import Artifact
 from optimizer.data.continuations import load_continuations
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError, UnknownName
+from optimizer.stages._gptq import pieces_of
 from optimizer.stages.export_genai import STAGE, ExportGenai
 from optimizer.store import Store
 from optimizer.types import Kind, Precision
@@ -200,6 +202,82 @@ def test_the_table_may_stay_in_float(shared: Store) -> None:
     assert own_table["weights"]["float32"] - shared_table["weights"]["float32"] >= 512 * 64 * 4 * 0.9
 
 
+def learned(family: str, store: Store, algorithm: str = "gptq_last", **options: Any) -> Artifact:
+    calib = decoder(family, size="tiny") / "train-sample.jsonl"
+    return exported(family, store, precision="int4", algorithm=algorithm, calib=calib, samples=64, **options)
+
+
+def weights(artifact: Artifact) -> dict[str, np.ndarray]:
+    model = onnx.load(str(artifact.path / "model.onnx"))
+    return {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gptq_is_nearer_with_the_same_scales(family: str, shared: Store) -> None:
+    """On a text that it did not learn from: the one that PyTorch wrote."""
+    made = learned(family, shared)
+    plain = exported(family, shared, precision="int4", algorithm="k_quant_last")
+    facts = made.manifest.facts
+    assert made.variant == "int4-genai-gptq_last"
+    assert facts["blocks"] == plain.manifest.facts["blocks"]
+    assert (facts["gptq"]["products"], facts["gptq"]["left"]) == (facts["blocks"]["by_bits"]["4"], [])
+    data = facts["gptq"]["data"]
+    assert (data["file"], data["texts"], data["pieces"]) == ("train-sample.jsonl", 256, 64)
+    assert facts["gptq"]["noise"]["after"] < 0.6 * facts["gptq"]["noise"]["before"]
+    assert facts["parity"]["kl"] < 0.8 * plain.manifest.facts["parity"]["kl"]
+    before, after = weights(plain), weights(made)
+    changed = [name for name, array in before.items() if not np.array_equal(array, after[name])]
+    assert len(changed) == facts["gptq"]["products"]
+    assert {before[name].dtype for name in changed} == {np.dtype(np.uint8)}, "levels, and no scale"
+    listed = {each.name for each in made.path.iterdir()}
+    assert listed == {each.name for each in plain.path.iterdir()}, "what it learned from is gone"
+
+
+def test_gptq_leaves_a_head_alone_that_is_the_table_too(shared: Store) -> None:
+    made, plain = learned("llama", shared, "gptq"), exported("llama", shared, precision="int4", algorithm="k_quant")
+    facts = made.manifest.facts["gptq"]
+    assert (facts["products"], facts["left"]) == (10, ["/lm_head/MatMul_Q4"])
+    head = "lm_head.MatMul.weight_Q4G32"
+    assert np.array_equal(weights(made)[head], weights(plain)[head])
+
+
+def test_gptq_takes_blocks_that_k_quant_cannot_pack(shared: Store, store: Store) -> None:
+    """192 numbers are three blocks of 64: around zero, as rtn has them."""
+    made = learned("llama", shared, "gptq_last", block_size=64)
+    facts = made.manifest.facts
+    assert (facts["gptq"]["products"], facts["blocks"]["block_size"]) == (10, [64])
+    plain = exported("llama", shared, precision="int4", algorithm="rtn_last", block_size=64)
+    assert facts["parity"]["kl"] < 0.8 * plain.manifest.facts["parity"]["kl"]
+    folder = decoder("llama", size="tiny")
+    calib = folder / "train-sample.jsonl"
+    error = refused(folder, store, precision="int4", algorithm="gptq_mixed", block_size=64, calib=calib)
+    assert "write --block-size 32" in str(error.hint)
+
+
+def test_gptq_learns_on_the_processor_for_a_gpu(shared: Store) -> None:
+    """What is built for a GPU is in 16 bits, and is traced a second time for it."""
+    made = learned("gpt2", shared, "gptq", provider="cuda")
+    assert (made.manifest.facts["gptq"]["products"], made.manifest.facts["gptq"]["left"]) == (9, [])
+    assert made.manifest.facts["gptq"]["noise"]["after"] < 0.6 * made.manifest.facts["gptq"]["noise"]["before"]
+    assert {array.dtype for name, array in weights(made).items() if name.endswith("_scale")} == {np.dtype(np.float16)}
+
+
+def test_pieces_are_of_the_text_and_not_of_its_order(tmp_path: Path) -> None:
+    folder = decoder("llama", size="tiny")
+    rows = (folder / "heldout.jsonl").read_text().splitlines(keepends=True)
+    found = []
+    for name, lines in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        (tmp_path / name).write_text("".join(lines))
+        pieces, told = pieces_of(tmp_path / name, folder, {}, 100, 40, 512)
+        assert (told["pieces"], told["tokens"]) == (40, sum(map(len, pieces)))
+        found.append(pieces)
+    assert found[0] == found[1]
+    assert {len(each) for each in found[0]} >= {100}, "no longer than the context"
+    assert max(len(each) for each in found[0]) == 100
+    with pytest.raises(BadInput, match="the model 50 tokens"):
+        pieces_of(tmp_path / "a.jsonl", folder, {}, 100, 40, 50)
+
+
 def test_the_same_again_is_found_and_other_options_are_not(shared: Store) -> None:
     folder = str(decoder("llama", size="tiny"))
     exported("llama", shared)
@@ -238,6 +316,11 @@ def test_half_precision_is_for_a_gpu(family: str, precision: str, dtype: str, sh
         ({"float_head": True}, "--float-head is for int4 and int8", "--precision int4"),
         ({"precision": "int8", "algorithm": "k_quant_last"}, "in int8 all is", "--algorithm k_quant"),
         ({"precision": "int4", "algorithm": "rtn_last", "float_head": True}, "puts it into 8 bits", "--algorithm rtn"),
+        ({"precision": "int4", "algorithm": "gptq"}, "learns from text, and none was given", "--calib text.jsonl"),
+        ({"precision": "int8", "algorithm": "gptq", "calib": Path("t.jsonl")}, "8 bits lose nothing", "int4"),
+        ({"precision": "int4", "calib": Path("t.jsonl")}, "--calib is for GPTQ", "--algorithm gptq"),
+        ({"precision": "int4", "algorithm": "rtn", "samples": 9}, "--samples is for GPTQ", "--algorithm gptq"),
+        ({"column": ("text",)}, "names no column", "ROLE=COLUMN"),
     ],
 )
 def test_what_cannot_be_asked_for_together(options: dict[str, Any], message: str, hint: str) -> None:
@@ -251,8 +334,8 @@ def test_what_cannot_be_asked_for_together(options: dict[str, Any], message: str
 def test_blocks_have_a_size_that_kernels_have(size: int) -> None:
     with pytest.raises(BadInput, match="--block-size is out of range"):
         ExportGenai(precision=Precision.INT4, block_size=size)
-    with pytest.raises(UnknownName, match="gptq"):
-        ExportGenai(precision=Precision.INT4, algorithm="gptq")
+    with pytest.raises(UnknownName, match="awq"):
+        ExportGenai(precision=Precision.INT4, algorithm="awq")
 
 
 def refused(folder: Path | str, store: Store, error: type[MlOptError] = BadInput, **options: Any) -> MlOptError:

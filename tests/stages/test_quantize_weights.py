@@ -78,6 +78,22 @@ def test_tables_in_four_bits_and_in_float(minilm_store, int4, sentences):
     assert any("of the weights stay in float: Gather" in warning for warning in large.manifest.warnings)
 
 
+def test_gptq_makes_four_bits_nearly_as_good_as_eight(int4, minilm_store, sentences, train_sentences):
+    """On sentences that nothing was learned from."""
+    options = {"algorithm": "gptq", "calib": train_sentences, "samples": 64}
+    made = optimizer.quantize_weights("minilm:fp32", store=minilm_store, **options).artifact
+    assert made.variant == "int4-weights-gptq"
+    facts = made.manifest.facts
+    assert (facts["gptq"]["products"], facts["gptq"]["left"]) == (37, [])
+    assert facts["gptq"]["noise"]["after"] < 0.5 * facts["gptq"]["noise"]["before"]
+    assert facts["calibration"]["rows_used"] == 64
+    assert graphs.model_bytes(made) == pytest.approx(graphs.model_bytes(int4), rel=1e-4)
+    near, far = (cosines(each.ref, minilm_store, sentences)[1] for each in (made, int4))
+    # Measured with 128 rows on 600 sentences: mean .9895, worst .957; as they are: .9656 and .892.
+    assert 1 - np.mean(near) < 0.5 * (1 - np.mean(far))
+    assert min(near) > 0.92
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
     ("proto", "count"),

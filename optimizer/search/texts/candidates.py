@@ -22,8 +22,11 @@ _NO_HALVES = "on a processor, ONNX Runtime lacks the kernels of a decoder in 16 
 _NO_BF16 = "the processor has no bf16 arithmetic"
 
 
-def _ideas(common: Mapping[str, JSON], bf16: bool) -> Iterable[Idea]:
-    """Every candidate there is, the likeliest winners right behind fp32, which anything must beat."""
+def _ideas(common: Mapping[str, JSON], bf16: bool, learned: Mapping[str, JSON]) -> Iterable[Idea]:
+    """Every candidate there is, the likeliest winners right behind fp32, which anything must beat.
+
+    With text to learn from, GPTQ takes the place of k_quant: its scales are the same and its products no slower.
+    """
 
     def made(name: str, precision: Precision, provider: Provider, why: str, **options: JSON) -> Idea:
         on = {"provider": provider.name} if provider is _CUDA else {}
@@ -39,14 +42,20 @@ def _ideas(common: Mapping[str, JSON], bf16: bool) -> Iterable[Idea]:
     yield made("int4-cuda", int4, _CUDA, why)
     yield made("int4", int4, _CPU, why)
     yield from _on_openvino(made, bf16)
+    way = "gptq" if learned else "k_quant"
     why = "the same, scales and zero points searched as llama.cpp does it"
-    yield made("int4-k_quant", int4, _CPU, why, algorithm="k_quant")
+    if learned:
+        why += ", each weight rounded in view of the errors before it (GPTQ, --calib)"
+    yield made(f"int4-{way}", int4, _CPU, why, algorithm=way, **learned)
     why = "the same with the head in 8 bits: what every token goes through"
-    yield made("int4-k_quant_last", int4, _CPU, why, algorithm="k_quant_last")
+    yield made(f"int4-{way}_last", int4, _CPU, why, algorithm=f"{way}_last", **learned)
     why = "the same with other sensitive products in 8 bits too: values and the ends of the first and last layers"
-    yield made("int4-k_quant_mixed", int4, _CPU, why, algorithm="k_quant_mixed")
+    yield made(f"int4-{way}_mixed", int4, _CPU, why, algorithm=f"{way}_mixed", **learned)
     why = "the most exact int4: a scale for 16 weights"
-    yield made("int4-k_quant-b16", int4, _CPU, why, algorithm="k_quant", block_size=16)
+    yield made(f"int4-{way}-b16", int4, _CPU, why, algorithm=way, block_size=16, **learned)
+    if learned:
+        why = "a scale for 128 weights, and GPTQ to make up for that"
+        yield made("int4-gptq-b128", int4, _CPU, why, algorithm=way, block_size=128, **learned)
     why = "4 bits with the head, and the table of tokens, in float"
     yield made("int4-float-head", int4, _CPU, why, float_head=True, share_embeddings=False)
     yield made("int4-b128", int4, _CPU, "the smallest: a scale for 128 weights", block_size=128)
@@ -68,6 +77,7 @@ def plan_texts(
     machine: Machine,
     *,
     common: Mapping[str, JSON] | None = None,
+    learned: Mapping[str, JSON] | None = None,
     precisions: tuple[str, ...] = (),
     device: Device = Device.AUTO,
 ) -> Plan:
@@ -76,6 +86,7 @@ def plan_texts(
     Args:
         machine: what it would run on.
         common: options of the export that every candidate has.
+        learned: options of it that say what GPTQ learns from (``calib``, ``column``); without, nothing is learned.
         precisions: only these.
         device: only there.
 
@@ -90,7 +101,7 @@ def plan_texts(
         )
     ideas: list[Idea] = []
     left: list[LeftOut] = []
-    for idea in _ideas(common or {}, machine.bf16):
+    for idea in _ideas(common or {}, machine.bf16, learned or {}):
         on_gpu = idea.provider is _CUDA
         reason = ""
         if precisions and idea.precision not in precisions:

@@ -19,8 +19,8 @@ from optimizer.benching.candidates import Entrant, candidate_to_json
 from optimizer.benching.decoding import configuration
 from optimizer.benching.process import CandidateFailed, WorkerProcess
 from optimizer.benching.workload import Writing
+from optimizer.data.documents import Document
 from optimizer.errors import BadInput, GateFailed
-from optimizer.evaluate.documents import Document
 from optimizer.evaluate.generation import Score, Sliding
 from optimizer.evaluate.remembered import bytes_of
 from optimizer.search.contender import Contender, Rules

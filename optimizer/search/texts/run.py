@@ -20,13 +20,14 @@ from optimizer.benching.timed import plan_of
 from optimizer.benching.workload import Writing
 from optimizer.data.calibration import digest_data
 from optimizer.data.columns import named_columns
+from optimizer.data.documents import Document, read_documents
 from optimizer.data.readers import format_of
 from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
-from optimizer.evalset import histogram
-from optimizer.evaluate.documents import Document, read_documents
+from optimizer.evalset import histogram, refuse_shared
 from optimizer.evaluate.generation import Sliding
 from optimizer.hf import generator_class, read_config
+from optimizer.search.asked import columns_of
 from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
 from optimizer.search.build import export
 from optimizer.search.candidates import TARGETS, TEXT_EXPORT, Idea, Plan, split_names
@@ -50,9 +51,7 @@ __all__ = ["optimize_texts", "writes_text"]
 
 #: Options that mean nothing for text, and why.
 _NOT_FOR_TEXTS: Mapping[str, str] = {
-    "calib": "no candidate is calibrated: weights are rounded by themselves",
     "allow_training": "no decoder is trained for int8",
-    "allow_overlap": "there is no calibration data that could overlap",
     "shapes_from": "texts are timed at a size: --shape 8x128+64",
     "min_cosine": "what a decoder answers is judged by --max-drop (of perplexity) and --min-agreement",
 }
@@ -96,12 +95,14 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
     """
     started = time.monotonic()
     _refuse(model, options, store)
-    if options.eval is not None:
-        format_of(options.eval)
+    for path in filter(None, (options.eval, options.calib)):
+        format_of(path)
     base = _found(model, options, store) if is_reference(model, store) else None
     machine = Machine.here(texts=True)
     precisions = split_names(options.precision, "value of --precision", [p.value for p in Precision])
-    planned = plan_texts(machine, common=_common(base), precisions=precisions, device=options.device)
+    planned = plan_texts(
+        machine, common=_common(base), learned=_learned(options), precisions=precisions, device=options.device
+    )
     if options.dry_run:
         if base is None:
             resolve_source(model)
@@ -119,6 +120,7 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
     progress("reading the data")
     context = int(base.model_info["max_length"])
     documents = _documents(options.eval, base, options)
+    calib = _calib(options, base, documents)
     sliding = Sliding.within(context)
     rules = _rules(options, started, _loads(options, context))
     original = default_baseline([parse(base.ref, store)], store)
@@ -129,8 +131,8 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["ml-opt", "optimize", model, *options.to_flags()]),
         model=model,
-        data={"eval": _about(options.eval, documents), "calib": None},
-        notes=(*report.notes, *_notes(documents, sliding, context, contest, base)),
+        data={"eval": _about(options.eval, documents), "calib": calib},
+        notes=(*report.notes, *_shared_notes(options), *_notes(documents, sliding, context, contest, base)),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
@@ -269,6 +271,36 @@ def _documents(path: Path, base: Artifact, options: Optimize) -> list[Document]:
             "give more texts, one a row",
         )
     return found
+
+
+def _learned(options: Optimize) -> dict[str, JSON]:
+    """Options of an export that learns from ``--calib``."""
+    if options.calib is None:
+        return {}
+    columns = columns_of(options.calib, options)
+    return {"calib": str(options.calib), **({"column": list(columns)} if columns else {})}
+
+
+def _calib(options: Optimize, base: Artifact, documents: Sequence[Document]) -> dict[str, JSON] | None:
+    """What a report says of the text that was learned from.
+
+    Raises:
+        BadInput: it cannot be read, or some of it is judged on.
+    """
+    if options.calib is None:
+        return None
+    learned = read_documents(options.calib, base.path, named_columns(columns_of(options.calib, options)))
+    judged = {each.tokens for each in documents}
+    shared = [each.name for each in learned if each.tokens in judged]
+    if not options.allow_overlap:
+        refuse_shared(shared, "calibration", "evaluation")
+    return {"file": options.calib.name, "sha256": digest_data(options.calib)}
+
+
+def _shared_notes(options: Optimize) -> list[str]:
+    if options.calib is None or not options.allow_overlap:
+        return []
+    return ["Calibration and evaluation data may share texts (--allow-overlap): perplexity may look too good."]
 
 
 def _about(path: Path, documents: Sequence[Document]) -> dict[str, JSON]:

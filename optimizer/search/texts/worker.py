@@ -19,7 +19,7 @@ from typing import Any
 
 from optimizer.benching import worker
 from optimizer.benching.generation_worker import GenerationWorker
-from optimizer.evaluate.documents import Document
+from optimizer.data.documents import Document
 from optimizer.evaluate.generation import Sliding
 from optimizer.evaluate.remembered import remember, score_beside
 from optimizer.generator import Generator

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.decoders import decoder
+from optimizer.data.documents import read_documents, windows
 from optimizer.errors import BadInput, Damaged
-from optimizer.evaluate.documents import read_documents, windows
 
 
 @pytest.mark.parametrize("length", [2, 3, 7, 8, 9, 16, 50])
