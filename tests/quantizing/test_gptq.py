@@ -75,6 +75,14 @@ def test_it_is_not_far_from_the_best_levels_there_are() -> None:
     assert np.median(shares) < 0.35
 
 
+def test_errors_are_handed_on_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(0).normal(size=(16, WIDTH)).astype(np.float32)
+    moment, blocks = Moments.of(sums(correlated(300))), grid(16, WIDTH, 0.3)
+    whole = compensated(weight, moment, blocks)
+    monkeypatch.setattr(gptq, "_AT_ONCE", 5)
+    assert (compensated(weight, moment, blocks) == whole).mean() > 0.99, "but for additions in another order"
+
+
 def test_the_data_is_run_again_where_memory_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(graphs.shared(), path)
