@@ -225,7 +225,7 @@ def _summed(
 
     def add(name: str) -> None:
         if waiting[name]:
-            rows = np.concatenate(waiting[name])
+            rows = np.concatenate(waiting[name]).astype(np.float32, copy=False)  # sums of fp16 have no room
             sums[name] += rows.T @ rows
             waiting[name].clear()
 

@@ -91,14 +91,15 @@ def needed(options: type[Options], folder: Path) -> dict[str, Any]:
 def accepted(options: type[Options], field: OptionField, folder: Path) -> dict[str, Any] | None:
     """Options with this one not at its default; None when it needs others beside it."""
     base = needed(options, folder)
-    # Some options are allowed only beside others: --alpha beside --smooth, --streams beside --scenario and --qps.
+    # Some options are allowed only beside others: --alpha beside --smooth, --streams beside --scenario and --qps,
+    # --samples beside --precision int4, --algorithm gptq and --calib.
     others = [f for f in options.fields() if (f.element is not str or f.opt.choices) and f.name != field.name]
     each = [
         {f.name: value} for f in others for value in candidates(f, folder)[: 9 if issubclass(f.element, str) else 1]
     ]
-    for value in candidates(field, folder):
-        for beside in ({}, *each, *(a | b for a, b in itertools.combinations(each, 2))):
-            values = {**base, **beside, field.name: value}
+    for count, value in itertools.product(range(4), candidates(field, folder)):
+        for beside in itertools.combinations(each, count):
+            values = {**base, **{name: given for one in beside for name, given in one.items()}, field.name: value}
             try:
                 options.from_mapping(values)
             except MlOptError:
