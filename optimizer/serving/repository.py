@@ -21,6 +21,7 @@ from optimizer.serving.problems import Problem
 from optimizer.serving.proving import prove
 from optimizer.serving.served import Phase, Served, opened
 from optimizer.serving.settings import Settings
+from optimizer.serving.settled import settled
 from optimizer.serving.sizes import resident
 from optimizer.serving.text.models import writer_for
 from optimizer.serving.text.proving import prove_writer
@@ -183,6 +184,8 @@ class Repository:
         served.metrics.loaded(served.ref, str(served.facts.get("provider", "")), served.bytes)
         if before is not None and before is not served and before.ready:
             await self._retire(before)
+        else:
+            settled()
 
     async def load_by_name(self, name: str) -> Served:
         """Load the newest of a name from the store, or again what was served under it.
@@ -252,6 +255,7 @@ class Repository:
             await _idle(served.batcher, self._settings.grace)
         await self._close(served)
         served.phase, served.reason = Phase.UNAVAILABLE, reason
+        settled(gone=True)
 
     async def _close(self, served: Served) -> None:
         if served.batcher is not None:

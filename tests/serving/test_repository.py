@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,43 @@ def test_other_answers_than_the_golden_ones_are_refused(store: Store) -> None:
         starting(store, "classes")
     assert "--no-verify" in failed.value.hint
     assert starting(store, "classes", verify=False) == {"classes": "padded"}
+
+
+def test_the_collector_does_not_look_at_what_is_loaded(store: Store) -> None:
+    artifacts.put(store, "classes")
+
+    async def scene(repository: Repository) -> tuple[int, int, bool]:
+        gc.unfreeze()  # what tests before have put out of sight
+        before = len(gc.get_objects())
+        await repository.start(["classes"])
+        seen = gc.get_objects()
+        return before, len(seen), any(each is repository.get("classes") for each in seen)
+
+    before, seen, itself = within(store, scene)
+    assert not itself
+    assert seen < before / 10
+
+
+def test_what_was_unloaded_is_collected_though_it_holds_itself(store: Store) -> None:
+    artifacts.put(store, "classes")
+
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    async def scene(repository: Repository) -> bool:
+        await repository.start(["classes"])
+        session: Any = repository.get("classes").session
+        session.ring = Ring()
+        session.again = session
+        held = weakref.ref(session.ring)
+        gc.collect()
+        gc.freeze()  # as another model does that is loaded meanwhile
+        del session
+        await repository.unload("classes")
+        return held() is None
+
+    assert within(store, scene)
 
 
 @pytest.mark.parametrize(
