@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput, MissingPiece, MlOptError
@@ -62,8 +63,6 @@ def serve(
         MissingPiece: the port is taken.
         MlOptError: a model cannot be served, and why.
     """
-    import uvloop
-
     # Before there are threads: one that loads a model and one that answers cannot both be the first to import numpy,
     # whose parts import each other, and the first requests come while models are loaded.
     for name in MODULES:
@@ -77,13 +76,24 @@ def serve(
         supervise(words, settings, _bound(settings, shared=True), log)
         return
     if worker is None:
-        uvloop.run(_serve(list(refs), settings, store, log, guard))
+        _run(_serve(list(refs), settings, store, log, guard))
         return
     try:
-        uvloop.run(_serve(list(refs), shared(settings), store, log, guard, worker))
+        _run(_serve(list(refs), shared(settings), store, log, guard, worker))
     except MlOptError as error:
         worker.failed(error)
         raise SystemExit(error.exit_code) from None
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    """Serve on a loop of its own. Nothing is collected until it is ready: nearly all that is made until then stays."""
+    import uvloop
+
+    gc.disable()
+    try:
+        uvloop.run(serving)
+    finally:
+        gc.enable()
 
 
 async def _serve(
@@ -120,6 +130,7 @@ async def _serve(
             loading.cancel()
             return
         loading.result()
+        gc.enable()
         ready = {**_ready(repository, listening), **({"grpc": rpc.address} if rpc is not None else {})}
         ready |= {"seconds": round(time.perf_counter() - started, 3)}
         (log if worker is None else worker.tell)(ready)

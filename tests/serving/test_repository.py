@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -75,6 +77,27 @@ def test_the_collector_does_not_look_at_what_is_loaded(store: Store) -> None:
     before, seen, itself = within(store, scene)
     assert not itself
     assert seen < before / 10
+
+
+def test_a_server_that_is_ready_collects_again(store: Store) -> None:
+    artifacts.put(store, "classes")
+    script = f"""
+import gc, os, signal
+from pathlib import Path
+from optimizer.serving.server import serve
+from optimizer.serving.settings import Settings
+from optimizer.store import Store
+
+def log(event):
+    if event["event"] == "ready":
+        print(gc.isenabled(), gc.get_freeze_count() > 10_000)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+serve(["classes"], Settings(port=0, grace=0.1), Store(Path({str(store.root)!r})), log)
+print(gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "True", "True"], done.stderr
 
 
 def test_what_was_unloaded_is_collected_though_it_holds_itself(store: Store) -> None:
