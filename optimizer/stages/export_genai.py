@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,7 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     from optimizer.exporting import genai_builder
     from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, parity, write_on
     from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
+    from optimizer.graph.io import MODEL_NAME
     from optimizer.hf import generator_class, load_model, read_config
 
     assert isinstance(source, SourceModel)
@@ -147,18 +148,22 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     progress("loading the model")
     loaded = load_model(source.path, "text-generation", trust_remote_code=options.trust_remote_code)
     context = _context(loaded, options.max_length)
-    progress("asking PyTorch for the golden continuations")
-    golden = write_on(loaded, tokenizer, context)
     built = genai_builder.knows(name, raw)
     facts: dict[str, JSON] = {"built_by": "onnxruntime-genai" if built else "torch.onnx"}
     with _float_graph(out, options) as floats:
+        text = _text(source, loaded, options, tokenizer, context, floats, progress)
+        progress("asking PyTorch for the golden continuations")
+        golden = write_on(loaded, tokenizer, context)
         if built:
             _built(source, out, options, _grid(options, loaded), floats, raw, progress)
         else:
             _traced(loaded, out, options, context, floats, progress)
         config = read_genai_config(out)
-        if floats is not None:
-            facts["gptq"] = _learned(source, out, options, tokenizer, context, floats, progress)
+        if floats is not None and text is not None:
+            from optimizer.stages._gptq import learn_levels
+
+            pieces, said = text
+            facts["gptq"] = {"data": said, **learn_levels(out, floats / MODEL_NAME, pieces, config, progress)}
     if options.provider == "cpu":
         _choose_rows(out, config["model"]["decoder"]["outputs"])
     config["model"]["context_length"] = config["search"]["max_length"] = context
@@ -205,29 +210,25 @@ def _built(
     genai_builder.build(source.path, out, asked, raw)
 
 
-def _learned(
+def _text(
     source: SourceModel,
-    out: Path,
+    loaded: LoadedModel,
     options: ExportGenai,
     tokenizer: Any,
     context: int,
-    floats: Path,
+    floats: Path | None,
     progress: Progress,
-) -> dict[str, JSON]:
-    """Choose levels by GPTQ; what it came to, and what it learned from."""
+) -> tuple[Sequence[Sequence[int]], dict[str, JSON]] | None:
+    """The pieces of text to learn from, and what the manifest says of them; read before anything that takes long."""
     from optimizer.exporting.genai_golden import copy_text_files
-    from optimizer.graph.decoder import read_genai_config
-    from optimizer.graph.io import MODEL_NAME
-    from optimizer.stages._gptq import learn_levels, pieces_of
+    from optimizer.stages._gptq import pieces_of
 
-    assert options.calib is not None
+    if floats is None or options.calib is None:
+        return None
     progress("reading the text")
     copy_text_files(tokenizer, source.path, floats)
-    config = read_genai_config(out)
-    columns = named_columns(options.column)
-    vocabulary = config["model"]["vocab_size"]
-    pieces, data = pieces_of(options.calib, floats, columns, context, options.samples, vocabulary)
-    return {"data": data, **learn_levels(out, floats / MODEL_NAME, pieces, config, progress)}
+    known = int(loaded.module.get_input_embeddings().weight.shape[0])
+    return pieces_of(options.calib, floats, named_columns(options.column), context, options.samples, known)
 
 
 def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from benchmarks.decoders import decoder
 from optimizer.artifact import Artifact
 from optimizer.data.continuations import load_continuations
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError, UnknownName
+from optimizer.exporting import genai_golden
 from optimizer.stages._gptq import pieces_of
 from optimizer.stages.export_genai import STAGE, ExportGenai
 from optimizer.store import Store
@@ -260,6 +261,21 @@ def test_gptq_learns_on_the_processor_for_a_gpu(shared: Store) -> None:
     assert (made.manifest.facts["gptq"]["products"], made.manifest.facts["gptq"]["left"]) == (9, [])
     assert made.manifest.facts["gptq"]["noise"]["after"] < 0.6 * made.manifest.facts["gptq"]["noise"]["before"]
     assert {array.dtype for name, array in weights(made).items() if name.endswith("_scale")} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("not json", "not JSON"), ('{"body": "x"}', "no column for text"), ('{"text": ""}', "has two tokens")],
+)
+def test_text_that_cannot_be_learned_from_is_refused_before_any_work(
+    row: str, said: str, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genai_golden, "write_on", lambda *a: pytest.fail("PyTorch was asked"))
+    (tmp_path / "rows.jsonl").write_text(row + "\n")
+    error = refused(
+        decoder("llama", size="tiny"), store, precision="int4", algorithm="gptq", calib=tmp_path / "rows.jsonl"
+    )
+    assert said in error.message
 
 
 def test_pieces_are_of_the_text_and_not_of_its_order(tmp_path: Path) -> None:
