@@ -45,10 +45,10 @@ class Blocks:
         made: NDArray[Any] = np.clip(np.rint(steps + self.zeros[:, place]), 0, _TOP)
         return made
 
-    def weight(self, levels: NDArray[Any] | None = None) -> NDArray[Any]:
-        """What levels stand for, ``[N, K]``; the block's own unless others are given."""
-        chosen = self.levels if levels is None else levels
-        made: NDArray[Any] = (chosen - self.zeros) * self.scales
+    def weight(self, levels: NDArray[Any] | None = None, place: Any = slice(None)) -> NDArray[Any]:
+        """What levels ``[N]`` or ``[N, K]`` at a place (of ``K``) stand for; the block's own unless others are said."""
+        chosen = self.levels[:, place] if levels is None else levels
+        made: NDArray[Any] = (chosen - self.zeros[:, place]) * self.scales[:, place]
         return made
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import BadInput
 from optimizer.quantizing.choose import Choice
+from optimizer.quantizing.prepare import not_finite
 from optimizer.stage import Progress
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ class _Finite:
             bad = np.isnan(array) if output.name in self._unranged else ~np.isfinite(array)
             if bad.any():
                 name = output.name.removesuffix("_ReduceMin").removesuffix("_ReduceMax")
-                raise BadInput(
-                    f"{name!r} is not finite on the calibration data",
-                    "compare the float artifact with its source on the same data: ml-opt verify REF --data FILE",
-                )
+                raise not_finite(name)
         return arrays
 
 

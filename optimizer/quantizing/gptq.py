@@ -10,13 +10,16 @@ authors' code), so that columns can be taken in the order of their weight in ``H
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from optimizer.errors import BadInput
 from optimizer.quantizing.blocks import Blocks, may_change, products_of, read_blocks, write_levels
+from optimizer.quantizing.prepare import not_finite, quiet_options
+from optimizer.quantizing.record import watched
 from optimizer.stage import Progress
 from optimizer.types import JSON
 
@@ -84,10 +87,10 @@ class Moments:
         lower = np.linalg.cholesky(sums[np.ix_(order[::-1], order[::-1])])
         return cls(matrix, order, np.linalg.inv(lower[::-1, ::-1]).astype(np.float32))
 
-    def noise(self, weight: NDArray[Any], rounded: NDArray[Any]) -> float:
-        """Power of the error of a product's answers over the power of its answers."""
+    def noises(self, weight: NDArray[Any], *rounded: NDArray[Any]) -> list[float]:
+        """Power of the error of a product's answers over the power of its answers, of each way to round its weight."""
         whole = self._power(weight)
-        return self._power(weight - rounded) / whole if whole > 0 else 0.0
+        return [self._power(weight - each) / whole if whole > 0 else 0.0 for each in rounded]
 
     def _power(self, weight: NDArray[Any]) -> float:
         import numpy as np
@@ -124,24 +127,32 @@ def refine(model: onnx_ir.Model, original: Original, progress: Progress) -> dict
         BadInput: what a product reads is not finite.
     """
     found, left = _matched(model, original.path)
-    widths = {each.value: each.weight.shape[1] for each in found}
-    noises: list[tuple[float, float]] = []
+    readers: dict[str, list[_Product]] = defaultdict(list)
+    for each in found:
+        readers[each.value].append(each)
+    before: list[float] = []
+    after: list[float] = []
+    spoiled: list[str] = []
+    widths = {value: products[0].weight.shape[1] for value, products in readers.items()}
     for value, moment in moments(original, widths, progress):
-        for each in (each for each in found if each.value == value):
-            progress("rounding products by what they read", len(noises), len(found))
+        for each in readers[value]:
+            progress("rounding products by what they read", len(before), len(found))
             blocks = read_blocks(each.node)
             chosen = compensated(each.weight, moment, blocks)
-            before, after = (moment.noise(each.weight, blocks.weight(levels)) for levels in (None, chosen))
-            if after < before:
+            was, becomes = moment.noises(each.weight, blocks.weight(), blocks.weight(chosen))
+            if becomes < was:
                 write_levels(each.node, chosen)
             else:
-                left.append(str(each.node.name))
-            noises.append((before, min(before, after)))
-    before, after = (sum(column) / max(1, len(noises)) for column in zip(*noises, strict=True)) if noises else (0, 0)
+                spoiled.append(str(each.node.name))
+            before.append(was)
+            after.append(min(was, becomes))
     return {
-        "products": len(found) - sum(str(each.node.name) in left for each in found),
-        "left": left,
-        "noise": {"before": float(f"{before:.3g}"), "after": float(f"{after:.3g}")},
+        "products": len(found) - len(spoiled),
+        "left": [*left, *spoiled],
+        "noise": {
+            name: float(f"{fmean(noises) if noises else 0:.3g}")
+            for name, noises in (("before", before), ("after", after))
+        },
     }
 
 
@@ -168,8 +179,7 @@ def compensated(weight: NDArray[Any], moment: Moments, blocks: Blocks) -> NDArra
         for row in range(start, end):
             place = order[row]
             levels[:, place] = blocks.rounded(left[row], place)
-            reached = (levels[:, place] - blocks.zeros[:, place]) * blocks.scales[:, place]
-            errors[row - start] = (left[row] - reached) / factor[row, row]
+            errors[row - start] = (left[row] - blocks.weight(levels[:, place], place)) / factor[row, row]
             left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], errors[row - start])
         left[end:] -= factor[start:end, end:].T @ errors
     return levels
@@ -212,13 +222,9 @@ def _summed(
     import numpy as np
     import onnxruntime
 
-    from optimizer.quantizing.prepare import quiet_options
-
-    watched = _ending_in(original.path, values)
-    try:
-        session = onnxruntime.InferenceSession(str(watched), quiet_options(), providers=["CPUExecutionProvider"])
-    finally:
-        watched.unlink()
+    graph = watched(original.path, values, alone=True)
+    session = onnxruntime.InferenceSession(str(graph), quiet_options(), providers=["CPUExecutionProvider"])
+    graph.unlink()
     asked = {each.name for each in session.get_inputs()}
     sums = {name: np.zeros((width, width)) for name, width in values.items()}
     waiting: dict[str, list[NDArray[Any]]] = {name: [] for name in values}
@@ -239,23 +245,8 @@ def _summed(
     for name, found in sums.items():
         add(name)
         if not np.isfinite(found).all():
-            raise BadInput(
-                f"{name!r} is not finite on the calibration data",
-                "compare the float artifact with its source on the same data: ml-opt verify REF --data FILE",
-            )
+            raise not_finite(name)
     return sums
-
-
-def _ending_in(path: Path, values: Iterable[str]) -> Path:
-    """A copy of the graph, beside it, that answers with those values and nothing else."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    watched = path.with_name("watched.onnx")
-    onnx.save_model(model, str(watched))
-    return watched
 
 
 def _matched(model: onnx_ir.Model, path: Path) -> tuple[list[_Product], list[str]]:

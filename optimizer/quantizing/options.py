@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from optimizer.options import opt
@@ -11,6 +12,7 @@ __all__ = [
     "calib_opt",
     "exclude_opt",
     "include_opt",
+    "optional_calib_opt",
     "per_channel_opt",
     "reduce_range_opt",
     "samples_opt",
@@ -19,14 +21,21 @@ __all__ = [
 ]
 
 
+#: A file, or a set that is kept.
+_CALIBRATION: Mapping[str, Any] = {"data": True, "metavar": "FILE|REF", "kind": Kind.CALIBRATION}
+
+
 def calib_opt() -> Any:
     """``calib``: what is calibrated on."""
     return opt(
         help="Data like the model will see: jsonl, csv, parquet, npz, txt, a folder of images, or a calibration set.",
-        data=True,
-        metavar="FILE|REF",
-        kind=Kind.CALIBRATION,
+        **_CALIBRATION,
     )
+
+
+def optional_calib_opt(help: str) -> Any:
+    """``calib`` where it may be left out."""
+    return opt(None, help, **_CALIBRATION)
 
 
 def samples_opt(purpose: str, usual: int) -> Any:

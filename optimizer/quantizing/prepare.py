@@ -20,6 +20,14 @@ __all__ = ["check_opens", "digest_proto", "load_proto", "load_result", "prepare"
 _DISABLED = ["Pad_Fusion", "MatMulAddFusion"]
 
 
+def not_finite(name: str) -> BadInput:
+    """What to say of a value that came out as NaN or infinity on somebody's data."""
+    return BadInput(
+        f"{name!r} is not finite on the calibration data",
+        "compare the float artifact with its source on the same data: ml-opt verify REF --data FILE",
+    )
+
+
 def quiet_options() -> Any:
     """Session options that print nothing."""
     import onnxruntime

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
-from optimizer.quantizing.prepare import quiet_options
+from optimizer.quantizing.prepare import not_finite, quiet_options
 from optimizer.stage import Progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from optimizer.data.preprocess import Batch
 
-__all__ = ["Recorded", "constants_of", "fed_by", "record"]
+__all__ = ["Recorded", "constants_of", "fed_by", "record", "watched"]
 
 #: Bytes of activations that are held at once: of one run, and of the samples that are kept.
 _AT_ONCE = 512 * 2**20
@@ -79,7 +79,7 @@ def record(
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
-        str(_watched(path, values)), _unoptimized(), providers=["CPUExecutionProvider"]
+        str(watched(path, values)), _unoptimized(), providers=["CPUExecutionProvider"]
     )
     keep = max(16, min(_KEPT, _AT_ONCE // (4 * max(1, sum(values.values())))))
     low = dict.fromkeys(values, np.inf)
@@ -95,10 +95,7 @@ def record(
             for name in names:
                 array = batch.feeds[name] if name in batch.feeds else arrays[name]
                 if array.dtype.kind == "f" and not np.isfinite(array).all():
-                    raise BadInput(
-                        f"{name!r} is not finite on the calibration data",
-                        "compare the float artifact with its source on the same data: ml-opt verify REF --data FILE",
-                    )
+                    raise not_finite(name)
                 vectors = values[name] > 1 and array.shape[-1] == values[name]
                 flat = array.reshape(-1, array.shape[-1]) if vectors else array
                 if not array.size:
@@ -141,16 +138,25 @@ def _parts(values: Mapping[str, int], leading: int) -> Iterator[list[str]]:
         yield group
 
 
-def _watched(path: Path, values: Iterable[str]) -> Path:
-    """A copy of the graph, beside it, that also answers with those values; external weights stay where they are."""
+def watched(path: Path, values: Iterable[str], *, alone: bool = False) -> Path:
+    """A copy of the graph, beside it, that also answers with those values; external weights stay where they are.
+
+    Args:
+        path: of the graph, in a scratch folder.
+        values: their names.
+        alone: answer with nothing else, so that what comes after them is not computed.
+    """
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
     there = {value.name for value in (*model.graph.output, *model.graph.input)}
+    if alone:
+        del model.graph.output[:]
+        there = set()
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in there)
-    watched = path.with_name("watched.onnx")
-    onnx.save_model(model, str(watched))
-    return watched
+    copy = path.with_name("watched.onnx")
+    onnx.save_model(model, str(copy))
+    return copy
 
 
 def _unoptimized() -> Any:

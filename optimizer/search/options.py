@@ -12,10 +12,11 @@ from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput, UnknownName
 from optimizer.exporting.options import task_opt
 from optimizer.options import Options, opt
+from optimizer.quantizing.options import optional_calib_opt
 from optimizer.ref import check_name
 from optimizer.search.candidates import TARGETS, split_names
 from optimizer.task import FIDELITY, get_task
-from optimizer.types import Device, Kind, Precision
+from optimizer.types import Device, Precision
 
 __all__ = ["METRICS", "REPORT_FORMATS", "TEXTS", "Optimize", "check_formats"]
 
@@ -40,12 +41,8 @@ class Optimize(Options):
         data=True,
         metavar="FILE",
     )
-    calib: Path | None = opt(
-        None,
-        "Other rows, for static quantization (a file, or a calibration set); other texts, for GPTQ.",
-        data=True,
-        metavar="FILE|REF",
-        kind=Kind.CALIBRATION,
+    calib: Path | None = optional_calib_opt(
+        "Other rows, for static quantization (a file, or a calibration set); other texts, for GPTQ."
     )
     allow_training: Path | None = opt(
         None,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.data.columns import named_columns
 from optimizer.data.documents import read_documents, windows
 from optimizer.errors import BadInput
 from optimizer.stage import Progress
@@ -16,7 +19,9 @@ from optimizer.types import JSON
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["learn_levels", "pieces_of"]
+    from optimizer.stages.export_genai import ExportGenai
+
+__all__ = ["Lesson", "lesson", "pieces_of"]
 
 #: Tokens of a piece: attention is quadratic, and what products read is the same further on.
 _LONGEST = 512
@@ -58,40 +63,78 @@ def pieces_of(
     return chosen, told
 
 
-def learn_levels(
-    folder: Path, floats: Path, pieces: Sequence[Sequence[int]], config: Mapping[str, Any], progress: Progress
-) -> dict[str, JSON]:
-    """Give a decoder's products in 4 bits the levels that GPTQ chooses.
+@dataclass(frozen=True)
+class Lesson:
+    """What levels are learned from.
+
+    Attributes:
+        floats: a scratch folder, for ``model.onnx`` of the decoder in float, for processors.
+        pieces: tokens that it reads.
+        told: what the manifest says of them.
+    """
+
+    floats: Path
+    pieces: Sequence[Sequence[int]]
+    told: Mapping[str, JSON]
+
+    def learn(self, folder: Path, config: Mapping[str, Any], progress: Progress) -> dict[str, JSON]:
+        """Give a decoder's products in 4 bits the levels that GPTQ chooses.
+
+        Args:
+            folder: of the file in 4 bits; written anew, in its own form (weights beside it, or in it). Its names are
+                those of the float graph.
+            config: ``genai_config.json``.
+            progress: told what is done.
+
+        Returns:
+            ``data`` (:attr:`told`), and what :func:`optimizer.quantizing.gptq.refine` says.
+
+        Raises:
+            BadInput: what a product reads is not finite.
+        """
+        import numpy as np
+        import onnx_ir
+
+        from optimizer.graph.decoder import whole_text
+        from optimizer.graph.io import DATA_NAME, MODEL_NAME, load
+        from optimizer.quantizing.gptq import Original, refine
+
+        def feeds() -> Iterator[dict[str, NDArray[Any]]]:
+            return (whole_text(np.array([piece], np.int64), config["model"]["decoder"]) for piece in self.pieces)
+
+        model = load(folder / MODEL_NAME)
+        facts = refine(model, Original(self.floats / MODEL_NAME, feeds, len(self.pieces)), progress)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            # Not over the file that the other weights are still read from.
+            beside = DATA_NAME if (folder / DATA_NAME).is_file() else None
+            onnx_ir.save(model, str(Path(work) / MODEL_NAME), external_data=beside)
+            for made in Path(work).iterdir():
+                made.replace(folder / made.name)
+        return {"data": self.told, **facts}
+
+
+@contextlib.contextmanager
+def lesson(
+    out: Path, options: ExportGenai, copy_tokenizer: Callable[[Path], object], context: int, vocabulary: int
+) -> Iterator[Lesson | None]:
+    """The text of ``--calib``, read before anything that takes long; None without.
 
     Args:
-        folder: of the file in 4 bits; written anew, in its own form (weights beside it, or in it).
-        floats: ``model.onnx`` of the same decoder in float, with the same names, for processors.
-        pieces: tokens that both read.
-        config: ``genai_config.json``.
-        progress: told what is done.
-
-    Returns:
-        what :func:`optimizer.quantizing.gptq.refine` says.
+        out: the artifact's folder, for scratch.
+        options: of the export.
+        copy_tokenizer: puts ``tokenizer.json`` into a folder.
+        context: most tokens that the model takes.
+        vocabulary: tokens from here on are not the model's.
 
     Raises:
-        BadInput: what a product reads is not finite.
+        BadInput: as :func:`pieces_of`.
     """
-    import numpy as np
-    import onnx_ir
-
-    from optimizer.graph.decoder import whole_text
-    from optimizer.graph.io import DATA_NAME, MODEL_NAME, load
-    from optimizer.quantizing.gptq import Original, refine
-
-    def feeds() -> Iterator[dict[str, NDArray[Any]]]:
-        return (whole_text(np.array([piece], np.int64), config["model"]["decoder"]) for piece in pieces)
-
-    model = load(folder / MODEL_NAME)
-    facts = refine(model, Original(floats, feeds, len(pieces)), progress)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        # Not over the file that the other weights are still read from.
-        beside = DATA_NAME if (folder / DATA_NAME).is_file() else None
-        onnx_ir.save(model, str(Path(work) / MODEL_NAME), external_data=beside)
-        for made in Path(work).iterdir():
-            made.replace(folder / made.name)
-    return facts
+    if options.calib is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        copy_tokenizer(Path(folder))
+        columns = named_columns(options.column)
+        yield Lesson(
+            Path(folder), *pieces_of(options.calib, Path(folder), columns, context, options.samples, vocabulary)
+        )

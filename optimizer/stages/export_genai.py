@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,8 +131,8 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     from optimizer.exporting import genai_builder
     from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, parity, write_on
     from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
-    from optimizer.graph.io import MODEL_NAME
     from optimizer.hf import generator_class, load_model, read_config
+    from optimizer.stages._gptq import lesson
 
     assert isinstance(source, SourceModel)
     if source.type == "file":
@@ -150,8 +149,10 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     context = _context(loaded, options.max_length)
     built = genai_builder.knows(name, raw)
     facts: dict[str, JSON] = {"built_by": "onnxruntime-genai" if built else "torch.onnx"}
-    with _float_graph(out, options) as floats:
-        text = _text(source, loaded, options, tokenizer, context, floats, progress)
+    known = int(loaded.module.get_input_embeddings().weight.shape[0])
+    copy = functools.partial(copy_text_files, tokenizer, source.path)
+    with lesson(out, options, copy, context, known) as learned:
+        floats = learned.floats if learned is not None else None
         progress("asking PyTorch for the golden continuations")
         golden = write_on(loaded, tokenizer, context)
         if built:
@@ -159,11 +160,8 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
         else:
             _traced(loaded, out, options, context, floats, progress)
         config = read_genai_config(out)
-        if floats is not None and text is not None:
-            from optimizer.stages._gptq import learn_levels
-
-            pieces, said = text
-            facts["gptq"] = {"data": said, **learn_levels(out, floats / MODEL_NAME, pieces, config, progress)}
+        if learned is not None:
+            facts["gptq"] = learned.learn(out, config, progress)
     if options.provider == "cpu":
         _choose_rows(out, config["model"]["decoder"]["outputs"])
     config["model"]["context_length"] = config["search"]["max_length"] = context
@@ -176,16 +174,6 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
         facts["parity"] = parity(out, golden)
         warnings += _judged(facts["parity"], options, golden)
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
-
-
-@contextlib.contextmanager
-def _float_graph(out: Path, options: ExportGenai) -> Iterator[Path | None]:
-    """A folder for the decoder in float, where its products' levels are learned from what it reads."""
-    if options.calib is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        yield Path(folder)
 
 
 def _built(
@@ -208,27 +196,6 @@ def _built(
         genai_builder.build(source.path, floats, plain, raw)
     progress(f"building {raw['architectures'][0]} in {options.precision}")
     genai_builder.build(source.path, out, asked, raw)
-
-
-def _text(
-    source: SourceModel,
-    loaded: LoadedModel,
-    options: ExportGenai,
-    tokenizer: Any,
-    context: int,
-    floats: Path | None,
-    progress: Progress,
-) -> tuple[Sequence[Sequence[int]], dict[str, JSON]] | None:
-    """The pieces of text to learn from, and what the manifest says of them; read before anything that takes long."""
-    from optimizer.exporting.genai_golden import copy_text_files
-    from optimizer.stages._gptq import pieces_of
-
-    if floats is None or options.calib is None:
-        return None
-    progress("reading the text")
-    copy_text_files(tokenizer, source.path, floats)
-    known = int(loaded.module.get_input_embeddings().weight.shape[0])
-    return pieces_of(options.calib, floats, named_columns(options.column), context, options.samples, known)
 
 
 def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from optimizer.artifact import Artifact, Source
 from optimizer.data.columns import column_opt, named_columns
 from optimizer.errors import BadInput
 from optimizer.options import Options, opt
-from optimizer.quantizing.options import exclude_opt, include_opt, samples_opt, seed_opt
+from optimizer.quantizing.options import exclude_opt, include_opt, optional_calib_opt, samples_opt, seed_opt
 from optimizer.quantizing.promise import (
     check_quantized,
     finished,
@@ -55,13 +55,7 @@ class QuantizeWeights(Options):
     algorithm: str = opt(
         "rtn", "How levels are chosen: the nearest, or by GPTQ, which learns from --calib.", choices=("rtn", "gptq")
     )
-    calib: Path | None = opt(
-        None,
-        "Data like the model will see, for GPTQ: a file, or a calibration set.",
-        data=True,
-        metavar="FILE|REF",
-        kind=Kind.CALIBRATION,
-    )
+    calib: Path | None = optional_calib_opt("Data like the model will see, for GPTQ: a file, or a calibration set.")
     column: tuple[str, ...] = column_opt()
     samples: int | None = samples_opt("learn from", _ROWS)
     seed: int = seed_opt()
@@ -78,9 +72,8 @@ class QuantizeWeights(Options):
                 )
             if self.calib is None:
                 raise BadInput("--algorithm gptq learns from data, and none was given", "add --calib FILE")
-        for name in ("calib", "column", "samples", "seed"):
-            if self.algorithm != "gptq" and name in self.changed():
-                raise BadInput(f"--{name} is for GPTQ", "add --algorithm gptq, or leave it out")
+        elif given := [name for name in ("calib", "column", "samples", "seed") if name in self.changed()]:
+            raise BadInput(f"--{given[0]} is for GPTQ", "add --algorithm gptq, or leave it out")
         if self.bits not in _BITS:
             raise BadInput(f"--bits {self.bits}: weights have 4 or 8 bits")
         if self.block_size & (self.block_size - 1):

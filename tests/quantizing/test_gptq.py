@@ -68,9 +68,10 @@ def test_it_is_not_far_from_the_best_levels_there_are() -> None:
         blocks = grid(1, 8, 0.4)
         low = np.floor(weight / 0.4) + 8
         every = np.array([low[0] + up for up in itertools.product((0, 1), repeat=8)])
-        best = min(moment.noise(weight, blocks.weight(levels[None])) for levels in every)
-        nearest = moment.noise(weight, blocks.weight(blocks.rounded(weight)))
-        ours = moment.noise(weight, blocks.weight(compensated(weight, moment, blocks)))
+        best = min(moment.noises(weight, *(blocks.weight(levels[None]) for levels in every)))
+        nearest, ours = moment.noises(
+            weight, blocks.weight(blocks.rounded(weight)), blocks.weight(compensated(weight, moment, blocks))
+        )
         shares.append((ours - best) / (nearest - best))
     assert np.median(shares) < 0.35
 
