@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["check_opens", "digest_proto", "load_proto", "load_result", "prepare", "quiet_options", "save_proto"]
+__all__ = [
+    "check_opens",
+    "digest_proto",
+    "load_proto",
+    "load_result",
+    "not_finite",
+    "prepare",
+    "quiet_options",
+    "save_proto",
+]
 
 #: Pad_Fusion is known wrong before MaxPool: it folds padding with zeros into a pool that must not see them.
 #: MatMulAddFusion would give products new names, and people choose nodes by the names that `ml-opt show` prints.
