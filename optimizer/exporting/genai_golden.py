@@ -72,6 +72,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
 def copy_text_files(tokenizer: Any, folder: Path, out: Path) -> bool:
     """Put tokenizer, chat template and generation settings beside the graph; whether there is a chat template."""
+    out.mkdir(exist_ok=True)
     if not (folder / _FAST).is_file():
         with quiet_libraries():
             tokenizer.save_pretrained(out)

@@ -28,8 +28,10 @@ _INTEGERS = (Precision.INT4, Precision.INT8)
 _BITS = {Precision.INT4: 4, Precision.INT8: 8}
 #: A traced or built fp32 graph differs from PyTorch by rounding alone: this much of its largest logit at most.
 _FP32_MAX = 1e-3
-#: Algorithms that learn from text: levels are chosen by GPTQ, scales and zero points by the other.
-_LEARNED = {"gptq": "k_quant", "gptq_last": "k_quant_last", "gptq_mixed": "k_quant_mixed"}
+#: Algorithms that learn from text: GPTQ chooses levels, AWQ scales weights before; the rest is done by the other.
+_LEARNED = {
+    f"{name}{kept}": f"k_quant{kept}" for name in ("gptq", "awq") for kept in ("", "_last", "_mixed")
+}  # fmt: skip
 #: From this share of places on where int4 or int8 would write another token, the reader hears of it.
 _WORTH_SAYING = 0.9
 
@@ -42,11 +44,11 @@ class ExportGenai(Options):
     algorithm: str = opt(
         "default",
         "How weights are rounded to int4 or int8. …_last keeps the head in 8 bits, …_mixed other sensitive products "
-        "too; gptq learns from --calib.",
+        "too; gptq and awq learn from --calib.",
         choices=(*ALGORITHMS, *_LEARNED),
     )
     calib: Path | None = opt(
-        None, "Text like the model will see, for gptq: jsonl, csv, parquet or txt.", data=True, metavar="FILE"
+        None, "Text like the model will see, for gptq and awq: jsonl, csv, parquet or txt.", data=True, metavar="FILE"
     )
     column: tuple[str, ...] = column_opt()
     samples: int = opt(128, "Pieces of that text, of up to 512 tokens each.", ge=1, le=100000)
@@ -110,7 +112,7 @@ class ExportGenai(Options):
         if self.algorithm in _LEARNED:
             if self.precision is not Precision.INT4:
                 raise BadInput(
-                    f"--algorithm {self.algorithm} chooses levels of 4 bits, and 8 bits lose nothing that it could win",
+                    f"--algorithm {self.algorithm} is for 4 bits: 8 bits lose nothing that it could win",
                     "add --precision int4",
                 )
             if self.calib is None:
@@ -121,7 +123,7 @@ class ExportGenai(Options):
         for name in ("calib", "column", "samples"):
             if name in self.changed():
                 raise BadInput(
-                    f"--{name} is for GPTQ, and --algorithm {self.algorithm} learns from nothing",
+                    f"--{name} is for GPTQ and AWQ, and --algorithm {self.algorithm} learns from nothing",
                     "add --algorithm gptq, or leave it out",
                 )
 
@@ -132,7 +134,7 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, parity, write_on
     from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
     from optimizer.hf import generator_class, load_model, read_config
-    from optimizer.stages._gptq import lesson
+    from optimizer.stages._lessons import lesson
 
     assert isinstance(source, SourceModel)
     if source.type == "file":
@@ -152,15 +154,19 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     known = int(loaded.module.get_input_embeddings().weight.shape[0])
     copy = functools.partial(copy_text_files, tokenizer, source.path)
     with lesson(out, options, copy, context, known) as learned:
-        floats = learned.floats if learned is not None else None
         progress("asking PyTorch for the golden continuations")
         golden = write_on(loaded, tokenizer, context)
+        folder, floats = source.path, None
+        if learned is not None:
+            floats = learned.floats
+            folder, scaled = learned.scale(loaded, folder, options.block_size, progress)
+            facts |= {"awq": scaled} if scaled else {}
         if built:
-            _built(source, out, options, _grid(options, loaded), floats, raw, progress)
+            _built(folder, out, options, _grid(options, loaded), floats, raw, progress)
         else:
             _traced(loaded, out, options, context, floats, progress)
         config = read_genai_config(out)
-        if learned is not None:
+        if learned is not None and floats is not None:
             facts["gptq"] = learned.learn(out, config, progress)
     if options.provider == "cpu":
         _choose_rows(out, config["model"]["decoder"]["outputs"])
@@ -177,7 +183,7 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
 
 
 def _built(
-    source: SourceModel,
+    folder: Path,
     out: Path,
     options: ExportGenai,
     grid: str,
@@ -193,9 +199,9 @@ def _built(
     if floats is not None:
         progress(f"building {raw['architectures'][0]} in fp32, to learn from")
         plain = replace(asked, precision=Precision.FP32, provider="cpu")
-        genai_builder.build(source.path, floats, plain, raw)
+        genai_builder.build(folder, floats, plain, raw)
     progress(f"building {raw['architectures'][0]} in {options.precision}")
-    genai_builder.build(source.path, out, asked, raw)
+    genai_builder.build(folder, out, asked, raw)
 
 
 def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:
@@ -293,7 +299,7 @@ def _refuse_quantized(source: SourceModel, raw: Mapping[str, JSON]) -> None:
 
 
 def _grid(options: ExportGenai, loaded: LoadedModel) -> str:
-    """The algorithm that chooses scales: GPTQ's own are those of k_quant, or where blocks do not fit, of rtn.
+    """The algorithm that chooses blocks' scales: under GPTQ and AWQ k_quant, or where blocks do not fit, rtn.
 
     Raises:
         BadInput: k_quant was asked for, or what only it can do, and it cannot pack the blocks: its zero points are of 4
@@ -310,7 +316,7 @@ def _grid(options: ExportGenai, loaded: LoadedModel) -> str:
         if isinstance(module, torch.nn.Linear)
     }
     odd = [width for width in widths if width % (2 * options.block_size)]
-    if odd and options.algorithm in ("gptq", "gptq_last"):
+    if odd and options.algorithm in _LEARNED and not options.algorithm.endswith("_mixed"):
         return grid.replace("k_quant", "rtn")
     if odd:
         good = [size for size in (16, 32, 64, 128, 256) if all(w % (2 * size) == 0 for w in widths)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from quantizing.test_awq import planted
 
 import optimizer
 from benchmarks.decoders import decoder
@@ -18,7 +19,8 @@ from optimizer.artifact import Artifact
 from optimizer.data.continuations import load_continuations
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError, UnknownName
 from optimizer.exporting import genai_golden
-from optimizer.stages._gptq import pieces_of
+from optimizer.quantizing import awq
+from optimizer.stages._lessons import pieces_of
 from optimizer.stages.export_genai import STAGE, ExportGenai
 from optimizer.store import Store
 from optimizer.types import Kind, Precision
@@ -263,6 +265,51 @@ def test_gptq_learns_on_the_processor_for_a_gpu(shared: Store) -> None:
     assert {array.dtype for name, array in weights(made).items() if name.endswith("_scale")} == {np.dtype(np.float16)}
 
 
+@pytest.mark.parametrize(("family", "sites"), [("llama", 6), ("gpt2", 4)])
+def test_awq_scales_before_it_rounds(family: str, sites: int, shared: Store) -> None:
+    """Built from a folder of its own, and traced; the grid of blocks, the names and the files are those of k_quant."""
+    made = learned(family, shared, "awq_last")
+    plain = exported(family, shared, precision="int4", algorithm="k_quant_last")
+    facts = made.manifest.facts
+    assert made.variant == "int4-genai-awq_last"
+    assert facts["awq"]["sites"] == sites
+    assert facts["awq"]["data"]["pieces"] == 64
+    assert facts["awq"]["noise"]["after"] < facts["awq"]["noise"]["before"]
+    assert facts["blocks"] == plain.manifest.facts["blocks"]
+    assert "gptq" not in facts
+    assert facts["parity"]["kl"] < 1.5 * plain.manifest.facts["parity"]["kl"]
+    assert weights(made).keys() == weights(plain).keys()
+    assert {each.name for each in made.path.iterdir()} == {each.name for each in plain.path.iterdir()}
+    for name in ("tokenizer.json", "generation_config.json", "config.json"):
+        assert (made.path / name).read_bytes() == (plain.path / name).read_bytes(), "not the scaled one's"
+    assert optimizer.generate(made.ref, "def main", max_tokens=4, store=shared).text
+
+
+def test_awq_finds_what_rounding_to_the_nearest_loses(tmp_path: Path, store: Store) -> None:
+    """Channels that are read 30 times as large as others, with weights as much smaller."""
+    folder = planted(tmp_path / "planted")
+    found = {}
+    for algorithm in ("k_quant_last", "awq_last"):
+        given = {"calib": folder / "train-sample.jsonl"} if algorithm == "awq_last" else {}
+        made = optimizer.export_genai(str(folder), store=store, precision="int4", algorithm=algorithm, **given)
+        found[algorithm] = made.artifact.manifest.facts["parity"]["kl"]
+    assert found["awq_last"] < 0.5 * found["k_quant_last"]
+
+
+def test_awq_scales_for_a_gpu_too(shared: Store) -> None:
+    made = learned("llama", shared, "awq", provider="cuda")
+    assert made.manifest.facts["awq"]["sites"] == 6
+    assert made.manifest.facts["blocks"]["by_bits"]["4"] == 11
+
+
+def test_a_model_that_cannot_be_scaled_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awq, "find_sites", lambda *a: ())
+    folder = decoder("gpt2", size="tiny")
+    error = refused(folder, store, precision="int4", algorithm="awq_mixed", calib=folder / "train-sample.jsonl")
+    assert "--algorithm awq_mixed finds nothing to scale in GPT2LMHeadModel" in error.message
+    assert error.hint == "write --algorithm gptq_mixed"
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [("not json", "not JSON"), ('{"body": "x"}', "no column for text"), ('{"text": ""}', "has two tokens")],
@@ -334,6 +381,7 @@ def test_half_precision_is_for_a_gpu(family: str, precision: str, dtype: str, sh
         ({"precision": "int4", "algorithm": "rtn_last", "float_head": True}, "puts it into 8 bits", "--algorithm rtn"),
         ({"precision": "int4", "algorithm": "gptq"}, "learns from text, and none was given", "--calib text.jsonl"),
         ({"precision": "int8", "algorithm": "gptq", "calib": Path("t.jsonl")}, "8 bits lose nothing", "int4"),
+        ({"precision": "int4", "algorithm": "awq_last"}, "learns from text, and none was given", "--calib text.jsonl"),
         ({"precision": "int4", "calib": Path("t.jsonl")}, "--calib is for GPTQ", "--algorithm gptq"),
         ({"precision": "int4", "algorithm": "rtn", "samples": 9}, "--samples is for GPTQ", "--algorithm gptq"),
         ({"column": ("text",)}, "names no column", "ROLE=COLUMN"),

@@ -1,8 +1,9 @@
-"""What export-genai does for GPTQ: pieces of text through the float graph, and other levels in the file of 4 bits."""
+"""What export-genai learns from text: AWQ's scales before it rounds, and GPTQ's levels in the file of 4 bits."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from optimizer.types import JSON
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from optimizer.hf import LoadedModel
     from optimizer.stages.export_genai import ExportGenai
 
 __all__ = ["Lesson", "lesson", "pieces_of"]
@@ -65,20 +67,63 @@ def pieces_of(
 
 @dataclass(frozen=True)
 class Lesson:
-    """What levels are learned from.
+    """What is learned from.
 
     Attributes:
-        floats: a scratch folder, for ``model.onnx`` of the decoder in float, for processors.
-        pieces: tokens that it reads.
+        algorithm: as it was asked for: ``gptq_last``, say.
+        scratch: a folder of its own.
+        copy_texts: puts tokenizer and settings of the model into a folder.
+        pieces: tokens that the model reads.
         told: what the manifest says of them.
     """
 
-    floats: Path
+    algorithm: str
+    scratch: Path
+    copy_texts: Callable[[Path], object]
     pieces: Sequence[Sequence[int]]
     told: Mapping[str, JSON]
 
+    @functools.cached_property
+    def floats(self) -> Path | None:
+        """A folder for ``model.onnx`` of the decoder in float, for processors; None where nothing is learned of it."""
+        if not self.algorithm.startswith("gptq"):
+            return None
+        self.copy_texts(folder := self.scratch / "floats")
+        return folder
+
+    def scale(self, loaded: LoadedModel, source: Path, block_size: int, progress: Progress) -> tuple[Path, JSON]:
+        """Scale a model's weights where AWQ is asked for; it answers as before.
+
+        Args:
+            loaded: the model, in float32; changed in place.
+            source: the folder that it came from.
+            block_size: weights that will share a scale.
+            progress: told what is done.
+
+        Returns:
+            the folder that it is built from now, and ``data`` (:attr:`told`) with what
+            :func:`optimizer.quantizing.awq.scale` says; the source's own and None for other algorithms.
+
+        Raises:
+            BadInput: what a product reads is not finite, or there is nothing in the model that can be scaled.
+        """
+        if not self.algorithm.startswith("awq"):
+            return source, None
+        from optimizer.quantizing import awq
+
+        found = awq.scale(loaded.module, self.pieces, block_size, progress)
+        if not found["sites"]:
+            raise BadInput(
+                f"--algorithm {self.algorithm} finds nothing to scale in {loaded.class_name} that would leave its "
+                "answers as they are",
+                f"write --algorithm {self.algorithm.replace('awq', 'gptq')}",
+            )
+        self.copy_texts(folder := self.scratch / "scaled")
+        awq.save(loaded.module, folder)
+        return folder, {"data": self.told, **found}
+
     def learn(self, folder: Path, config: Mapping[str, Any], progress: Progress) -> dict[str, JSON]:
-        """Give a decoder's products in 4 bits the levels that GPTQ chooses.
+        """Give a decoder's products in 4 bits the levels that GPTQ chooses, from its graph in :attr:`floats`.
 
         Args:
             folder: of the file in 4 bits; written anew, in its own form (weights beside it, or in it). Its names are
@@ -102,6 +147,7 @@ class Lesson:
         def feeds() -> Iterator[dict[str, NDArray[Any]]]:
             return (whole_text(np.array([piece], np.int64), config["model"]["decoder"]) for piece in self.pieces)
 
+        assert self.floats is not None
         model = load(folder / MODEL_NAME)
         facts = refine(model, Original(self.floats / MODEL_NAME, feeds, len(self.pieces)), progress)
         with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -115,14 +161,14 @@ class Lesson:
 
 @contextlib.contextmanager
 def lesson(
-    out: Path, options: ExportGenai, copy_tokenizer: Callable[[Path], object], context: int, vocabulary: int
+    out: Path, options: ExportGenai, copy_texts: Callable[[Path], object], context: int, vocabulary: int
 ) -> Iterator[Lesson | None]:
     """The text of ``--calib``, read before anything that takes long; None without.
 
     Args:
         out: the artifact's folder, for scratch.
         options: of the export.
-        copy_tokenizer: puts ``tokenizer.json`` into a folder.
+        copy_texts: puts ``tokenizer.json`` and the model's settings into a folder, which is made.
         context: most tokens that the model takes.
         vocabulary: tokens from here on are not the model's.
 
@@ -133,8 +179,7 @@ def lesson(
         yield None
         return
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        copy_tokenizer(Path(folder))
-        columns = named_columns(options.column)
-        yield Lesson(
-            Path(folder), *pieces_of(options.calib, Path(folder), columns, context, options.samples, vocabulary)
-        )
+        scratch, columns = Path(folder), named_columns(options.column)
+        copy_texts(scratch)
+        found = pieces_of(options.calib, scratch, columns, context, options.samples, vocabulary)
+        yield Lesson(options.algorithm, scratch, copy_texts, *found)
