@@ -1,12 +1,12 @@
-"""What GPTQ is worth in 4 bits: the same scales, with levels as near as they can be and by GPTQ.
+"""What GPTQ and AWQ are worth in 4 bits: the same kernels and sizes, rounded to the nearest level and by what is read.
 
-    python -m benchmarks.gptq [--only encoders,decoder]
+    python -m benchmarks.gptq [--only encoders,decoder] [--algorithms awq,awq_last]
 
 - encoders: MiniLM's vectors and the sentiment classifier's decisions on 600 sentences, learned from 128 others.
 - decoder: a trained Llama (benchmarks/decoders.py) on modules that it never saw, learned from 128 pieces of those that
   it was trained on.
 
-Each part replaces its own in benchmarks/results/gptq.json. Nothing is timed.
+Each part replaces its own in benchmarks/results/gptq.json, and of the decoder each algorithm. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,23 @@ BLOCKS: Mapping[str, Mapping[str, Any]] = {
     "around zero": {"symmetric": True},
     "blocks of 128": {"block_size": 128},
 }
-#: Of ``export-genai``: what is rounded to the nearest levels, and the same by GPTQ.
-ALGORITHMS = (("k_quant", "gptq"), ("k_quant_last", "gptq_last"), ("k_quant_mixed", "gptq_mixed"))
+#: Of ``export-genai``: what is rounded to the nearest levels, the same after AWQ, and by GPTQ.
+ALGORITHMS = tuple(f"{name}{kept}" for kept in ("", "_last", "_mixed") for name in ("k_quant", "awq", "gptq"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="encoders,decoder")
-    parts: dict[str, Callable[[Store], Any]] = {"encoders": _encoders, "decoder": _decoder}
+    parser.add_argument("--algorithms", default=",".join(ALGORITHMS))
+    asked = parser.parse_args()
     document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    known = {each["algorithm"]: each for each in document.get("decoder", ())}
+    parts: dict[str, Callable[[Store], Any]] = {
+        "encoders": _encoders,
+        "decoder": lambda store: _decoder(store, asked.algorithms.split(","), known),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        for name in parser.parse_args().only.split(","):
+        for name in asked.only.split(","):
             document[name] = parts[name](Store(Path(folder) / "models"))
             document["environment"] = describe()
             write_report(RESULT, document)
@@ -90,30 +96,26 @@ def _encoders(store: Store) -> list[dict[str, Any]]:
     return found
 
 
-def _decoder(store: Store) -> list[dict[str, Any]]:
+def _decoder(store: Store, algorithms: Sequence[str], known: dict[str, Any]) -> list[dict[str, Any]]:
     folder = decoder("llama")
     exact = optimizer.export_genai(str(folder), name="llama", store=store).artifact.ref
-    found = []
-    for pair in ALGORITHMS:
-        for algorithm in pair:
-            learned = {"calib": folder / "train-sample.jsonl"} if algorithm == pair[1] else {}
-            made = optimizer.export_genai(
-                str(folder), name="llama", store=store, precision="int4", algorithm=algorithm, **learned
-            ).artifact
-            report = optimizer.verify(made.ref, against=exact, data=folder / "heldout.jsonl", samples=15, store=store)
-            compared = report.compared
-            found.append(
-                {
-                    "algorithm": algorithm,
-                    "gptq": bool(learned),
-                    "ratio": compared.ratio.value,
-                    "kl": compared.kl,
-                    "top1": compared.top1,
-                    "noise": made.manifest.facts.get("gptq", {}).get("noise"),
-                    "bytes": made.manifest.bytes,
-                }
-            )
-    return found
+    for algorithm in algorithms:
+        learned = {} if algorithm.startswith("k_quant") else {"calib": folder / "train-sample.jsonl"}
+        made = optimizer.export_genai(
+            str(folder), name="llama", store=store, precision="int4", algorithm=algorithm, **learned
+        ).artifact
+        report = optimizer.verify(made.ref, against=exact, data=folder / "heldout.jsonl", samples=15, store=store)
+        compared = report.compared
+        known[algorithm] = {
+            "algorithm": algorithm,
+            "gptq": algorithm.startswith("gptq"),
+            "ratio": compared.ratio.value,
+            "kl": compared.kl,
+            "top1": compared.top1,
+            "noise": made.manifest.facts.get(algorithm.partition("_")[0], {}).get("noise"),
+            "bytes": made.manifest.bytes,
+        }
+    return [known[each] for each in ALGORITHMS if each in known]
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:
