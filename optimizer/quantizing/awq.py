@@ -161,7 +161,7 @@ def find_sites(module: torch.nn.Module, piece: Sequence[int]) -> tuple[Site, ...
 def _suggested(module: torch.nn.Module, tokens: torch.Tensor) -> Iterator[Site]:
     """Normalizations with the products that read them; then, for other products, every one beside it that might fit."""
     reads, makes = _flow(module, tokens)
-    products = dict(_products(module))
+    products = _products(module)
     lone: list[str] = []
     for value, names in reads.items():
         norm = makes.get(value)
@@ -183,7 +183,7 @@ def _suggested(module: torch.nn.Module, tokens: torch.Tensor) -> Iterator[Site]:
 
 def _flow(module: torch.nn.Module, tokens: torch.Tensor) -> tuple[dict[int, list[str]], dict[int, str]]:
     """Which products and normalizations read each value, and which normalization makes it; values by their address."""
-    products = dict(_products(module))
+    products = _products(module)
     norms = {
         name
         for name, each in module.named_modules()
@@ -210,7 +210,7 @@ def _flow(module: torch.nn.Module, tokens: torch.Tensor) -> tuple[dict[int, list
     hooks: list[Any] = []
     try:
         for name, each in module.named_modules():
-            if name in norms or isinstance(each, _kinds()):
+            if name in norms or name in products:
                 watch(name, each)
         module(input_ids=tokens, use_cache=False)
     finally:
@@ -226,14 +226,9 @@ def _kinds() -> tuple[type[Any], ...]:
     return torch.nn.Linear, Conv1D
 
 
-def _products(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Products whose weights are read by nobody else: a head that is the table too would change the table."""
-    addresses: dict[int, int] = defaultdict(int)
-    for _, weight in module.named_parameters(remove_duplicate=False):
-        addresses[weight.data_ptr()] += 1
-    for name, each in module.named_modules():
-        if isinstance(each, _kinds()) and addresses[each.weight.data_ptr()] == 1:
-            yield name, each
+def _products(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Products by name. That a head is the table of tokens too need not be looked for: scaling it is found out."""
+    return {name: each for name, each in module.named_modules() if isinstance(each, _kinds())}
 
 
 def _matrix(product: torch.nn.Module) -> torch.Tensor:
@@ -330,9 +325,7 @@ def _scales(mean: torch.Tensor, alpha: float) -> torch.Tensor:
     return raised / (raised.max() * raised.min()).sqrt()
 
 
-def _noises(
-    weights: torch.Tensor, rows: torch.Tensor, scales: Sequence[torch.Tensor], block_size: int
-) -> list[float]:
+def _noises(weights: torch.Tensor, rows: torch.Tensor, scales: Sequence[torch.Tensor], block_size: int) -> list[float]:
     """Power of the error of products' answers to rows over the power of the answers, for each way to scale weights."""
     power = float((rows @ weights.T).square().sum())
     errors = (rows @ (_rounded(weights * each, block_size) / each - weights).T for each in scales)
