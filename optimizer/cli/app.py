@@ -34,8 +34,43 @@ def _version(wanted: bool) -> None:
 
 
 @functools.cache
-def build_app() -> typer.Typer:
-    """Every command, ready to run; cheap, because nothing heavy is imported before a command works."""
+def build_app(first: str = "") -> typer.Typer:
+    """The commands, ready to run; cheap, because nothing heavy is imported before a command works.
+
+    Args:
+        first: the first word of a command line. Where it names a command that is made from no stage and no check, those
+            are not looked for: a server is up sooner, and the store is listed sooner.
+    """
+    own = _top()
+    _add_own(own)
+    names = {each.name for each in own.registered_commands} | {each.name for each in own.registered_groups}
+    if first in names:
+        return own
+    if first:
+        return build_app()
+    app = _top()
+    groups: dict[str, typer.Typer] = {}
+    for stage in _in_order(stages.discover()):
+        *group, last = stage.words
+        home = app
+        if group:
+            home = groups.setdefault(group[0], typer.Typer(no_args_is_help=True, help=_GROUPS.get(group[0], "")))
+        home.command(last, help=_help(stage.help, stage.details), rich_help_panel="Make artifacts")(
+            stage_command(stage)
+        )
+        for alias in stage.aliases:
+            app.command(alias, hidden=True, help=f"The same as {' '.join(stage.words)}.")(stage_command(stage))
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name, rich_help_panel="Make artifacts")
+    for check in checks.discover().values():
+        if len(check.words) == 1:
+            _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
+    _add_own(app)
+    return app
+
+
+def _top() -> typer.Typer:
+    """The app without a command."""
     app = typer.Typer(
         name="ml-opt",
         help="From a trained model to the fastest artifact that still meets your accuracy budget: "
@@ -53,29 +88,17 @@ def build_app() -> typer.Typer:
         ] = False,
     ) -> None: ...
 
-    groups: dict[str, typer.Typer] = {}
-    for stage in _in_order(stages.discover()):
-        *group, last = stage.words
-        home = app
-        if group:
-            home = groups.setdefault(group[0], typer.Typer(no_args_is_help=True, help=_GROUPS.get(group[0], "")))
-        home.command(last, help=_help(stage.help, stage.details), rich_help_panel="Make artifacts")(
-            stage_command(stage)
-        )
-        for alias in stage.aliases:
-            app.command(alias, hidden=True, help=f"The same as {' '.join(stage.words)}.")(stage_command(stage))
-    for name, group_app in groups.items():
-        app.add_typer(group_app, name=name, rich_help_panel="Make artifacts")
-    for check in checks.discover().values():
-        if len(check.words) == 1:
-            _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
+    return app
+
+
+def _add_own(app: typer.Typer) -> None:
+    """What is made from no stage and no check."""
     app.command("run", rich_help_panel="Make artifacts")(run_recipe_file)
     app.command("serve", rich_help_panel="Serve artifacts")(serve)
     app.command("why", rich_help_panel="Serve artifacts")(why)
     store_commands.add(app)
     key_commands.add(app, "Serve artifacts")
     app.command("doctor", rich_help_panel="This machine")(doctor)
-    return app
 
 
 def _add_check(app: typer.Typer, check: checks.Check, subcommands: list[checks.Check]) -> None:

@@ -38,8 +38,9 @@ def run(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     output = Output(json="--json" in words, quiet="--quiet" in words)
     try:
-        command = typer.main.get_command(build_app())
-        if "_ML_OPT_COMPLETE" in os.environ:  # the shell asks what could come next
+        completing = "_ML_OPT_COMPLETE" in os.environ
+        command = typer.main.get_command(build_app("" if completing or not words else words[0]))
+        if completing:  # the shell asks what could come next
             command.main(words, prog_name="ml-opt")
         # Not `command.main`: it has its own ideas about Ctrl-C and closed pipes.
         with command.make_context("ml-opt", words) as context:

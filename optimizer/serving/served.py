@@ -220,8 +220,7 @@ def opened(served: Served, settings: Settings) -> None:
     # Where runs are side by side under load, this session runs when nobody else wants the cores.
     options = SessionOptions(provider, settings.threads, spin=streams > 1 and settings.workers == 1)
     if artifact is None:  # a planted model, or a bare ONNX file
-        served.session = get_runtime(provider).open(served.path, options, model={})
-        _open_beside(served, served.path, options, streams)
+        _open(served, served.path, options, streams)
         return
     artifact.check()
     served.model = artifact.model_info
@@ -232,8 +231,7 @@ def opened(served: Served, settings: Settings) -> None:
         return
     if artifact.kind not in (Kind.ONNX, Kind.ENGINE):
         raise BadInput(f"{served.ref} is {artifact.kind.phrase}, which cannot be served")
-    served.session = get_runtime(provider).open(artifact.runnable, options, model=dict(served.model))
-    _open_beside(served, artifact.runnable, options, streams)
+    _open(served, artifact.runnable, options, streams)
     try:
         served.preprocessor = Preprocessor.open(artifact.path, served.model)
     except MlOptError as error:
@@ -252,12 +250,26 @@ def _streams(served: Served, provider: Provider, settings: Settings) -> int:
     return 1 if settings.memory or served.on_disk > _LARGE else threads
 
 
-def _open_beside(served: Served, path: Path, options: SessionOptions, streams: int) -> None:
-    """Open a second session, for runs side by side, where there are any."""
-    if streams > 1:
-        options = replace(options, threads=streams, streams=streams, spin=False)
-        served.beside = get_runtime(options.provider).open(path, options, model=dict(served.model))
-        served.streams = streams
+def _open(served: Served, path: Path, options: SessionOptions, streams: int) -> None:
+    """Open the session, and meanwhile a second one for runs side by side, where there are any."""
+
+    def session(options: SessionOptions) -> Session:
+        return get_runtime(options.provider).open(path, options, model=dict(served.model))
+
+    if streams == 1:
+        served.session = session(options)
+        return
+    beside = replace(options, threads=streams, streams=streams, spin=False)
+    # Both are given away before either is waited for: what one leaves when the other fails is closed with the model.
+    with ThreadPoolExecutor(1, thread_name_prefix=f"opens {served.name}") as other:
+        opening = other.submit(session, beside)
+        try:
+            served.session = session(options)
+        finally:
+            if opening.exception() is None:
+                served.beside = opening.result()
+        opening.result()
+    served.streams = streams
 
 
 def _problem_type(folder: Path) -> str:

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toys as toybox
+import typer.main
 
 from optimizer.cli import main as main_module
+from optimizer.cli.app import build_app
 from optimizer.cli.main import run
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -130,8 +133,29 @@ def test_python_m_is_the_command(tmp_path: Path) -> None:
         assert json.loads(done.stdout) == {"store": "models", "artifacts": [], "aliases": {}}, done.stderr
 
 
+def test_a_command_of_no_stage_looks_for_none(tmp_path: Path) -> None:
+    """A server is up sooner without what `optimize` would need; and it is the same command as among all of them."""
+    code = "import sys; from optimizer.cli.main import run; code = run({words!r}); "
+    code += "print([name for name in ('optimizer.stages', 'optimizer.checks') if name in sys.modules]); sys.exit(code)"
+    for words, looks in ((["ls"], False), (["keys", "list"], False), (["serve"], False), (["bench"], True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("{words!r}", repr(words))],
+            capture_output=True, text=True, cwd=tmp_path, env=toybox.environment(),
+        )  # fmt: skip
+        said = done.stdout.splitlines()[-1]
+        assert (said != "[]") is looks, (words, done.stdout, done.stderr)
+    whole: Any
+    own: Any
+    whole, own = (typer.main.get_command(build_app(first)) for first in ("", "serve"))
+    assert set(own.commands) < set(whole.commands)
+    for name, command in own.commands.items():
+        same = whole.commands[name]
+        assert [each.opts for each in command.params] == [each.opts for each in same.params]
+        assert command.help == same.help
+
+
 def test_interrupted_under_quiet_and_json(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def interrupted() -> None:
+    def interrupted(first: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("optimizer.cli.app.build_app", interrupted)
@@ -145,7 +169,7 @@ def test_interrupted_under_quiet_and_json(words: list[str], monkeypatch: pytest.
     ("code", "ends"), [(None, 0), (0, 0), (3, 3), ("words", 70)], ids=["none", "zero", "three", "words"]
 )
 def test_a_library_that_exits(monkeypatch: pytest.MonkeyPatch, code: object, ends: int, capsys) -> None:
-    def leave() -> None:
+    def leave(first: str) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr("optimizer.cli.app.build_app", leave)

@@ -7,9 +7,11 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,12 @@ from serving import artifacts
 pytest.importorskip("prometheus_client")
 
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
+from optimizer.runtime import SessionOptions
 from optimizer.runtimes.ort import OrtSession
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem
 from optimizer.serving.repository import Repository
+from optimizer.serving.served import Served, opened
 from optimizer.serving.settings import Settings
 from optimizer.store import Store
 
@@ -49,6 +53,44 @@ def starting(store: Store, *refs: str, **options: Any) -> Any:
         return {served.name: served.batching for served in repository}
 
     return within(store, scene, **options)
+
+
+class Opened:
+    """A session that was asked for, and whether it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.facts: dict[str, Any] = {}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("fails", ["", "alone", "beside"])
+def test_both_sessions_are_opened_at_once_and_neither_outlives_the_other(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, made = threading.Barrier(2), []
+
+    def open_one(path: Path, options: SessionOptions, model: Any) -> Opened:
+        both.wait(30)
+        if ("beside" if options.streams > 1 else "alone") == fails:
+            raise BadInput(f"no session {fails}")
+        made.append(Opened())
+        return made[-1]
+
+    monkeypatch.setattr("optimizer.serving.served.get_runtime", lambda provider: SimpleNamespace(open=open_one))
+    served = Served("m", "1", "m", path=tmp_path / "m.onnx")
+    if fails:
+        with pytest.raises(BadInput, match=f"no session {fails}"):
+            opened(served, Settings(threads=2, streams=2))
+    else:
+        opened(served, Settings(threads=2, streams=2))
+        assert {served.session, served.beside} == set(made)
+        assert served.streams == 2
+    served.close()
+    assert len(made) == (1 if fails else 2)
+    assert all(each.closed for each in made)
 
 
 def test_a_model_that_answers_its_golden_inputs_is_ready(store: Store) -> None:
