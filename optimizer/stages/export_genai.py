@@ -162,9 +162,11 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
             folder, scaled = learned.scale(loaded, folder, options.block_size, progress)
             facts |= {"awq": scaled} if scaled else {}
         if built:
+            loaded.module.to("meta")  # the builder reads the weights itself: nobody needs them twice
             _built(folder, out, options, _grid(options, loaded), floats, raw, progress)
         else:
             _traced(loaded, out, options, context, floats, progress)
+            loaded.module.to("meta")
         config = read_genai_config(out)
         if learned is not None and floats is not None:
             facts["gptq"] = learned.learn(out, config, progress)

@@ -19,7 +19,10 @@ from optimizer.artifact import Artifact
 from optimizer.data.continuations import load_continuations
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError, UnknownName
 from optimizer.exporting import genai_golden
+from optimizer.exporting.genai_builder import build as genai_build
+from optimizer.hf import LoadedModel, load_model
 from optimizer.quantizing import awq
+from optimizer.quantizing.gptq import refine
 from optimizer.stages._lessons import pieces_of
 from optimizer.stages.export_genai import STAGE, ExportGenai
 from optimizer.store import Store
@@ -294,6 +297,37 @@ def test_awq_finds_what_rounding_to_the_nearest_loses(tmp_path: Path, store: Sto
         made = optimizer.export_genai(str(folder), store=store, precision="int4", algorithm=algorithm, **given)
         found[algorithm] = made.artifact.manifest.facts["parity"]["kl"]
     assert found["awq_last"] < 0.5 * found["k_quant_last"]
+
+
+def test_weights_are_not_held_while_the_builder_reads_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is as much memory again as the builder takes; what is traced is held until it is written."""
+    held: list[LoadedModel] = []
+
+    def remembered(*words: Any, **named: Any) -> LoadedModel:
+        held.append(load_model(*words, **named))
+        return held[-1]
+
+    def devices() -> set[str]:
+        return {weight.device.type for weight in held[-1].module.parameters()}
+
+    def built(*words: Any) -> None:
+        assert devices() == {"meta"}
+        genai_build(*words)
+
+    def learned(*words: Any, **named: Any) -> Any:
+        assert devices() == {"meta"}
+        return refine(*words, **named)
+
+    monkeypatch.setattr("optimizer.hf.load_model", remembered)
+    monkeypatch.setattr("optimizer.exporting.genai_builder.build", built)
+    monkeypatch.setattr("optimizer.quantizing.gptq.refine", learned)
+    for family in FAMILIES:
+        folder = decoder(family, size="tiny")
+        made = optimizer.export_genai(
+            str(folder), store=store, precision="int4", algorithm="gptq_last", calib=folder / "train-sample.jsonl"
+        ).artifact
+        assert made.manifest.facts["gptq"]["products"] > 0
+    assert len(held) == 2
 
 
 def test_awq_scales_for_a_gpu_too(shared: Store) -> None:
