@@ -38,19 +38,31 @@ def build_app(first: str = "") -> typer.Typer:
     """The commands, ready to run; cheap, because nothing heavy is imported before a command works.
 
     Args:
-        first: the first word of a command line. Where it names a command that is made from no stage and no check, those
-            are not looked for: a server is up sooner, and the store is listed sooner.
+        first: the first word of a command line. Where it names a command, no other is made; and where that is made from
+            no stage and no check, those are not looked for: a server is up sooner, and the store is listed sooner.
     """
-    own = _top()
-    _add_own(own)
-    names = {each.name for each in own.registered_commands} | {each.name for each in own.registered_groups}
-    if first in names:
-        return own
-    if first:
-        return build_app()
     app = _top()
+    if first:
+        _add_own(app)
+        if first not in _names(app):
+            app = _top()
+            _add_made(app, first)
+        return app if first in _names(app) else build_app()
+    _add_made(app)
+    _add_own(app)
+    return app
+
+
+def _names(app: typer.Typer) -> set[str | None]:
+    return {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
+
+
+def _add_made(app: typer.Typer, first: str = "") -> None:
+    """What is made from stages and checks; only those whose first word it is, where one is given."""
     groups: dict[str, typer.Typer] = {}
     for stage in _in_order(stages.discover()):
+        if first and first not in (stage.words[0], *stage.aliases):
+            continue
         *group, last = stage.words
         home = app
         if group:
@@ -63,10 +75,8 @@ def build_app(first: str = "") -> typer.Typer:
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name, rich_help_panel="Make artifacts")
     for check in checks.discover().values():
-        if len(check.words) == 1:
+        if len(check.words) == 1 and first in ("", check.name):
             _add_check(app, check, [c for c in checks.discover().values() if c.words[:-1] == check.words])
-    _add_own(app)
-    return app
 
 
 def _top() -> typer.Typer:

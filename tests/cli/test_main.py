@@ -144,14 +144,26 @@ def test_a_command_of_no_stage_looks_for_none(tmp_path: Path) -> None:
         )  # fmt: skip
         said = done.stdout.splitlines()[-1]
         assert (said != "[]") is looks, (words, done.stdout, done.stderr)
-    whole: Any
-    own: Any
-    whole, own = (typer.main.get_command(build_app(first)) for first in ("", "serve"))
-    assert set(own.commands) < set(whole.commands)
-    for name, command in own.commands.items():
-        same = whole.commands[name]
-        assert [each.opts for each in command.params] == [each.opts for each in same.params]
-        assert command.help == same.help
+
+
+def test_each_command_by_itself_is_the_one_among_all() -> None:
+    def described(command: Any) -> Any:
+        inside = {name: described(each) for name, each in getattr(command, "commands", {}).items()}
+        return (
+            command.name,
+            command.help,
+            command.hidden,
+            [(each.opts, each.default) for each in command.params],
+            inside,
+        )
+
+    whole: Any = typer.main.get_command(build_app())
+    assert {"serve", "quantize", "export", "export-onnx", "bench", "toy"} <= set(whole.commands)
+    for first, same in whole.commands.items():
+        alone: Any = typer.main.get_command(build_app(first))
+        assert described(alone.commands[first]) == described(same)
+        assert len(alone.commands) < len(whole.commands)
+    assert build_app("no-such-command") is build_app()
 
 
 def test_interrupted_under_quiet_and_json(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
