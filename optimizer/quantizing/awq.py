@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -240,28 +239,25 @@ def _matrix(product: torch.nn.Module) -> torch.Tensor:
 
 
 def _same(module: torch.nn.Module, sites: Sequence[Site], tokens: torch.Tensor, said: torch.Tensor) -> bool:
-    """Whether the model says the same where sites are scaled; what was planted is taken back."""
+    """Whether the model says the same where sites are scaled; what was planted is taken back.
+
+    Powers of two take themselves back without a trace, so that no weight is held twice. A weight that counts from one
+    does not, and is small.
+    """
     import torch
 
-    with _kept(module, sites):
-        for site in sites:
-            width = _matrix(module.get_submodule(site.readers[0])).shape[1]
-            _apply(module, site, 2.0 ** (torch.arange(width) * 7 % 3 - 1))
-        found = module(input_ids=tokens, use_cache=False).logits
+    planted = []
+    for site in sites:
+        width = _matrix(module.get_submodule(site.readers[0])).shape[1]
+        weight: Any = module.get_submodule(site.maker).weight
+        planted.append((2.0 ** (torch.arange(width) * 7 % 3 - 1), weight.data.clone() if site.from_one else None))
+        _apply(module, site, planted[-1][0])
+    found = module(input_ids=tokens, use_cache=False).logits
+    for site, (scales, before) in zip(sites[::-1], planted[::-1], strict=True):
+        _apply(module, site, 1 / scales)
+        if before is not None:
+            module.get_submodule(site.maker).weight.data.copy_(before)
     return bool(((found - said).abs().max() <= _SAME * said.abs().max()).item())
-
-
-@contextmanager
-def _kept(module: torch.nn.Module, sites: Sequence[Site]) -> Iterator[None]:
-    """Weights that sites change are given back at the end."""
-    names = {name for site in sites for name in (site.maker, *site.readers)}
-    weights = [weight for name in names for weight in module.get_submodule(name).parameters(recurse=False)]
-    before = [weight.data.clone() for weight in weights]
-    try:
-        yield
-    finally:
-        for weight, old in zip(weights, before, strict=True):
-            weight.data.copy_(old)
 
 
 def _apply(module: torch.nn.Module, site: Site, scales: torch.Tensor) -> None:

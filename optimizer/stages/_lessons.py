@@ -88,39 +88,45 @@ class Lesson:
         """A folder for ``model.onnx`` of the decoder in float, for processors; None where nothing is learned of it."""
         if not self.algorithm.startswith("gptq"):
             return None
-        self.copy_texts(folder := self.scratch / "floats")
+        folder = self.scratch / "floats"
+        self.copy_texts(folder)
         return folder
 
-    def scale(self, loaded: LoadedModel, source: Path, block_size: int, progress: Progress) -> tuple[Path, JSON]:
+    def scale(self, loaded: LoadedModel, block_size: int, progress: Progress) -> dict[str, JSON] | None:
         """Scale a model's weights where AWQ is asked for; it answers as before.
 
         Args:
             loaded: the model, in float32; changed in place.
-            source: the folder that it came from.
             block_size: weights that will share a scale.
             progress: told what is done.
 
         Returns:
-            the folder that it is built from now, and ``data`` (:attr:`told`) with what
-            :func:`optimizer.quantizing.awq.scale` says; the source's own and None for other algorithms.
+            ``data`` (:attr:`told`), and what :func:`optimizer.quantizing.awq.scale` says; None for other algorithms.
 
         Raises:
             BadInput: what a product reads is not finite, or there is nothing in the model that can be scaled.
         """
         if not self.algorithm.startswith("awq"):
-            return source, None
-        from optimizer.quantizing import awq
+            return None
+        from optimizer.quantizing.awq import scale
 
-        found = awq.scale(loaded.module, self.pieces, block_size, progress)
+        found = scale(loaded.module, self.pieces, block_size, progress)
         if not found["sites"]:
             raise BadInput(
                 f"--algorithm {self.algorithm} finds nothing to scale in {loaded.class_name} that would leave its "
                 "answers as they are",
                 f"write --algorithm {self.algorithm.replace('awq', 'gptq')}",
             )
-        self.copy_texts(folder := self.scratch / "scaled")
-        awq.save(loaded.module, folder)
-        return folder, {"data": self.told, **found}
+        return {"data": self.told, **found}
+
+    def save(self, loaded: LoadedModel) -> Path:
+        """Write the scaled model to a folder, from which it can be built."""
+        from optimizer.quantizing.awq import save
+
+        folder = self.scratch / "scaled"
+        self.copy_texts(folder)
+        save(loaded.module, folder)
+        return folder
 
     def learn(self, folder: Path, config: Mapping[str, Any], progress: Progress) -> dict[str, JSON]:
         """Give a decoder's products in 4 bits the levels that GPTQ chooses, from its graph in :attr:`floats`.

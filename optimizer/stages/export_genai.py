@@ -159,8 +159,9 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
         folder, floats = source.path, None
         if learned is not None:
             floats = learned.floats
-            folder, scaled = learned.scale(loaded, folder, options.block_size, progress)
-            facts |= {"awq": scaled} if scaled else {}
+            if scaled := learned.scale(loaded, options.block_size, progress):
+                facts["awq"] = scaled
+                folder = learned.save(loaded) if built else folder
         if built:
             loaded.module.to("meta")  # the builder reads the weights itself: nobody needs them twice
             _built(folder, out, options, _grid(options, loaded), floats, raw, progress)
