@@ -432,8 +432,8 @@ def test_what_cannot_be_asked_for_together(options: dict[str, Any], message: str
 def test_blocks_have_a_size_that_kernels_have(size: int) -> None:
     with pytest.raises(BadInput, match="--block-size is out of range"):
         ExportGenai(precision=Precision.INT4, block_size=size)
-    with pytest.raises(UnknownName, match="awq"):
-        ExportGenai(precision=Precision.INT4, algorithm="awq")
+    with pytest.raises(UnknownName, match="hqq"):
+        ExportGenai(precision=Precision.INT4, algorithm="hqq")
 
 
 def refused(folder: Path | str, store: Store, error: type[MlOptError] = BadInput, **options: Any) -> MlOptError:
