@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from optimizer.quantizing.blocks import BITS
+from optimizer.quantizing.gptq import mean_noise
 from optimizer.quantizing.prepare import not_finite
 from optimizer.stage import Progress
 from optimizer.types import JSON
@@ -36,7 +38,6 @@ _GRID = tuple(step / 20 for step in range(20))
 _LEAST = 1e-4
 #: Rows of data that α is chosen on.
 _ROWS = 1024
-_BITS = 4
 #: By how much logits may move where weights are scaled by powers of two, as a share of the largest: nothing is rounded
 #: then, but where a weight counts from one.
 _SAME = 1e-5
@@ -105,10 +106,7 @@ def scale(
         "sites": len(sites),
         "products": sum(len(site.readers) for site in sites),
         "alpha": round(fmean(alphas), 3) if alphas else 0.0,
-        "noise": {
-            name: float(f"{fmean(noises) if noises else 0:.3g}")
-            for name, noises in (("before", before), ("after", after))
-        },
+        "noise": mean_noise(before, after),
     }
 
 
@@ -334,7 +332,7 @@ def _rounded(weights: torch.Tensor, block_size: int) -> torch.Tensor:
 
     outputs, inputs = weights.shape
     blocks = pad(weights, (0, -inputs % block_size)).reshape(outputs, -1, block_size)
-    top = 2**_BITS - 1
+    top = 2**BITS - 1
     low, high = blocks.amin(-1, keepdim=True).clamp(max=0), blocks.amax(-1, keepdim=True).clamp(min=0)
     step = ((high - low) / top).clamp(min=1e-12)
     zero = (-low / step).round()

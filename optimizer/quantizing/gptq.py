@@ -11,7 +11,7 @@ authors' code), so that columns can be taken in the order of their weight in ``H
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
-__all__ = ["Moments", "Original", "compensated", "moments", "refine"]
+__all__ = ["Moments", "Original", "compensated", "mean_noise", "moments", "refine"]
 
 #: Bytes of second moments that are held at once: 8 for each pair of a product's inputs.
 _ROOM = 2**30
@@ -149,10 +149,14 @@ def refine(model: onnx_ir.Model, original: Original, progress: Progress) -> dict
     return {
         "products": len(found) - len(spoiled),
         "left": [*left, *spoiled],
-        "noise": {
-            name: float(f"{fmean(noises) if noises else 0:.3g}")
-            for name, noises in (("before", before), ("after", after))
-        },
+        "noise": mean_noise(before, after),
+    }
+
+
+def mean_noise(before: Sequence[float], after: Sequence[float]) -> dict[str, JSON]:
+    """What a manifest says of noises before and after: their means, to three digits."""
+    return {
+        name: float(f"{fmean(noises) if noises else 0:.3g}") for name, noises in (("before", before), ("after", after))
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,13 +82,13 @@ class Lesson:
     pieces: Sequence[Sequence[int]]
     told: Mapping[str, JSON]
 
-    @functools.cached_property
+    @property
     def floats(self) -> Path | None:
         """A folder for ``model.onnx`` of the decoder in float, for processors; None where nothing is learned of it."""
         if not self.algorithm.startswith("gptq"):
             return None
         folder = self.scratch / "floats"
-        self.copy_texts(folder)
+        folder.mkdir(exist_ok=True)
         return folder
 
     def scale(self, loaded: LoadedModel, block_size: int, progress: Progress) -> dict[str, JSON] | None:
