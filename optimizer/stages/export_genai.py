@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from optimizer.exporting.genai_builder import ALGORITHMS
 from optimizer.exporting.options import allow_pickle_opt, revision_opt, trust_remote_code_opt
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Stage
+from optimizer.stages._decoder_graph import BITS, LEARNED, build_graph, offer_last_row, trace_graph
 from optimizer.types import JSON, Kind, Precision
 
 if TYPE_CHECKING:
@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGE", "ExportGenai"]
 
-_INTEGERS = (Precision.INT4, Precision.INT8)
-_BITS = {Precision.INT4: 4, Precision.INT8: 8}
 #: A traced or built fp32 graph differs from PyTorch by rounding alone: this much of its largest logit at most.
 _FP32_MAX = 1e-3
-#: Algorithms that learn from text: GPTQ chooses levels, AWQ scales weights before; the rest is done by the other.
-_LEARNED = {
-    f"{name}{kept}": f"k_quant{kept}" for name in ("gptq", "awq") for kept in ("", "_last", "_mixed")
-}  # fmt: skip
 #: From this share of places on where int4 or int8 would write another token, the reader hears of it.
 _WORTH_SAYING = 0.9
 
@@ -45,7 +39,7 @@ class ExportGenai(Options):
         "default",
         "How weights are rounded to int4 or int8. …_last keeps the head in 8 bits, …_mixed other sensitive products "
         "too; gptq and awq learn from --calib.",
-        choices=(*ALGORITHMS, *_LEARNED),
+        choices=(*ALGORITHMS, *LEARNED),
     )
     calib: Path | None = opt(
         None, "Text like the model will see, for gptq and awq: jsonl, csv, parquet or txt.", data=True, metavar="FILE"
@@ -87,7 +81,7 @@ class ExportGenai(Options):
             )
         if self.block_size & (self.block_size - 1):
             raise BadInput(f"--block-size {self.block_size} is no power of two", "write 16, 32, 64, 128 or 256")
-        if self.precision not in _INTEGERS:
+        if self.precision not in BITS:
             for name in ("block_size", "algorithm", "float_head", "accuracy_level"):
                 if name in self.changed():
                     raise BadInput(
@@ -109,7 +103,7 @@ class ExportGenai(Options):
 
     def _check_learned(self) -> None:
         named_columns(self.column)
-        if self.algorithm in _LEARNED:
+        if self.algorithm in LEARNED:
             if self.precision is not Precision.INT4:
                 raise BadInput(
                     f"--algorithm {self.algorithm} is for 4 bits: 8 bits lose nothing that it could win",
@@ -163,16 +157,14 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
                 facts["awq"] = scaled
                 folder = learned.save(loaded) if built else folder
         if built:
-            loaded.module.to("meta")  # the builder reads the weights itself: nobody needs them twice
-            _built(folder, out, options, _grid(options, loaded), floats, raw, progress)
+            build_graph(loaded, folder, out, options, floats, raw, progress)
         else:
-            _traced(loaded, out, options, context, floats, progress)
-            loaded.module.to("meta")
+            trace_graph(loaded, out, options, context, floats, progress)
         config = read_genai_config(out)
         if learned is not None and floats is not None:
             facts["gptq"] = learned.learn(out, config, progress)
     if options.provider == "cpu":
-        _choose_rows(out, config["model"]["decoder"]["outputs"])
+        offer_last_row(out, config["model"]["decoder"]["outputs"])
     config["model"]["context_length"] = config["search"]["max_length"] = context
     (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     has_template = copy_text_files(tokenizer, source.path, out)
@@ -183,97 +175,6 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
         facts["parity"] = parity(out, golden)
         warnings += _judged(facts["parity"], options, golden)
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
-
-
-def _built(
-    folder: Path,
-    out: Path,
-    options: ExportGenai,
-    grid: str,
-    floats: Path | None,
-    raw: Mapping[str, JSON],
-    progress: Progress,
-) -> None:
-    """A decoder that the builder knows: its graph, and the same in float where that is wanted."""
-    from optimizer.exporting import genai_builder
-
-    given = {field: getattr(options, field) for field in genai_builder.Build.__dataclass_fields__}
-    asked = genai_builder.Build(**{**given, "algorithm": grid})
-    if floats is not None:
-        progress(f"building {raw['architectures'][0]} in fp32, to learn from")
-        plain = replace(asked, precision=Precision.FP32, provider="cpu")
-        genai_builder.build(folder, floats, plain, raw)
-    progress(f"building {raw['architectures'][0]} in {options.precision}")
-    genai_builder.build(folder, out, asked, raw)
-
-
-def _choose_rows(out: Path, outputs: Mapping[str, str]) -> None:
-    """Let the file's readers ask for logits of the last token alone; weights that lie beside it stay untouched."""
-    import onnx_ir
-
-    from optimizer.graph.head import choose_rows
-    from optimizer.graph.io import MODEL_NAME
-
-    model = onnx_ir.load(str(out / MODEL_NAME))
-    if choose_rows(model, outputs.get("logits", "logits")):
-        onnx_ir.save(model, str(out / MODEL_NAME))
-
-
-def _traced(
-    loaded: LoadedModel, out: Path, options: ExportGenai, context: int, floats: Path | None, progress: Progress
-) -> None:
-    """A decoder that the builder does not know: PyTorch's own graph, and its weights in blocks where that was asked."""
-    from optimizer.exporting.genai_decoder import shape_of, trace, write_genai_config
-    from optimizer.exporting.genai_golden import end_tokens
-    from optimizer.graph.io import save
-    from optimizer.quantizing.decoder_blocks import fold_transposes
-
-    shape = shape_of(loaded)
-    on_gpu = options.provider != "cpu"
-    if on_gpu and floats is None:
-        _halve(loaded, options)
-    progress(f"tracing {loaded.class_name} with its cache")
-    model = trace(loaded)
-    if floats is not None:
-        fold_transposes(model)
-        save(model, floats)
-        if on_gpu:
-            _halve(loaded, options)
-            model = trace(loaded)
-    if options.precision in _INTEGERS:
-        import onnx_ir
-
-        from optimizer.hf import quiet_libraries
-        from optimizer.quantizing.decoder_blocks import quantize_decoder
-
-        progress(f"rounding weights to {options.precision}")
-        fold_transposes(model)
-        level = options.accuracy_level
-        with quiet_libraries():
-            proto = quantize_decoder(
-                onnx_ir.to_proto(model),
-                bits=_BITS[options.precision],
-                block_size=options.block_size,
-                algorithm=_grid(options, loaded),
-                accuracy_level=(4 if options.provider == "cpu" else 0) if level is None else level,
-                layers=shape.layers,
-                float_head=options.float_head,
-            )
-        model = onnx_ir.from_proto(proto)
-    save(model, out)
-    ends = end_tokens(loaded)
-    special: dict[str, JSON] = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else 0}
-    for key in ("bos_token_id", "pad_token_id"):
-        found = getattr(loaded.config, key, None)
-        special[key] = found if isinstance(found, int) else (ends or (0,))[0]
-    write_genai_config(out, shape, special, context, options.provider)
-
-
-def _halve(loaded: LoadedModel, options: ExportGenai) -> None:
-    """Weights as kernels of GPUs take them."""
-    import torch
-
-    loaded.module.to(torch.bfloat16 if options.precision is Precision.BF16 else torch.float16)
 
 
 def _context(loaded: LoadedModel, asked: int | None) -> int:
@@ -299,36 +200,6 @@ def _refuse_quantized(source: SourceModel, raw: Mapping[str, JSON]) -> None:
             f"the weights of {source.spec} are quantized already ({method})",
             "give the model that they were quantized from, and say --precision int4",
         )
-
-
-def _grid(options: ExportGenai, loaded: LoadedModel) -> str:
-    """The algorithm that chooses blocks' scales: under GPTQ and AWQ k_quant, or where blocks do not fit, rtn.
-
-    Raises:
-        BadInput: k_quant was asked for, or what only it can do, and it cannot pack the blocks: its zero points are of 4
-            bits, two in a byte, row by row.
-    """
-    import torch
-
-    grid = _LEARNED.get(options.algorithm, options.algorithm)
-    if options.precision is not Precision.INT4 or not grid.startswith("k_quant"):
-        return grid
-    widths = {
-        module.weight.shape[1]: name
-        for name, module in loaded.module.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    odd = [width for width in widths if width % (2 * options.block_size)]
-    if odd and options.algorithm in _LEARNED and not options.algorithm.endswith("_mixed"):
-        return grid.replace("k_quant", "rtn")
-    if odd:
-        good = [size for size in (16, 32, 64, 128, 256) if all(w % (2 * size) == 0 for w in widths)]
-        raise BadInput(
-            f"--algorithm {options.algorithm} takes an even number of blocks: {widths[odd[0]]} reads {odd[0]} "
-            f"numbers, {odd[0] / options.block_size:g} blocks of {options.block_size}",
-            f"write --block-size {good[-1]}" if good else "write --algorithm rtn or default",
-        )
-    return grid
 
 
 def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden) -> list[str]:
@@ -405,11 +276,11 @@ def _verify(options: ExportGenai, facts: Mapping[str, JSON], source: Source) -> 
     decoder, blocks = facts["decoder"], facts["blocks"]
     if facts["attention"] != decoder["layers"]:
         raise GateFailed(f"{facts['attention']} attentions of {decoder['layers']} layers are fused with their cache")
-    if options.precision not in _INTEGERS:
+    if options.precision not in BITS:
         if facts["quantized"]["total"]:
             raise GateFailed(f"{options.precision} was asked for, and {facts['quantized']['total']} nodes are rounded")
         return
-    bits = _BITS[options.precision]
+    bits = BITS[options.precision]
     if bits not in blocks["bits"]:
         raise GateFailed(
             f"{options.precision} was asked for, and no product of the file has weights of {bits} bits",
