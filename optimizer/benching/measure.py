@@ -23,7 +23,7 @@ from typing import Any
 from optimizer.benching.busy import Others
 from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.openloop import Served
-from optimizer.benching.process import WORKER, CandidateFailed, WorkerProcess
+from optimizer.benching.process import CandidateFailed, WorkerProcess
 from optimizer.benching.scenario import Scenario
 from optimizer.benching.shape import Shape
 from optimizer.benching.vram import vram_of
@@ -253,9 +253,10 @@ def _open(lanes: list[Lane], plan: Plan, scratch: Path, progress: Progress) -> N
     for number, lane in enumerate(lanes):
         progress(f"opening {lane.candidate.label}", number, len(lanes))
         log = scratch / f"worker-{number}.log"
-        lane.process = WorkerProcess(log, plan.threads, lane.candidate.command or WORKER)
+        lane.process = WorkerProcess.of(lane.candidate, log, plan.threads)
         with lane.trying() as ask:
             lane.opened = ask("open", plan.timeout, candidate=candidate_to_json(lane.candidate), threads=plan.threads)
+            lane.opened["load_s"] += lane.process.imports_s
 
 
 def _prepare(lanes: list[Lane], plan: Plan, feeds: Feeds, progress: Progress) -> None:

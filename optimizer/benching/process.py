@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from optimizer.benching.busy import cores
+from optimizer.benching.forkserver import Child, current
+from optimizer.runtime import Candidate
 from optimizer.types import JSON
 
 __all__ = ["WORKER", "CandidateFailed", "WorkerProcess", "pinned_to", "worker_environment"]
@@ -85,6 +87,14 @@ def _pin(pid: int, threads: int) -> None:
             os.sched_setaffinity(pid, pinned_to(threads))
 
 
+def _forked(command: Sequence[str], stderr: IO[bytes], environment: Mapping[str, str]) -> Child | None:
+    """The same by :mod:`optimizer.benching.forkserver`, where one runs and the command is a module of ml-opt."""
+    server = current()
+    if server is None or len(command) != 3 or tuple(command[:2]) != WORKER[:2]:
+        return None
+    return server.start(command[2], stderr, environment)
+
+
 class WorkerProcess:
     """A child process that holds one candidate.
 
@@ -95,26 +105,41 @@ class WorkerProcess:
         log: the file that its stderr goes to.
         threads: what the thread variables are set to.
         command: what to start.
+        torch: it will import PyTorch, and may be forked by what has done so.
     """
 
-    def __init__(self, log: Path, threads: int, command: Sequence[str] = WORKER) -> None:
+    def __init__(self, log: Path, threads: int, command: Sequence[str] = WORKER, *, torch: bool = False) -> None:
         self._log = log
+        environment = worker_environment(threads)
         with open(log, "wb") as stderr:
-            self._process = subprocess.Popen(
+            forked = _forked(command, stderr, environment) if torch else None
+            self._process: Child = forked or subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=worker_environment(threads),
+                env=environment,
                 # Ctrl-C reaches the parent only, which then ends its children in its own order.
                 start_new_session=True,
             )
         self._buffer = b""
         _pin(self._process.pid, threads)
 
+    @classmethod
+    def of(cls, candidate: Candidate, log: Path, threads: int, command: Sequence[str] = WORKER) -> WorkerProcess:
+        """The process of a candidate, started by its own command where it has one; see the class."""
+        provider = candidate.provider
+        torch = provider.name == "torch" and not provider.precision.startswith("cuda")
+        return cls(log, threads, candidate.command or command, torch=torch)
+
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def imports_s(self) -> float:
+        """Seconds of imports that were done before it was forked; 0 for one that does its own."""
+        return float(getattr(self._process, "imports_s", 0.0))
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -17,14 +17,15 @@ __all__ = ["CHECK"]
 
 
 def _run(refs: tuple[str, ...], options: Optimize, store: Store, progress: Progress) -> OptimizeReport | PlanReport:
+    from optimizer.benching.forkserver import fork_server
     from optimizer.search.run import optimize
     from optimizer.search.texts.run import optimize_texts, writes_text
 
     if len(refs) != 1:
         raise BadInput(f"optimize takes one model, and {len(refs)} were given")
-    if writes_text(refs[0], options, store):
-        return optimize_texts(refs[0], options, store, progress)
-    return optimize(refs[0], options, store, progress)
+    run = optimize_texts if writes_text(refs[0], options, store) else optimize
+    with fork_server():
+        return run(refs[0], options, store, progress)
 
 
 CHECK = Check(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.benching.agreement import compare_rows, read_arrays
 from optimizer.benching.candidates import candidate_to_json
-from optimizer.benching.process import WORKER, WorkerProcess
+from optimizer.benching.process import WorkerProcess
 from optimizer.runtime import Candidate
 from optimizer.search.bootstrap import bounded
 from optimizer.search.gates import Bounded, share
@@ -141,7 +141,7 @@ def answer(
     """
     started = time.monotonic()
     scratch.mkdir()
-    process = WorkerProcess(scratch / "log", threads, candidate.command or WORKER)
+    process = WorkerProcess.of(candidate, scratch / "log", threads)
     files: list[Path] = []
     runs = None
     opening = {"do": "open", "candidate": candidate_to_json(candidate), "threads": threads, "watch": watch}

@@ -164,7 +164,10 @@ def _asked(
     request: dict[str, JSON], store: Store, log: Path, threads: int, timeout: float, progress: Progress
 ) -> dict[str, Any]:
     """The answer of a process that is started for one request; whatever it leaves unfinished is cleared away."""
-    process = WorkerProcess(log, threads, _COMMAND)
+    # What may come from a hub has to import its client without what keeps workers off the network.
+    model = Path(request.get("model", "."))
+    torch = model.exists() and model.suffix != ".onnx" and "torch" in get_stage(request["stage"]).needs
+    process = WorkerProcess(log, threads, _COMMAND, torch=torch)
     try:
         return process.ask({**request, "store": str(store.root)}, timeout, progress)
     finally:

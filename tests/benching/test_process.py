@@ -12,20 +12,36 @@ import numpy as np
 import pytest
 
 from optimizer.benching.candidates import candidate_to_json
+from optimizer.benching.forkserver import fork_server
 from optimizer.benching.process import CandidateFailed, WorkerProcess, worker_environment
 from optimizer.runtime import Candidate, Provider
 
 
+@pytest.fixture(params=["started", "forked"])
+def way(request, tmp_path, monkeypatch):
+    """Both ways to a worker; the imports before a fork fail here, which no worker of these tests is to notice."""
+    if request.param == "started":
+        yield request.param
+        return
+    for name in ("torch", "transformers"):
+        (tmp_path / "lacking" / name).mkdir(parents=True)
+        (tmp_path / "lacking" / name / "__init__.py").write_text("raise ImportError('not here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lacking"))
+    with fork_server(driver=tmp_path / "none"):
+        yield request.param
+
+
 @pytest.fixture
-def start(tmp_path):
+def start(way, tmp_path):
     started = []
 
     def make(**model):
         path = tmp_path / "m.json"
         path.write_text(json.dumps(model))
         np.savez(tmp_path / "f.npz", x=np.ones((1, 2), np.float32))
-        process = WorkerProcess(tmp_path / f"log-{len(started)}", threads=1)
+        process = WorkerProcess(tmp_path / f"log-{len(started)}", threads=1, torch=True)
         started.append(process)
+        assert (parent(process.pid) == os.getpid()) == (way == "started")
         candidate = candidate_to_json(Candidate("m", path, Provider("fake")))
         process.ask({"do": "open", "candidate": candidate, "threads": 1}, 60)
         return process
@@ -41,6 +57,10 @@ def shape(process, tmp_path, timeout=60.0):
 
 def state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def until(condition, seconds=10.0):
@@ -96,22 +116,26 @@ def test_every_library_is_told_the_same_threads():
     assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"3"}
 
 
-def test_a_stopped_child_dies_with_a_parent_that_is_killed(tmp_path):
+def test_a_stopped_child_dies_with_a_parent_that_is_killed(way, tmp_path):
     """Even `kill -9` of the parent leaves nothing behind."""
     code = (
-        "import sys, time; from pathlib import Path\n"
+        "import contextlib, sys, time; from pathlib import Path\n"
+        "from optimizer.benching.forkserver import fork_server\n"
         "from optimizer.benching.process import WorkerProcess\n"
-        "w = WorkerProcess(Path(sys.argv[1]), 1)\n"
+        "stack = contextlib.ExitStack()\n"
+        f"stack.enter_context({'fork_server' if way == 'forked' else 'contextlib.nullcontext'}(Path('none')))\n"
+        "w = WorkerProcess(Path(sys.argv[1]), 1, torch=True)\n"
         "try: w.ask({'do': 'time', 'shape': 'none'}, 60)\n"
         "except Exception: pass\n"
         "with w.turn(): pass\n"
         "print(w.pid, flush=True); time.sleep(600)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    search = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+    assert search.stdout is not None
+    child = int(search.stdout.readline())
+    assert (parent(child) == search.pid) == (way == "started")
     until(lambda: state(child) == "T")
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
+    os.kill(search.pid, signal.SIGKILL)
+    search.wait()
+    search.stdout.close()
     until(lambda: not Path(f"/proc/{child}").exists() or state(child) == "Z")

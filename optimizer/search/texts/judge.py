@@ -150,7 +150,7 @@ class TextJudge:
     def _opened(self, entrant: Entrant, name: str) -> tuple[WorkerProcess, dict[str, Any]]:
         """Its process, and what it says of itself."""
         plan, candidate = self._rules.plan, entrant.candidate
-        process = WorkerProcess(self._scratch / f"{name}.log", plan.threads, candidate.command or _WORKER)
+        process = WorkerProcess.of(candidate, self._scratch / f"{name}.log", plan.threads, _WORKER)
         try:
             asked = {"do": "open", "candidate": candidate_to_json(candidate), "threads": plan.threads}
             facts: dict[str, Any] = process.ask(asked, plan.timeout)["facts"]
