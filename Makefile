@@ -39,7 +39,7 @@ demo: install
 # What asserts times goes first, by itself. Then three at once, as some of them wait, and a file's tests together, as they
 # share what was exported. A process that dies is a failure that ends the run: pytest-xdist would start another, and wait for
 # ever for its last tests.
-SIDE_BY_SIDE := -n 3 --dist loadfile --max-worker-restart 0
+SIDE_BY_SIDE := -n 4 --dist loadfile --max-worker-restart 0
 
 test: install
 	$(BIN)/python -m pytest -q -m "alone and not thorough"

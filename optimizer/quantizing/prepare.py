@@ -123,8 +123,14 @@ def load_result(path: Path) -> onnx_ir.Model:
     return model
 
 
-def check_opens(path: Path) -> Any:
+def check_opens(path: Path, *, exact: bool = False) -> Any:
     """Open a result once: a file that ONNX Runtime refuses is no result.
+
+    Args:
+        path: the file.
+        exact: leave Q/DQ as they are written, so that products are those of floats on int8's levels: what integer
+            kernels answer where their sums do not saturate (``session.disable_quant_qdq`` of
+            onnxruntime_session_options_config_keys.h).
 
     Returns:
         the session, on its CPU provider.
@@ -134,8 +140,11 @@ def check_opens(path: Path) -> Any:
     """
     import onnxruntime
 
+    options = quiet_options()
+    if exact:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), quiet_options(), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise GateFailed(
             f"the quantized graph does not run on ONNX Runtime: {str(error).splitlines()[0]}",

@@ -77,11 +77,17 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
             check_symmetric(model)
         facts["float_weights"] = float_weights(model)
         file = save(model, out)
-    session = check_opens(file)
-    progress("comparing the graph with the trained model")
     scheme = quantized.scheme
-    warnings = saturation(scheme.reduce_range) if scheme.activation_bits else []
-    facts["parity"] = _parity(source, session, saturates=bool(warnings))
+    saturates = bool(scheme.activation_bits and saturation(scheme.reduce_range))
+    session = check_opens(file, exact=saturates)
+    progress("comparing the graph with the trained model")
+    facts["parity"] = _compared(source, session)
+    if wrong := _wrong(facts["parity"]):
+        raise GateFailed(wrong)
+    warnings = []
+    if saturates:
+        facts["parity_saturated"] = _compared(source, check_opens(file))
+        warnings = _saturated(facts["parity_saturated"])
     facts["training"] = source.manifest.facts["training"]
     info = {
         **about,
@@ -127,17 +133,8 @@ def _written(
     return result, {"blocks": blocks_in(result), "chosen": dict(choice.counts)}
 
 
-def _parity(source: Artifact, session: Any, *, saturates: bool) -> dict[str, JSON]:
-    """The graph's answers to real rows, compared with those of the model that was trained.
-
-    Args:
-        source: the trained model.
-        session: of the graph.
-        saturates: sums of int8 products may saturate on this processor.
-
-    Raises:
-        GateFailed: they are not the same.
-    """
+def _compared(source: Artifact, session: Any) -> dict[str, JSON]:
+    """The graph's answers to real rows, compared with those of the model that was trained."""
     from optimizer.training.probe import compare, read_probe
 
     outputs = [output.name for output in session.get_outputs()]
@@ -147,23 +144,32 @@ def _parity(source: Artifact, session: Any, *, saturates: bool) -> dict[str, JSO
         given = {name: array for name, array in feeds.items() if name in taken}
         return dict(zip(outputs, session.run(None, given), strict=True))
 
-    found = compare(read_probe(source.path), answer, source.manifest.model)
+    return compare(read_probe(source.path), answer, source.manifest.model)
+
+
+def _wrong(found: Mapping[str, JSON]) -> str:
+    """Why the graph is not the model that was trained; empty where it is."""
     agreement = found["agreement"]
-    hint = ""
-    if saturates:
-        hint = (
-            "this processor has no VNNI, and int8 sums saturate on it: train with --reduce-range, or where there is one"
-        )
     # One row may always have two classes within what a level is worth.
     if agreement is not None and not found["rows"] * (1 - agreement) <= max(1.01, found["rows"] * (1 - _AGREEMENT)):
-        raise GateFailed(
-            f"the graph decides as the trained model does in only {agreement:.1%} of {found['rows']} rows", hint
-        )
+        return f"the graph decides as the trained model does in only {agreement:.1%} of {found['rows']} rows"
     if agreement is None and not found["worst_cosine"] >= _COSINE:
-        raise GateFailed(
-            f"the graph's answer to a row has a cosine of only {found['worst_cosine']:.4f} with PyTorch's", hint
-        )
-    return found
+        return f"the graph's answer to a row has a cosine of only {found['worst_cosine']:.4f} with PyTorch's"
+    return ""
+
+
+def _saturated(found: Mapping[str, JSON]) -> list[str]:
+    """What a reader should hear of a graph whose sums saturate on this processor, but not where there is VNNI.
+
+    Args:
+        found: how it compares with the trained model on this processor.
+    """
+    if wrong := _wrong(found):
+        return [
+            f"this processor has no VNNI, and int8 sums saturate on it: here {wrong}; for this processor, train with "
+            "--reduce-range"
+        ]
+    return saturation(reduce_range=False)
 
 
 def _verify(options: QuantizeQat, facts: Mapping[str, JSON], source: Source) -> None:
