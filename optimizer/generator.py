@@ -111,12 +111,15 @@ class Generator(Protocol):
     Attributes:
         facts: what was really got: runtime, provider, threads, load seconds, how many texts are written at once.
         context: most tokens of a prompt and its answer together.
+        answers: most tokens of an answer where the prompt is read by an encoder, and ``context`` is about the prompt
+            alone; 0 where a text goes on from its prompt.
         vocabulary: how many tokens there are.
         end_tokens: those that end a text.
     """
 
     facts: dict[str, JSON]
     context: int
+    answers: int
     vocabulary: int
     end_tokens: tuple[int, ...]
 

@@ -49,6 +49,11 @@ _SUFFIXES = (
 )
 #: … and what the class name of a model that writes text ends in. (``GPT2LMHeadModel`` ends in ``Model`` as well.)
 _GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "DoubleHeadsModel")
+#: Architectures that read a text with an encoder and write another with a decoder, and what such classes end in.
+_SEQ2SEQ = frozenset(
+    ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "pegasus", "plbart", "t5", "umt5")
+)
+_SEQ2SEQ_CLASSES = ("ForConditionalGeneration", "MTModel")
 
 #: Weights that only training reads: a checkpoint without them answers all the same.
 _TRAINING_ONLY = ("masked_spec_embed", "mask_token")
@@ -64,7 +69,11 @@ AUTO_CLASSES = {
     "fill-mask": "AutoModelForMaskedLM",
 }
 #: … and of what writes text, which is exported with its cache of keys and values, by a stage of its own.
-_LOADED = {**AUTO_CLASSES, "text-generation": "AutoModelForCausalLM"}
+_LOADED = {
+    **AUTO_CLASSES,
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,9 @@ def infer_task(config: Mapping[str, JSON]) -> str:
         return "feature-extraction"
     if name.endswith(_GENERATORS):
         hint = "--task feature-extraction exports its encoder alone"
-        if not config.get("is_encoder_decoder"):
+        if config.get("model_type") in _SEQ2SEQ:
+            hint = f"ml-opt export-genai exports encoder and decoder; {hint}"
+        elif not config.get("is_encoder_decoder"):
             hint = (
                 "ml-opt export-genai exports it with its cache of keys and values (optimize: --task text-generation); "
                 "--task feature-extraction exports its hidden states alone"
@@ -160,13 +171,15 @@ def generator_class(config: Mapping[str, JSON]) -> str:
     """The class of a checkpoint that writes text, one token after another.
 
     Raises:
-        BadInput: it does something else, or reads its prompt with an encoder (T5, BART, Whisper).
+        BadInput: it does something else, or what it reads with its encoder is no text (Whisper).
     """
     name = _own_class(config)
     if config.get("is_encoder_decoder"):
+        if config.get("model_type") in _SEQ2SEQ and name.endswith(_SEQ2SEQ_CLASSES):
+            return name
         raise BadInput(
             f"{name or config.get('model_type')} reads with an encoder and writes with a decoder; "
-            "export-genai takes decoders alone",
+            f"export-genai takes decoders alone, and of such pairs {', '.join(sorted(_SEQ2SEQ))} that read text",
             "--task feature-extraction of ml-opt export-onnx exports its encoder",
         )
     if not name:
@@ -209,7 +222,7 @@ def load_model(
 
     Args:
         folder: holds ``config.json`` and weights.
-        task: one of :data:`AUTO_CLASSES`, or ``text-generation``.
+        task: one of :data:`AUTO_CLASSES`, ``text-generation``, or ``text2text-generation`` of an encoder-decoder.
         class_name: what an earlier load chose (:attr:`LoadedModel.class_name`); empty to choose now.
         dtype: ``fp32``, ``fp16`` or ``bf16``: what the weights are converted to.
         attention: ``eager`` or ``sdpa``; None leaves it to the library.

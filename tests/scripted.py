@@ -25,7 +25,7 @@ from optimizer.store import Store
 class Scripted:
     """A :class:`optimizer.generator.Generator` that writes nothing by itself."""
 
-    context, vocabulary, end_tokens = 128, 512, (1,)
+    context, answers, vocabulary, end_tokens = 128, 0, 512, (1,)
 
     def __init__(self, slots: int) -> None:
         self.facts: dict[str, Any] = {"slots": slots, "provider": "cpu"}

@@ -68,8 +68,11 @@ def test_generators_are_told_where_they_belong():
         infer_task({"architectures": ["LlamaForCausalLM"]})
     assert "--task feature-extraction exports its hidden states" in caught.value.hint
     assert generator_class({"architectures": ["LlamaForCausalLM"]}) == "LlamaForCausalLM"
-    with pytest.raises(BadInput, match="reads with an encoder"):
-        generator_class({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True})
+    for name, sort in (("T5ForConditionalGeneration", "t5"), ("MarianMTModel", "marian")):
+        assert generator_class({"architectures": [name], "model_type": sort, "is_encoder_decoder": True}) == name
+    for name, sort in (("WhisperForConditionalGeneration", "whisper"), ("T5Model", "t5"), ("LEDModel", "led")):
+        with pytest.raises(BadInput, match="reads with an encoder"):
+            generator_class({"architectures": [name], "model_type": sort, "is_encoder_decoder": True})
     with pytest.raises(BadInput, match="BertModel does not write text") as caught:
         generator_class({"architectures": ["BertModel"]})
     assert "export-onnx exports it for feature-extraction" in caught.value.hint
@@ -78,6 +81,11 @@ def test_generators_are_told_where_they_belong():
 def test_encoder_decoders_are_told_about_their_encoder():
     with pytest.raises(BadInput, match="feature-extraction exports its encoder alone"):
         infer_task({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True})
+    with pytest.raises(BadInput) as caught:
+        infer_task(
+            {"architectures": ["BartForConditionalGeneration"], "model_type": "bart", "is_encoder_decoder": True}
+        )
+    assert "export-genai exports encoder and decoder" in caught.value.hint
     with pytest.raises(BadInput, match="Wav2Vec2ForCTC does none of the tasks"):
         infer_task({"architectures": ["Wav2Vec2ForCTC"]})
 

@@ -117,6 +117,9 @@ def _of_generator(facts: Mapping[str, JSON]) -> list[str]:
         f"keys and values; {facts['attention']} fused attentions",
         f"context of {decoder['context']} tokens, {size(decoder['cache_bytes_per_token'])} of cache for each",
     ]
+    if encoder := facts.get("encoder"):
+        lines[0] = lines[0].partition(";")[0] + "; an encoder reads the prompt"
+        lines[1] = f"prompts of up to {encoder['context']} tokens, answers of up to {encoder['answers']}"
     if blocks["products"]:
         kinds = ", ".join(f"{count} in {bits} bits" for bits, count in blocks["by_bits"].items())
         words = " and ".join(map(str, blocks["block_size"]))

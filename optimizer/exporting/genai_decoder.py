@@ -24,7 +24,7 @@ from optimizer.types import JSON
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["Shape", "shape_of", "trace", "write_genai_config"]
+__all__ = ["Shape", "clean", "shape_of", "trace", "write_genai_config"]
 
 #: Where the tracer keeps the modules that a node came from, outermost first, as Python writes a list of strings.
 _SCOPES, _SCOPE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^']*)'")
@@ -138,7 +138,7 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     if found != shape.layers:
         raise _not_ours(loaded, f"{found} of its {shape.layers} layers use the attention of transformers")
     _name_dimensions(model)
-    _clean(model)
+    clean(model)
     return model
 
 
@@ -316,7 +316,7 @@ def _name_dimensions(model: onnx_ir.Model) -> None:
         value.shape = onnx_ir.Shape(dims)
 
 
-def _clean(model: onnx_ir.Model) -> None:
+def clean(model: onnx_ir.Model) -> None:
     """Name products after the module whose weight they read, and remove what only the tracer wants."""
     import onnx_ir.passes.common as passes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["NEW_TOKENS", "Golden", "copy_text_files", "end_tokens", "load_tokenizer", "parity", "write_on"]
+__all__ = [
+    "NEW_TOKENS",
+    "Golden",
+    "copy_text_files",
+    "difference",
+    "end_tokens",
+    "load_tokenizer",
+    "parity",
+    "write_on",
+]
 
 #: New tokens in a golden continuation.
 NEW_TOKENS = 32
@@ -35,6 +45,16 @@ _TEXT_FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json"),
     *("generation_config.json", "config.json"),
 )
+#: What settings of models that read with an encoder ask of their search, without which the likeliest token is written.
+_PLAIN: Mapping[str, Any] = {
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "forced_eos_token_id": None,
+}
 #: Kept by ``save_pretrained``, where a folder has its tokenizer in another form.
 _FAST = "tokenizer.json"
 
@@ -93,14 +113,17 @@ def end_tokens(loaded: LoadedModel) -> tuple[int, ...]:
     return ()
 
 
-def write_on(loaded: LoadedModel, tokenizer: Any, context: int) -> Golden:
+def write_on(loaded: LoadedModel, tokenizer: Any, context: int, start: Sequence[int] = ()) -> Golden:
     """Let PyTorch write on after each of a few prompts, the likeliest token each time.
 
     Args:
         loaded: the model.
         tokenizer: its tokenizer.
         context: most tokens of a prompt and its answer together.
+        start: of a model that reads with an encoder, what its answers begin with, which belongs to none; the tokens
+            of the result are such an answer with its beginning, and ``context`` is about the prompt alone.
     """
+    import numpy as np
     import torch
 
     table = int(loaded.module.get_input_embeddings().weight.shape[0])
@@ -111,34 +134,40 @@ def write_on(loaded: LoadedModel, tokenizer: Any, context: int) -> Golden:
             answer = loaded.module.generate(
                 torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=min(NEW_TOKENS, context - len(prompt)),
+                max_new_tokens=len(start[1:]) + NEW_TOKENS if start else min(NEW_TOKENS, context - len(prompt)),
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
                 return_dict_in_generate=True,
-                output_logits=True,
+                output_scores=bool(start),
+                output_logits=not start,
                 pad_token_id=(end_tokens(loaded) or (0,))[0],
+                **(_PLAIN if start else {}),
             )
-        best = [logits[0].float().topk(2).values for logits in answer.logits]
+        skipped = len(start[1:])
+        said = answer.scores[skipped:] if start else answer.logits
+        best = [scores[0].float().topk(2).values for scores in said]
         margins = tuple(round(float(first - second), 4) for first, second in best)
-        written.append(Continuation(text, tuple(prompt), tuple(answer.sequences[0, len(prompt) :].tolist()), margins))
-    row = torch.tensor([[*written[0].prompt, *written[0].tokens]])
+        tokens = tuple(answer.sequences[0, len(start) or len(prompt) :].tolist())
+        written.append(Continuation(text, tuple(prompt), tokens, margins))
+    fed = [*start, *written[0].tokens] if start else [*written[0].prompt, *written[0].tokens]
+    rows = {"decoder_input_ids" if start else "input_ids": torch.tensor([fed])}
+    if start:
+        rows["input_ids"] = torch.tensor([written[0].prompt])
     with torch.inference_mode(), quiet_libraries():
-        logits = loaded.module(input_ids=row, use_cache=False).logits.float()
-    return Golden(tuple(written), row.numpy(), logits.numpy())
+        logits = loaded.module(**rows, use_cache=False).logits.float()
+    return Golden(tuple(written), np.array([fed], np.int64), logits.numpy())
 
 
 def parity(out: Path, golden: Golden) -> dict[str, JSON]:
     """Run the exported graph on ONNX Runtime over the golden text, without a cache, beside PyTorch's logits.
 
     Returns:
-        ``max_abs`` (largest difference of a logit), ``top1`` (share of places where both would write the same token)
-        and ``kl`` (mean Kullback-Leibler divergence of the graph's distribution from PyTorch's, in nats).
+        see :func:`difference`.
 
     Raises:
         GateFailed: ONNX Runtime does not run the graph.
     """
-    import numpy as np
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -150,7 +179,19 @@ def parity(out: Path, golden: Golden) -> dict[str, JSON]:
         (got,) = session.run(["logits"], {name: array for name, array in feeds.items() if name in known})
     except Exception as error:  # ONNX Runtime's errors have no common class of its own
         raise GateFailed(f"ONNX Runtime does not run what was exported: {first_lines(error)}") from error
-    want, got = golden.logits[0].astype(np.float64), got[0].astype(np.float64)
+    return difference(golden.logits[0], got[0])
+
+
+def difference(wanted: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, JSON]:
+    """How far logits ``[tokens, vocabulary]`` are from those that they should be.
+
+    Returns:
+        ``max_abs`` (largest difference of a logit), ``top1`` (share of places where both would write the same token)
+        and ``kl`` (mean Kullback-Leibler divergence of the second distribution from the first, in nats).
+    """
+    import numpy as np
+
+    want, got = wanted.astype(np.float64), got.astype(np.float64)
     logs = [each - np.logaddexp.reduce(each, axis=-1, keepdims=True) for each in (want, got)]
     return {
         "max_abs": float(f"{np.abs(want - got).max():.3g}"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["check_asked", "check_scored"]
 
 
-def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: int) -> None:
+def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: int, answers: int = 0) -> None:
     """Refuse what no decoder could do.
 
     Args:
@@ -24,6 +24,8 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
         sampling: how to go on.
         context: most tokens of a prompt and its answer together.
         vocabulary: how many tokens there are.
+        answers: most tokens of an answer where those of a prompt are counted apart, and ``context`` is about the
+            prompt; 0 where they are not.
 
     Raises:
         BadInput: the prompt is empty, has a token that is none or fills the context, or a number is out of its range.
@@ -32,17 +34,22 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
         raise BadInput("the prompt is empty", "give the model at least one token to go on from")
     if not 0 <= min(prompt) <= max(prompt) < vocabulary:
         raise BadInput(f"the prompt has a token outside 0 … {vocabulary - 1}: another model's tokenizer?")
-    if len(prompt) >= context:
+    if answers and len(prompt) > context:
+        raise BadInput(
+            f"the prompt has {len(prompt)} tokens, and the model reads {context}",
+            "shorten the prompt, or take a model with a longer context",
+        )
+    if not answers and len(prompt) >= context:
         raise BadInput(
             f"the prompt has {len(prompt)} tokens, and prompt and answer together may have {context}",
             "shorten the prompt, or take a model with a longer context",
         )
     if sampling.max_tokens < 1:
         raise BadInput(f"max tokens must be at least 1, not {sampling.max_tokens}")
-    if sampling.max_tokens > context:
+    if sampling.max_tokens > (answers or context):
         raise BadInput(
-            f"max tokens is {sampling.max_tokens}, and the model's context has {context} tokens",
-            f"ask for at most {context - len(prompt)} with this prompt",
+            f"max tokens is {sampling.max_tokens}, and the model's context has {answers or context} tokens",
+            f"ask for at most {answers or context - len(prompt)} with this prompt",
         )
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
         raise BadInput(f"the temperature must be a number from 0 up, not {sampling.temperature}")

@@ -31,6 +31,10 @@ class DecoderConfig:
         head_size: numbers of one head.
         inputs: names of the graph's inputs, by genai's name; those of the cache have ``%d`` for the layer.
         outputs: the same of its outputs.
+        encoder: the graph that reads the prompt; None where the decoder does.
+        answers: with an encoder, most tokens of an answer; ``context`` is then about the prompt alone.
+        start: with an encoder, the tokens that every answer begins with, which are not said.
+        never: tokens that are never chosen.
     """
 
     folder: Path
@@ -44,6 +48,22 @@ class DecoderConfig:
     head_size: int
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    encoder: Path | None = None
+    answers: int = 0
+    start: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+
+    def room(self, prompt: int) -> int:
+        """Most tokens of an answer to a prompt of so many."""
+        return self.answers or self.context - prompt
+
+    def need_decoder(self, runtime: str) -> None:
+        """Refuse, for a runtime that runs decoders alone; raises :class:`BadInput`."""
+        if self.encoder is not None:
+            raise BadInput(
+                f"{self.folder} reads with an encoder, and {runtime} writes with decoders alone",
+                "use the provider cpu, with ONNX Runtime",
+            )
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -65,11 +85,13 @@ def read_config(folder: Path) -> DecoderConfig:
         search, model = model.get("search", {}), model["model"]
         decoder, ends = model["decoder"], model.get("eos_token_id")
         context = int(model["context_length"])
+        most = int(search.get("max_length") or context)
+        encoder = model.get("encoder")
         return DecoderConfig(
             folder,
             folder / decoder["filename"],
             str(model["type"]),
-            min(context, int(search.get("max_length") or context)),
+            min(context, most) if encoder is None else context,
             int(model["vocab_size"]),
             tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
             int(decoder["num_hidden_layers"]),
@@ -77,6 +99,10 @@ def read_config(folder: Path) -> DecoderConfig:
             int(decoder["head_size"]),
             decoder["inputs"],
             decoder["outputs"],
+            None if encoder is None else folder / encoder["filename"],
+            0 if encoder is None else most,
+            tuple(int(each) for each in decoder.get("start_tokens", ())),
+            tuple(int(each) for each in decoder.get("suppressed_tokens", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{path} describes no decoder: {error!r} is missing or of another sort") from error

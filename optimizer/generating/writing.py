@@ -73,7 +73,7 @@ class Writing:
     ) -> None:
         self._begun = time.perf_counter()
         self._generation = generator.submit(prompt, sampling)
-        self._text = tokenizer.after(prompt)
+        self._text = tokenizer.after(() if generator.answers else prompt)
         self._stops = Stops(stop)
         self._prompt = len(prompt)
         self.answer: Answer | None = None

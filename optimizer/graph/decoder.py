@@ -71,6 +71,9 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
     - ``blocks``: weights in blocks: ``bits`` and ``block_size`` found, ascending; how many ``products`` and
       ``tables``; products ``by_bits``;
     - ``float_products``: names of products whose weights stayed in float;
+    - ``encoder``, where the prompt is read by a graph of its own (whose products are counted in ``blocks`` and
+      ``float_products`` too): its number of ``nodes``, ``context`` (most tokens that it reads) and ``answers`` (most
+      tokens of an answer);
     - ``decoder``: ``layers``, ``heads``, ``kv_heads``, ``head_size``, ``context``, ``vocabulary``, ``type`` (as
       ``genai_config.json`` has them), ``cache_bytes_per_token`` (keys and values of one token in all layers),
       ``last_logits`` (whether logits of the last token alone may be asked for).
@@ -78,8 +81,14 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
     model = load(folder / MODEL_NAME)
     facts = graph_facts(model)
     nodes = [node for graph in graphs(model) for node in graph]
-    config = read_genai_config(folder)["model"]
+    said = read_genai_config(folder)
+    config = said["model"]
     decoder = config["decoder"]
+    if "encoder" in config:
+        reading = [node for graph in graphs(load(folder / config["encoder"]["filename"])) for node in graph]
+        answers = said["search"]["max_length"]
+        facts["encoder"] = {"nodes": len(reading), "context": config["context_length"], "answers": answers}
+        nodes += reading
     facts["blocks"] = _blocks(nodes)
     facts["float_products"] = [node.name or node.outputs[0].name or node.op_type for node in nodes if _in_float(node)]
     facts["decoder"] = {

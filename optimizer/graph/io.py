@@ -125,18 +125,23 @@ def weight_bytes(model: onnx_ir.Model) -> int:
     return sum(tensor.nbytes for _, tensor in tensors(model))
 
 
-def save(model: onnx_ir.Model, folder: Path) -> Path:
+def save(model: onnx_ir.Model, folder: Path, name: str = MODEL_NAME) -> Path:
     """Write ``folder/model.onnx``, and ``model.onnx.data`` beside it when the weights do not fit into one message.
 
+    Args:
+        model: the graph.
+        folder: where it goes.
+        name: of the file, where it is not the folder's only graph.
+
     Returns:
-        the path of ``model.onnx``.
+        the path of the file.
     """
     import onnx_ir
 
-    path = folder / MODEL_NAME
+    path = folder / name
     _bring_in(model)
     if weight_bytes(model) > EMBED_LIMIT:
-        onnx_ir.save(model, str(path), external_data=DATA_NAME)
+        onnx_ir.save(model, str(path), external_data=f"{name}.data")
     else:
         save_embedded(model, path)
     return path

@@ -115,8 +115,10 @@ class LoopGenerator:
 
     def __init__(self, rows: Rows, config: DecoderConfig, facts: dict[str, JSON]) -> None:
         self._decoder = rows
+        self._config = config
         self._guides = Guides(config.folder, config.vocabulary, config.end_tokens)
         self.context, self.vocabulary, self.end_tokens = config.context, config.vocabulary, config.end_tokens
+        self.answers = config.answers
         self.facts: dict[str, JSON] = {**facts, "slots": rows.slots, "batching": "continuous"}
         self._waiting: deque[_Text] = deque()
         self._rows: list[_Text] = []
@@ -129,7 +131,7 @@ class LoopGenerator:
         """Begin a text; raises :class:`BadInput`."""
         import numpy as np
 
-        check_asked(prompt, sampling, self.context, self.vocabulary)
+        check_asked(prompt, sampling, self.context, self.vocabulary, self.answers)
         stream = Stream(self._wake)
         text = _Text(
             np.asarray(prompt, np.int64),
@@ -138,7 +140,7 @@ class LoopGenerator:
             Sampler(sampling),
             self._guides.guide(sampling),
             frozenset((*self.end_tokens, *sampling.stop_tokens)),
-            min(sampling.max_tokens, self.context - len(prompt)),
+            min(sampling.max_tokens, self._config.room(len(prompt))),
         )
         with self._awake:
             if self._closing:

@@ -59,12 +59,14 @@ class GenaiGenerator:
         import onnxruntime_genai as og
 
         config = read_config(folder)
+        config.need_decoder("onnxruntime-genai")
         if not config.file.is_file():
             raise BadInput(f"no such file: {config.file}", "the folder's genai_config.json names it as its decoder")
         started = time.perf_counter()
         self._threads = options.threads or cpu_threads()
         self._folder, self._provider, self._config = folder, options.provider, config
         self.context, self.vocabulary, self.end_tokens = config.context, config.vocabulary, config.end_tokens
+        self.answers = config.answers
         self.facts: dict[str, JSON] = {}
         self._waiting: deque[_Text] = deque()
         self._texts: list[_Text] = []

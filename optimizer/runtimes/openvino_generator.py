@@ -41,6 +41,7 @@ def _open(folder: Path, options: GeneratorOptions) -> LoopGenerator:
     from optimizer.runtimes.openvino import compiled_model
 
     config = read_config(folder)
+    config.need_decoder("OpenVINO")
     started = time.perf_counter()
     provider = Provider.parse(options.provider)
     precision = provider.precision or next(iter(PRECISIONS))

@@ -1,4 +1,5 @@
-"""Text by ONNX Runtime alone: a decode loop of our own, for every graph with GroupQueryAttention.
+"""Text by ONNX Runtime alone: a decode loop of our own, for every graph with GroupQueryAttention, and for pairs of an
+encoder and a decoder.
 
 onnxruntime-genai's own engine batches on a processor at most four texts, and begins none before all of these are over
 (:mod:`.genai`).
@@ -12,9 +13,10 @@ from pathlib import Path
 from optimizer.environment import cpu_threads
 from optimizer.generating.config import read_config
 from optimizer.generator import GeneratorOptions, GeneratorRuntime
-from optimizer.runtimes._decode_loop import SLOTS, LoopGenerator
+from optimizer.runtimes._decode_loop import SLOTS, LoopGenerator, Rows
 from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_decoder import Decoder, open_session
+from optimizer.runtimes._ort_seq2seq import EncoderDecoder
 
 __all__ = ["GENERATOR"]
 
@@ -24,10 +26,14 @@ def _open(folder: Path, options: GeneratorOptions) -> LoopGenerator:
 
     config = read_config(folder)
     started = time.perf_counter()
-    threads = options.threads or cpu_threads()
-    decoder = Decoder(open_session(config.file, threads), config, options.slots or SLOTS)
+    threads, slots = options.threads or cpu_threads(), options.slots or SLOTS
+    rows: Rows
+    if config.encoder is None:
+        rows = Decoder(open_session(config.file, threads), config, slots)
+    else:
+        rows = EncoderDecoder(open_session(config.encoder, threads), open_session(config.file, threads), config, slots)
     return LoopGenerator(
-        decoder,
+        rows,
         config,
         {
             "runtime": GENERATOR.name,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GENERATOR", "TorchGeneration", "TorchGenerator"]
 
+#: What a model that reads with an encoder says of how its answers begin, and of what they never hold.
+_OF_ANSWERS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids", "suppress_tokens")
 #: Where a configuration names no longest text, there is none.
 _NO_LIMIT = 2**31
 
@@ -62,7 +64,12 @@ class TorchGeneration:
 
 
 class TorchGenerator:
-    """A causal language model of ``transformers`` behind :class:`~optimizer.generator.Generator`."""
+    """A language model of ``transformers`` behind :class:`~optimizer.generator.Generator`.
+
+    Args:
+        module: a causal decoder; or an encoder-decoder, which answers its prompt and does not go on from it.
+        facts: what was really got.
+    """
 
     def __init__(self, module: Any, facts: dict[str, JSON]) -> None:
         self._module = module
@@ -71,6 +78,10 @@ class TorchGenerator:
         found = next((getattr(config, n, None) for n in ("max_position_embeddings", "n_positions", "seq_length")), None)
         self.context = int(found or _NO_LIMIT)
         self.vocabulary = int(config.vocab_size)
+        forced = module.generation_config.forced_bos_token_id is not None
+        #: Tokens that an answer begins with behind its first one, which are not said.
+        self._unsaid = int(module.config.is_encoder_decoder and forced)
+        self.answers = self.context - self._unsaid if module.config.is_encoder_decoder else 0
         ends = module.generation_config.eos_token_id
         ends = config.eos_token_id if ends is None else ends
         self.end_tokens: tuple[int, ...] = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
@@ -115,6 +126,11 @@ class TorchGenerator:
         """Logits of what follows each token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``."""
         import torch
 
+        if self.answers:
+            raise BadInput(
+                "this model reads one text and writes another: texts alone cannot be scored with it",
+                "hold what was exported from it to golden answers: ml-opt verify REF --against golden",
+            )
         _check_rows(tokens, self.context, self.vocabulary)
         with self._turn, torch.inference_mode():
             logits = self._module(input_ids=torch.from_numpy(tokens.copy()), use_cache=False).logits
@@ -157,14 +173,17 @@ class TorchGenerator:
         ids = torch.zeros((len(texts), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, each in enumerate(texts):
-            ids[row, width - len(each.prompt) :] = torch.tensor(each.prompt)
-            mask[row, width - len(each.prompt) :] = 1
+            # Encoders count positions from the left, and decoders go on at the right.
+            place = slice(len(each.prompt)) if self.answers else slice(width - len(each.prompt), None)
+            ids[row, place] = torch.tensor(each.prompt)
+            mask[row, place] = 1
         ends = (*self.end_tokens, *sampling.stop_tokens)
-        watching = _Watching(texts, ends)
+        watching = _Watching(texts, ends, self._unsaid)
+        room = self.answers or self.context - width
         # What a folder's generation_config says of sampling is not asked for here.
         settings: dict[str, Any] = {
-            "max_new_tokens": min(sampling.max_tokens, self.context - width),
-            "min_new_tokens": sampling.min_tokens or None,
+            "max_new_tokens": min(sampling.max_tokens, room) + self._unsaid,
+            "min_new_tokens": sampling.min_tokens + self._unsaid if sampling.min_tokens else None,
             "eos_token_id": list(ends) or None,
             "pad_token_id": ends[0] if ends else 0,
             "do_sample": sampling.temperature > 0,
@@ -185,15 +204,16 @@ class TorchGenerator:
 class _Watching:
     """What ``generate`` hands its new tokens to, and asks whether a row is over: one step at a time, ``[rows]``."""
 
-    def __init__(self, texts: Sequence[TorchGeneration], ends: Sequence[int]) -> None:
+    def __init__(self, texts: Sequence[TorchGeneration], ends: Sequence[int], unsaid: int = 0) -> None:
         self._texts = texts
         self._ends = frozenset(ends)
-        self._begun = False
+        #: Calls that hand over what is no token of an answer: prompts, or what every answer begins with.
+        self._before = 1 + unsaid
 
     def put(self, tokens: Any) -> None:
         """The prompts first, and then the next token of each row; rows that are over get padding."""
-        if not self._begun:
-            self._begun = True
+        if self._before:
+            self._before -= 1
             return
         for text, token in zip(self._texts, tokens.tolist(), strict=True):
             if text.finish is not None:
@@ -278,14 +298,15 @@ def _open(folder: Path, options: GeneratorOptions) -> TorchGenerator:
         except Exception as error:
             raise config_error(error, folder, raw) from error
         try:
-            module = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+            auto = "AutoModelForSeq2SeqLM" if raw.get("is_encoder_decoder") else "AutoModelForCausalLM"
+            module = getattr(transformers, auto).from_pretrained(str(folder), dtype=dtype, local_files_only=True)
         except Exception as error:
             raise weights_error(error, folder, raw, "text-generation", "") from error
     module.eval()
     # Numbers of sampling in the folder's own settings would be warned of wherever they are not used.
-    module.generation_config = transformers.GenerationConfig(
-        eos_token_id=module.generation_config.eos_token_id, bos_token_id=module.generation_config.bos_token_id
-    )
+    kept = ("eos_token_id", "bos_token_id", *_OF_ANSWERS)
+    said = {name: getattr(module.generation_config, name, None) for name in kept}
+    module.generation_config = transformers.GenerationConfig(**said)
     facts: dict[str, JSON] = {
         "runtime": "torch",
         "provider": "torch",

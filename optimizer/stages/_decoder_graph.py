@@ -12,10 +12,12 @@ from optimizer.stage import Progress
 from optimizer.types import JSON, Precision
 
 if TYPE_CHECKING:
+    import onnx_ir
+
     from optimizer.hf import LoadedModel
     from optimizer.stages.export_genai import ExportGenai
 
-__all__ = ["BITS", "LEARNED", "build_graph", "offer_last_row", "trace_graph"]
+__all__ = ["BITS", "LEARNED", "build_graph", "offer_last_row", "trace_graph", "trace_pair"]
 
 #: Bits of a weight where weights are rounded in blocks.
 BITS = {Precision.INT4: 4, Precision.INT8: 8}
@@ -96,25 +98,8 @@ def trace_graph(
             _halve(loaded, options)
             model = trace(loaded)
     if options.precision in BITS:
-        import onnx_ir
-
-        from optimizer.hf import quiet_libraries
-        from optimizer.quantizing.decoder_blocks import quantize_decoder
-
         progress(f"rounding weights to {options.precision}")
-        fold_transposes(model)
-        level = options.accuracy_level
-        with quiet_libraries():
-            proto = quantize_decoder(
-                onnx_ir.to_proto(model),
-                bits=BITS[options.precision],
-                block_size=options.block_size,
-                algorithm=_grid(options, loaded),
-                accuracy_level=(4 if options.provider == "cpu" else 0) if level is None else level,
-                layers=shape.layers,
-                float_head=options.float_head,
-            )
-        model = onnx_ir.from_proto(proto)
+        model = _in_blocks(model, options, _grid(options, loaded), shape.layers)
     save(model, out)
     ends = end_tokens(loaded)
     special: dict[str, JSON] = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else 0}
@@ -123,6 +108,61 @@ def trace_graph(
         special[key] = found if isinstance(found, int) else (ends or (0,))[0]
     write_genai_config(out, shape, special, context, options.provider)
     loaded.module.to("meta")
+
+
+def trace_pair(loaded: LoadedModel, out: Path, options: ExportGenai, context: int, progress: Progress) -> None:
+    """Write the two graphs of a model that reads with an encoder, and their genai_config.json.
+
+    Args:
+        loaded: the model; its weights are given up at the end.
+        out: where the graphs go.
+        options: what was asked for; for int4 and int8, products' weights of both graphs are rounded in blocks.
+        context: most tokens that either side has positions for.
+        progress: told of each step.
+
+    Raises:
+        BadInput: the blocks do not fit the algorithm, or the model cannot be traced.
+    """
+    from optimizer.exporting.seq2seq import ENCODER_NAME, trace, write_config
+    from optimizer.graph.io import MODEL_NAME, save
+
+    progress(f"tracing the encoder and the decoder of {loaded.class_name}")
+    found = trace(loaded)
+    write_config(out, found, loaded, context)
+    grid = _grid(options, loaded)
+    for name, model in ((ENCODER_NAME, found.encoder), (MODEL_NAME, found.decoder)):
+        if options.precision in BITS:
+            progress(f"rounding weights of {name} to {options.precision}")
+            # What an encoder ends in is no head, but keys and values like those of every other layer.
+            algorithm = grid if name == MODEL_NAME else grid.removesuffix("_last")
+            float_head = options.float_head and name == MODEL_NAME
+            model = _in_blocks(model, options, algorithm, found.layers, float_head=float_head)
+        save(model, out, name)
+    loaded.module.to("meta")
+
+
+def _in_blocks(
+    model: onnx_ir.Model, options: ExportGenai, algorithm: str, layers: int, *, float_head: bool | None = None
+) -> onnx_ir.Model:
+    """The same graph, the weights of its products rounded in blocks."""
+    import onnx_ir
+
+    from optimizer.hf import quiet_libraries
+    from optimizer.quantizing.decoder_blocks import fold_transposes, quantize_decoder
+
+    fold_transposes(model)
+    level = options.accuracy_level
+    with quiet_libraries():
+        proto = quantize_decoder(
+            onnx_ir.to_proto(model),
+            bits=BITS[options.precision],
+            block_size=options.block_size,
+            algorithm=algorithm,
+            accuracy_level=(4 if options.provider == "cpu" else 0) if level is None else level,
+            layers=layers,
+            float_head=options.float_head if float_head is None else float_head,
+        )
+    return onnx_ir.from_proto(proto)
 
 
 def offer_last_row(out: Path, outputs: Mapping[str, str]) -> None:

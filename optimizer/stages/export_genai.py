@@ -15,7 +15,7 @@ from optimizer.exporting.genai_builder import ALGORITHMS
 from optimizer.exporting.options import allow_pickle_opt, revision_opt, trust_remote_code_opt
 from optimizer.options import Options, opt
 from optimizer.stage import Outcome, Progress, Stage
-from optimizer.stages._decoder_graph import BITS, LEARNED, build_graph, offer_last_row, trace_graph
+from optimizer.stages._decoder_graph import BITS, LEARNED, build_graph, offer_last_row, trace_graph, trace_pair
 from optimizer.types import JSON, Kind, Precision
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     raw = read_config(source.path)
     name = generator_class(raw)
     _refuse_quantized(source, raw)
+    if raw.get("is_encoder_decoder"):
+        return _run_pair(source, out, options, progress)
     tokenizer = load_tokenizer(source.path, options.trust_remote_code)
     progress("loading the model")
     loaded = load_model(source.path, "text-generation", trust_remote_code=options.trust_remote_code)
@@ -173,14 +175,53 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     if options.provider == "cpu":
         progress("comparing with PyTorch")
         facts["parity"] = parity(out, golden)
-        warnings += _judged(facts["parity"], options, golden)
+        warnings += _judged(facts["parity"], options, golden, "gptq_mixed with --calib, or k_quant_mixed without")
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
+
+
+def _run_pair(source: SourceModel, out: Path, options: ExportGenai, progress: Progress) -> Outcome:
+    """The same for a model that reads with an encoder and writes with a decoder."""
+    from optimizer.data.continuations import save_continuations
+    from optimizer.exporting import seq2seq
+    from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, write_on
+    from optimizer.graph.decoder import read_genai_config
+    from optimizer.hf import load_model
+
+    _refuse_for_pairs(source, options)
+    tokenizer = load_tokenizer(source.path, options.trust_remote_code)
+    progress("loading the model")
+    loaded = load_model(source.path, "text2text-generation", trust_remote_code=options.trust_remote_code)
+    context = _context(loaded, options.max_length)
+    progress("asking PyTorch for the golden continuations")
+    golden = write_on(loaded, tokenizer, context, seq2seq.start_tokens(loaded))
+    trace_pair(loaded, out, options, context, progress)
+    has_template = copy_text_files(tokenizer, source.path, out)
+    save_continuations(out, golden.continuations)
+    progress("comparing with PyTorch")
+    facts: dict[str, JSON] = {"built_by": "torch.onnx", "parity": seq2seq.parity(out, golden)}
+    warnings = [*loaded.warnings, *_judged(facts["parity"], options, golden, "k_quant_last")]
+    about = _about(loaded, source, options, read_genai_config(out), has_template, context)
+    return Outcome(facts, about, warnings)
+
+
+def _refuse_for_pairs(source: SourceModel, options: ExportGenai) -> None:
+    """Refuse what is for decoders alone."""
+    what = f"{source.spec} reads with an encoder and writes with a decoder"
+    if options.provider != "cpu":
+        raise BadInput(f"{what}, which are exported for processors alone", "leave --provider out")
+    if options.algorithm in LEARNED or options.algorithm.endswith("_mixed"):
+        raise BadInput(
+            f"{what}, and --algorithm {options.algorithm} is for decoders alone",
+            "write --algorithm k_quant_last, or k_quant",
+        )
 
 
 def _context(loaded: LoadedModel, asked: int | None) -> int:
     """Most tokens that the model has positions for, or fewer where fewer were asked for."""
     limit = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
+        # T5 counts distances, of which there is no largest; this is how long the texts were that it learned from.
+        asked = asked or getattr(loaded.config, "n_positions", None)
         if asked is None:
             raise BadInput(f"{loaded.class_name} does not say how long a text may be", "say it: --max-length 2048")
         return asked
@@ -202,8 +243,14 @@ def _refuse_quantized(source: SourceModel, raw: Mapping[str, JSON]) -> None:
         )
 
 
-def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden) -> list[str]:
+def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden, better: str) -> list[str]:
     """Hold an fp32 graph to PyTorch's logits; of others, what a reader should hear.
+
+    Args:
+        found: how far its logits are from PyTorch's.
+        options: what was asked for.
+        golden: PyTorch's.
+        better: the algorithm to try where it would write another text.
 
     Raises:
         GateFailed: the fp32 graph is another model.
@@ -220,8 +267,7 @@ def _judged(found: Mapping[str, JSON], options: ExportGenai, golden: Golden) -> 
     elif found["top1"] < _WORTH_SAYING:
         return [
             f"in {options.precision} it would write another token than PyTorch in {1 - found['top1']:.0%} of places; "
-            "try --algorithm gptq_mixed with --calib, or k_quant_mixed without, a smaller --block-size, or --precision "
-            "int8"
+            f"try --algorithm {better}, a smaller --block-size, or --precision int8"
         ]
     return []
 
@@ -274,7 +320,7 @@ def _variant(options: ExportGenai, source: Source) -> str:
 
 def _verify(options: ExportGenai, facts: Mapping[str, JSON], source: Source) -> None:
     decoder, blocks = facts["decoder"], facts["blocks"]
-    if facts["attention"] != decoder["layers"]:
+    if "encoder" not in facts and facts["attention"] != decoder["layers"]:
         raise GateFailed(f"{facts['attention']} attentions of {decoder['layers']} layers are fused with their cache")
     if options.precision not in BITS:
         if facts["quantized"]["total"]:
@@ -299,8 +345,9 @@ STAGE = Stage(
     name="export-genai",
     help="Export a model that writes text, with its cache of keys and values.",
     details="For decoders: Llama, Qwen, Mistral, Gemma and their kin through the builder of onnxruntime-genai, others "
-    "(GPT-2, GPT-NeoX, OPT, …) through PyTorch's exporter, with the same fused attention. Tokenizer, chat template, "
-    "and what PyTorch writes after a few prompts are kept beside the graph.",
+    "(GPT-2, GPT-NeoX, OPT, …) through PyTorch's exporter, with the same fused attention. T5, BART, Marian and others "
+    "that read with an encoder become two graphs. Tokenizer, chat template, and what PyTorch writes after a few "
+    "prompts are kept beside them.",
     options=ExportGenai,
     accepts=frozenset({Kind.SOURCE}),
     produces=Kind.GENERATOR,

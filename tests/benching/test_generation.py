@@ -32,7 +32,7 @@ from optimizer.store import Store
 class Paced:
     """Writes a token every so many seconds behind a first one that takes its own."""
 
-    context, vocabulary, end_tokens = 64, 32, (7,)
+    context, answers, vocabulary, end_tokens = 64, 0, 32, (7,)
 
     def __init__(self, first: float, step: float, ends_after: int = 10**9) -> None:
         self.first, self.step, self.ends_after = first, step, ends_after

@@ -16,6 +16,7 @@ class Texts:
     """Greedy texts, of whatever can score: the whole is scored again for each token."""
 
     context: int
+    answers = 0
     end_tokens: tuple[int, ...]
     facts: dict[str, JSON]
 

@@ -76,7 +76,8 @@ def writes_text(model: str, options: Optimize, store: Store) -> bool:
     if not (Path(model) / "config.json").is_file():
         return False
     try:
-        return bool(generator_class(read_config(Path(model))))
+        raw = read_config(Path(model))
+        return bool(generator_class(raw)) and not raw.get("is_encoder_decoder")
     except BadInput:
         return False
 
@@ -187,7 +188,9 @@ def _refuse(model: str, options: Optimize, store: Store) -> None:
         raise BadInput(f"{model} is an .onnx file, and text generators are made from a model folder or a hub id")
     if (Path(model) / "config.json").is_file():
         try:
-            generator_class(read_config(Path(model)))
+            raw = read_config(Path(model))
+            if generator_class(raw) and raw.get("is_encoder_decoder"):
+                raise BadInput(f"{model} reads with an encoder, and optimize judges decoders alone, by {PERPLEXITY}")
         except BadInput as error:
             asked = "--task text-generation" if options.task else f"--metric {PERPLEXITY}"
             raise BadInput(error.message, f"leave {asked} out") from None

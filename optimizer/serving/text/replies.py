@@ -55,7 +55,7 @@ class Text:
 
     Args:
         tokenizer: the model's.
-        prompt: tokens.
+        prompt: tokens that it goes on from.
         stop: strings that end it.
         redactor: takes personal data out; None for none.
     """

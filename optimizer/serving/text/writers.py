@@ -161,34 +161,40 @@ class Writer:
         return self.tokenizer.encode(text, special=False)
 
     def _room(self, prompt: Sequence[int], asked: Asked) -> None:
-        context, vocabulary = self.generator.context, self.generator.vocabulary
+        context, answers, vocabulary = self.generator.context, self.generator.answers, self.generator.vocabulary
         where = asked.prompt_field
         if not prompt:
             raise Problem(400, "the prompt has no tokens", param=where)
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise Problem(400, f"the prompt has a token outside 0 … {vocabulary - 1}", param=where)
-        if len(prompt) >= context:
+        read = len(prompt) if answers else len(prompt) + 1
+        together = f"and the model reads {context}" if answers else f"and prompt and answer together may have {context}"
+        if read > context:
             raise Problem(
                 400,
-                f"the prompt has {len(prompt)} tokens, and prompt and answer together may have {context}",
+                f"the prompt has {len(prompt)} tokens, {together}",
                 param=where,
                 code="context_length_exceeded",
             )
-        if asked.max_tokens is not None and len(prompt) + asked.max_tokens > context:
+        if asked.max_tokens is not None and asked.max_tokens > self._left(prompt):
+            told = f"an answer may have {answers}" if answers else f"prompt and answer together may have {context}"
             raise Problem(
                 400,
-                f"the prompt has {len(prompt)} tokens and {asked.max_tokens} more were asked for; "
-                f"prompt and answer together may have {context}",
+                f"the prompt has {len(prompt)} tokens and {asked.max_tokens} more were asked for; {told}",
                 param=asked.max_field,
                 code="context_length_exceeded",
             )
+
+    def _left(self, prompt: Sequence[int]) -> int:
+        """Most tokens of an answer to a prompt."""
+        return self.generator.answers or self.generator.context - len(prompt)
 
     def most_tokens(self, asked: Asked, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens that a request may at most come to: those of its prompts once, and all that may be written."""
         return sum(len(prompt) + asked.n * self._most_new(asked, prompt) for prompt in prompts)
 
     def _most_new(self, asked: Asked, prompt: Sequence[int]) -> int:
-        room = self.generator.context - len(prompt)
+        room = self._left(prompt)
         return min(asked.max_tokens or asked.default_tokens or room, room)
 
     async def begin(
@@ -227,7 +233,7 @@ class Writer:
                         generation = await asyncio.to_thread(self.generator.submit, prompt, sampling)
                     else:
                         generation = self.generator.submit(prompt, sampling)
-                    text = Text(self.tokenizer, prompt, asked.stop, out)
+                    text = Text(self.tokenizer, () if self.generator.answers else prompt, asked.stop, out)
                     replies.append(Reply(generation, text, begun, self.observer))
         except BaseException as error:
             for reply in replies:

@@ -404,3 +404,25 @@ def test_a_first_token_without_text_is_in_time_too(folder: Path, path: str, monk
         assert "\ufffd" not in asked.body.decode()
 
     run(folder, test, deadline=5.0)
+
+
+def test_what_an_encoder_reads_and_what_is_answered_have_limits_of_their_own(folder: Path) -> None:
+    async def test(server: Server) -> None:
+        server.generator.answers = 16
+        tokens = [65] * server.generator.context
+        whole = server.ask(COMPLETIONS, {**BODY, "prompt": tokens, "max_tokens": 16})
+        text = await server.begun(1)
+        write(text, *server.state.models.get("m").writer.tokenizer.encode("read it", special=False))
+        text.end(Finish.STOP)
+        await whole.task
+        assert (whole.status, whole.json()["choices"][0]["text"]) == (200, "read it")
+        for body, said in (
+            ({"prompt": [65] * 129}, "has 129 tokens, and the model reads 128"),
+            ({"max_tokens": 17}, "17 more were asked for; an answer may have 16"),
+        ):
+            refused = server.ask(COMPLETIONS, {**BODY, **body})
+            await refused.task
+            assert refused.status == 400
+            assert said in refused.json()["error"]["message"]
+
+    run(folder, test)

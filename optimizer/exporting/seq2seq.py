@@ -1,0 +1,385 @@
+"""Encoder-decoders (T5, BART and their kin) as two graphs: what reads a prompt, and what writes one token.
+
+The encoder's graph answers with what every layer of the decoder attends to, its keys and values of the prompt; they
+are computed once a text. The decoder's graph writes one token of equally long texts: its own keys and values go
+in and come out one token longer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimizer.errors import BadInput, GateFailed
+from optimizer.exporting.genai_decoder import clean
+from optimizer.exporting.genai_golden import Golden, difference, end_tokens
+from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
+from optimizer.graph.io import MODEL_NAME
+from optimizer.hf import LoadedModel, quiet_libraries
+from optimizer.hf_errors import first_lines
+from optimizer.types import JSON
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = ["ENCODER_NAME", "Graphs", "parity", "start_tokens", "suppressed_tokens", "trace", "write_config"]
+
+ENCODER_NAME = "encoder.onnx"
+
+_OPSET = 20
+_NAME = "ml_opt_seq2seq"
+#: Sizes of the traced example; any that are neither 0 nor 1, nor equal to each other, are as good.
+_ROWS, _READ, _PAST = 2, 5, 3
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """An encoder-decoder's two graphs.
+
+    Attributes:
+        encoder: ``input_ids`` and ``attention_mask`` ``[batch, encoder_sequence]`` → ``cross.N.key`` and
+            ``cross.N.value`` ``[batch, heads, encoder_sequence, head_size]``.
+        decoder: ``input_ids`` ``[batch, 1]``, ``encoder_attention_mask``, ``cross.N.…``, and
+            ``past_key_values.N.key`` and ``.value`` ``[batch, heads, past, head_size]`` → ``logits``
+            ``[batch, 1, vocabulary]`` and ``present.N.…``, one token longer.
+        layers: of the decoder.
+        heads: of its attention.
+        head_size: numbers of one head.
+    """
+
+    encoder: onnx_ir.Model
+    decoder: onnx_ir.Model
+    layers: int
+    heads: int
+    head_size: int
+
+
+def trace(loaded: LoadedModel) -> Graphs:
+    """Trace both graphs of an encoder-decoder.
+
+    Args:
+        loaded: the model; its attention is exchanged while it is traced.
+
+    Raises:
+        BadInput: it cannot be traced.
+    """
+    import torch
+    from torch.export import Dim
+
+    with _attention_exchanged(loaded), quiet_libraries(), torch.no_grad():
+        try:
+            reader = _reader(loaded.module)
+            ids = torch.ones(_ROWS, _READ, dtype=torch.long)
+            cross = reader(ids, torch.ones_like(ids))
+            layers, (_, heads, _, size) = len(cross), cross[0][0].shape
+            names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+            open_rows = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+            encoder = torch.onnx.export(
+                reader, (ids, torch.ones_like(ids)), dynamic_shapes=(open_rows, open_rows),
+                input_names=["input_ids", "attention_mask"], output_names=[f"cross.{name}" for name in names],
+                opset_version=_OPSET, dynamo=True, verbose=False,
+            ).model  # fmt: skip
+            past = [tuple(torch.zeros(_ROWS, heads, _PAST, size) for _ in range(2)) for _ in range(layers)]
+            grows = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+            decoder = torch.onnx.export(
+                _writer(loaded.module, layers), (ids[:, :1], torch.ones_like(ids), cross, past),
+                dynamic_shapes=({0: Dim.DYNAMIC}, open_rows, [(grows, grows)] * layers, [(grows, grows)] * layers),
+                input_names=["input_ids", "encoder_attention_mask", *(f"cross.{name}" for name in names),
+                             *(f"past_key_values.{name}" for name in names)],
+                output_names=["logits", *(f"present.{name}" for name in names)],
+                opset_version=_OPSET, dynamo=True, verbose=False,
+            ).model  # fmt: skip
+        except Exception as error:
+            raise _not_ours(loaded, error) from error
+    for model in (encoder, decoder):
+        _name_dimensions(model)
+        clean(model)
+    return Graphs(encoder, decoder, layers, heads, size)
+
+
+def _name_dimensions(model: onnx_ir.Model) -> None:
+    """Give the tracer's symbols names that say what they count."""
+    import onnx_ir
+
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        name = value.name or ""
+        if value.shape is None:
+            continue
+        names = {0: "batch_size"}
+        if name.startswith("cross"):
+            names[2] = "encoder_sequence_length"
+        elif name.startswith(("past", "present")):
+            names[2] = f"{'past' if name.startswith('past') else 'total'}_sequence_length"
+        elif len(value.shape) == 2 and not isinstance(value.shape[1], int):
+            names[1] = "encoder_sequence_length"
+        value.shape = onnx_ir.Shape([names.get(place, dim) for place, dim in enumerate(value.shape)])
+
+
+def _not_ours(loaded: LoadedModel, error: BaseException) -> BadInput:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = first_lines(error) if isinstance(error, Exception) else str(error)
+    return BadInput(
+        f"{loaded.class_name} cannot be exported as an encoder and a decoder with its cache: {text[:300]}",
+        "ml-opt export-onnx --task feature-extraction exports its encoder",
+    )
+
+
+class _Run:
+    """What attention reads that its caller does not hand on.
+
+    Attributes:
+        mask: ``[batch, encoder_sequence]``, 1 for tokens of the prompt.
+        reads: the keys that the mask is about, one a layer; None for all.
+    """
+
+    def __init__(self, mask: Any, reads: list[Any] | None) -> None:
+        self.mask, self.reads = mask, reads
+
+
+#: The run that is being traced.
+_running: list[_Run] = []
+
+
+@contextmanager
+def _run(run: _Run) -> Iterator[None]:
+    _running.append(run)
+    try:
+        yield
+    finally:
+        _running.pop()
+
+
+def _reader(module: Any) -> Any:
+    """The module that becomes the encoder's graph."""
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    class Reader(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            with _run(_Run(attention_mask, None)):
+                states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            # A step of the decoder fills the cache with keys and values of the prompt; nothing else of it is kept.
+            with _run(_Run(attention_mask, [])):
+                self.model.get_decoder()(
+                    input_ids=input_ids[:, :1], encoder_hidden_states=states[0], past_key_values=cache, use_cache=True
+                )
+            return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+
+    return Reader().eval()
+
+
+def _writer(module: Any, layers: int) -> Any:
+    """The module that becomes the decoder's graph."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class Writer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, input_ids: Any, encoder_attention_mask: Any, cross: Any, past: Any) -> Any:
+            cache, own = _cache(cross, past)
+            # That there are states says that this attention is to the prompt; what they hold is in the cache.
+            rows, read = encoder_attention_mask.shape
+            states = torch.zeros(rows, read, 1, dtype=cross[0][0].dtype)
+            with _run(_Run(encoder_attention_mask, [keys for keys, _ in cross])):
+                answer = self.model(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                    attention_mask=encoder_attention_mask,
+                    decoder_input_ids=input_ids,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            return answer.logits, [own.present[layer] for layer in range(layers)]
+
+    return Writer().eval()
+
+
+def _cache(cross: Any, past: Any) -> tuple[Any, Any]:
+    """A cache of both sorts, from tensors; and its own part, which holds what comes out."""
+    import torch
+    from transformers.cache_utils import Cache, EncoderDecoderCache
+
+    class Layer:
+        is_initialized = True
+
+        def __init__(self, keys: Any, values: Any) -> None:
+            self.keys, self.values = keys, values
+
+    class Given(Cache):  # type: ignore[misc]
+        def __init__(self, pairs: Any) -> None:
+            self.layers = [Layer(*pair) for pair in pairs]
+            self.present: dict[int, tuple[Any, Any]] = {}
+
+        def update(self, keys: Any, values: Any, layer: int, *place: Any, **more: Any) -> tuple[Any, Any]:
+            old = self.layers[layer]
+            self.present[layer] = (torch.cat([old.keys, keys], 2), torch.cat([old.values, values], 2))
+            return self.present[layer]
+
+        def get_seq_length(self, layer: int = 0, *place: Any, **more: Any) -> Any:
+            return self.layers[0].keys.shape[2]
+
+        def get_mask_sizes(self, *place: Any, **more: Any) -> tuple[Any, int]:
+            return self.layers[0].keys.shape[2] + 1, 0
+
+    own, read = Given(past), Given(cross)
+    both = EncoderDecoderCache(own, read)
+    both.is_updated = dict.fromkeys(range(len(cross)), True)
+    return both, own
+
+
+def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked: Any) -> tuple[Any, None]:
+    """Attention as it is written: ``[batch, heads, sequence, size]`` → ``[batch, sequence, heads, size]``."""
+    import torch
+
+    run = _running[-1]
+    scaling, position_bias = asked.get("scaling"), asked.get("position_bias")
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if run.reads is None or any(key is each for each in run.reads):
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + (1 - run.mask.to(scores.dtype))[:, None, None, :] * lowest
+    return (torch.softmax(scores, -1) @ value).transpose(1, 2), None
+
+
+@contextmanager
+def _attention_exchanged(loaded: LoadedModel) -> Iterator[None]:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *place, **more: None)
+    own = loaded.config._attn_implementation
+    try:
+        loaded.module.set_attn_implementation(_NAME)
+    except Exception as error:
+        raise _not_ours(loaded, error) from error
+    try:
+        yield
+    finally:
+        loaded.module.set_attn_implementation(own)
+
+
+def start_tokens(loaded: LoadedModel) -> tuple[int, ...]:
+    """What every answer begins with: the start token, and one that is forced behind it where there is one.
+
+    Raises:
+        BadInput: the model does not say how an answer begins.
+    """
+    settings = loaded.module.generation_config
+    start = settings.decoder_start_token_id
+    start = settings.bos_token_id if start is None else start
+    if not isinstance(start, int):
+        raise BadInput(
+            f"{loaded.class_name} does not say with which token an answer begins",
+            "put decoder_start_token_id into its generation_config.json",
+        )
+    forced = settings.forced_bos_token_id
+    return (start,) if forced is None else (start, int(forced))
+
+
+def suppressed_tokens(loaded: LoadedModel) -> tuple[int, ...]:
+    """Tokens that the model's settings never let it write (Marian's padding, which answers begin with)."""
+    settings = loaded.module.generation_config
+    words = [each[0] for each in settings.bad_words_ids or () if len(each) == 1]
+    return tuple(sorted({*words, *(settings.suppress_tokens or ())}))
+
+
+def write_config(out: Path, graphs: Graphs, loaded: LoadedModel, context: int) -> None:
+    """Write ``genai_config.json``, in the words that onnxruntime-genai has for encoders and decoders.
+
+    Args:
+        out: the folder of ``encoder.onnx`` and ``model.onnx``.
+        graphs: those.
+        loaded: the model.
+        context: most tokens that either side has positions for.
+    """
+    ends, start = end_tokens(loaded), start_tokens(loaded)
+    # What an answer begins with takes places too; its last token is not read again.
+    answers = context - len(start) + 1
+    sides = ("key", "value")
+    decoder: dict[str, JSON] = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": MODEL_NAME,
+        "head_size": graphs.head_size,
+        "hidden_size": graphs.heads * graphs.head_size,
+        "inputs": {
+            **{name: name for name in ("input_ids", "encoder_attention_mask")},
+            **{f"cross_past_{side}_names": f"cross.%d.{side}" for side in sides},
+            **{f"past_{side}_names": f"past_key_values.%d.{side}" for side in sides},
+        },
+        "outputs": {"logits": "logits", **{f"present_{side}_names": f"present.%d.{side}" for side in sides}},
+        "num_attention_heads": graphs.heads,
+        "num_hidden_layers": graphs.layers,
+        "num_key_value_heads": graphs.heads,
+        "start_tokens": list(start),
+        "suppressed_tokens": list(suppressed_tokens(loaded)),
+    }
+    encoder: dict[str, JSON] = {
+        "filename": ENCODER_NAME,
+        "inputs": {name: name for name in ("input_ids", "attention_mask")},
+        "outputs": {f"cross_present_{side}_names": f"cross.%d.{side}" for side in sides},
+    }
+    model: dict[str, JSON] = {
+        "type": loaded.config.model_type,
+        "context_length": context,
+        "vocab_size": int(graphs.decoder.graph.outputs[0].shape[-1]),
+        "eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else None,
+        "decoder_start_token_id": start[0],
+        "encoder": encoder,
+        "decoder": decoder,
+    }
+    config = {"model": model, "search": {"max_length": answers, "do_sample": False}}
+    (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+
+
+def parity(out: Path, golden: Golden) -> dict[str, JSON]:
+    """Write the golden answer token by token on ONNX Runtime, beside PyTorch's logits.
+
+    Returns:
+        see :func:`optimizer.exporting.genai_golden.difference`.
+
+    Raises:
+        GateFailed: ONNX Runtime does not run the graphs.
+    """
+    import numpy as np
+    import onnxruntime
+
+    said = read_genai_config(out)["model"]["decoder"]
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    prompt = np.array([golden.continuations[0].prompt], np.int64)
+    try:
+        encoder, decoder = (
+            onnxruntime.InferenceSession(str(out / name), settings, providers=["CPUExecutionProvider"])
+            for name in (ENCODER_NAME, MODEL_NAME)
+        )
+        outputs = [each.name for each in encoder.get_outputs()]
+        feeds = {"encoder_attention_mask": np.ones_like(prompt)}
+        feeds |= dict(zip(outputs, encoder.run(None, {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}),
+                          strict=True))  # fmt: skip
+        known = [each.name for each in decoder.get_inputs()]
+        past = [name for name in known if name.startswith("past")]
+        empty = np.zeros((1, said["num_key_value_heads"], 0, said["head_size"]), np.float32)
+        feeds |= dict.fromkeys(past, empty)
+        rows = []
+        for token in golden.tokens[0]:
+            feeds["input_ids"] = np.array([[token]], np.int64)
+            logits, *present = decoder.run(None, {name: feeds[name] for name in known})
+            feeds |= dict(zip(past, present, strict=True))
+            rows.append(logits[0, 0])
+    except Exception as error:  # ONNX Runtime's errors have no common class of its own
+        raise GateFailed(f"ONNX Runtime does not run what was exported: {first_lines(error)}") from error
+    return difference(golden.logits[0], np.stack(rows))

@@ -1,0 +1,293 @@
+"""Models that read with an encoder become generators that answer as PyTorch does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimizer
+from benchmarks.decoders import decoder
+from optimizer.artifact import Artifact
+from optimizer.checks.optimize import CHECK as OPTIMIZE
+from optimizer.data.continuations import load_continuations
+from optimizer.errors import BadInput, MlOptError
+from optimizer.generator import Finish, Generator, GeneratorOptions, Sampling, open_generator
+from optimizer.stage import silent
+from optimizer.store import Store
+
+
+def kin(*names: str) -> list[Any]:
+    """T5 and BART, and beside them what is the same again with other settings."""
+    return ["t5", "bart", *(pytest.param(name, marks=pytest.mark.thorough) for name in names)]
+
+
+#: Of the tokenizer that all of them have.
+BEGIN, END, PAD, WORDS = 0, 1, 2, 512
+SIZES = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 96,
+}  # fmt: skip
+#: T5 reads more than its n_positions, where that is asked for.
+LENGTHS = {"t5": 200}
+OF_T5 = {
+    "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4, "n_positions": 96,
+}  # fmt: skip
+
+
+def build(name: str) -> Any:
+    """A model that is decided, and answers what it reads; all but T5's kin with other layers in their encoder."""
+    import torch
+    import transformers
+
+    sizes, begins = (OF_T5, PAD) if "t5" in name else (SIZES, END)
+    if name == "marian":
+        begins = PAD
+    classes = transformers.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    torch.manual_seed(5)
+    config = transformers.AutoConfig.for_model(
+        name, **sizes, vocab_size=WORDS, eos_token_id=END, pad_token_id=PAD, bos_token_id=BEGIN,
+        decoder_start_token_id=begins,
+    )  # fmt: skip
+    model = getattr(transformers, classes[name])(config)
+    if name == "bart":  # behind the start token comes one that is forced, as in BART's own settings
+        model.generation_config.forced_bos_token_id = BEGIN
+    if name == "marian":  # it begins with its padding, and must never write it
+        model.generation_config.bad_words_ids = [[PAD]]
+    for place, weight in model.named_parameters():
+        if weight.dim() > 1:
+            # What is read counts for more than what was written: else all answers are one.
+            spread = 1.0 if "shared" in place else 2.4 if "encoder_attn" in place or "EncDec" in place else 0.3
+            torch.nn.init.normal_(weight, 0.0, spread)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("pairs")
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        build(name).save_pretrained(root / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(decoder("llama", size="tiny") / file, root / name / file)
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(folders: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    store = Store(tmp_path_factory.mktemp("seq2seq") / "models")
+
+    @functools.cache
+    def made(name: str, **options: Any) -> Artifact:
+        if name in LENGTHS:
+            options["max_length"] = LENGTHS[name]
+        return optimizer.export_genai(str(folders(name)), name=name, store=store, **options).artifact
+
+    made.store = store  # type: ignore[attr-defined]
+    return made
+
+
+def prompts(count: int = 12) -> list[list[int]]:
+    return [[3 + (37 * (place + 1) * (n + 3)) % 500 for n in range(1 + 5 * place % 31)] for place in range(count)]
+
+
+def greedy(folder: Path, prompt: list[int], new: int) -> list[int]:
+    """What ``transformers.generate`` answers, without what every answer begins with and ends in."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    forced = model.generation_config.forced_bos_token_id is not None
+    with torch.inference_mode():
+        # Where an answer is cut off, BART's settings end it with a token of their own.
+        (row,) = model.generate(
+            torch.tensor([prompt]), max_new_tokens=new + forced, do_sample=False, num_beams=1, forced_eos_token_id=None
+        )
+    return [token for token in row.tolist()[1 + forced :] if token != END]
+
+
+def written(generator: Generator, asked: list[list[int]], new: int) -> list[list[int]]:
+    begun = [generator.submit(prompt, Sampling(max_tokens=new)) for prompt in asked]
+    return [[token for piece in text for token in piece.tokens] for text in begun]
+
+
+@pytest.mark.parametrize(
+    "name", kin("marian", "pegasus", "mbart", "plbart", "m2m_100", "blenderbot", "blenderbot-small", "mt5", "umt5")
+)
+def test_it_answers_as_pytorch_whoever_writes_beside_it(name: str, folders: Any, exported: Any) -> None:
+    artifact = exported(name)
+    generator = open_generator(artifact.path)
+    asked = prompts()
+    wanted = [greedy(folders(name), prompt, 24) for prompt in asked]
+    assert len({tuple(each) for each in wanted}) > len(asked) / 2  # they answer what they read
+    try:
+        assert written(generator, asked, 24) == wanted
+        # Texts that begin while others are under way are of other lengths: each keeps what it reads.
+        one = generator.submit(asked[0], Sampling(max_tokens=24))
+        pieces = iter(one)
+        first = next(pieces)
+        assert written(generator, asked[1:4], 24) == wanted[1:4]
+        assert [*first.tokens, *(token for piece in pieces for token in piece.tokens)] == wanted[0]
+    finally:
+        generator.close()
+    facts = artifact.manifest.facts
+    assert facts["parity"]["top1"] == 1
+    assert facts["parity"]["kl"] < 1e-6
+    assert facts["decoder"]["layers"] == 3
+    assert facts["encoder"]["context"] == LENGTHS.get(name, 96)
+    kept = load_continuations(artifact.path)
+    assert [list(each.tokens) for each in kept if END not in each.tokens] == [
+        greedy(folders(name), list(each.prompt), 32) for each in kept if END not in each.tokens
+    ]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_pytorch_itself_answers_the_same_as_a_generator(name: str, folders: Any) -> None:
+    """It is what others are compared with, several texts in one call."""
+    generator = open_generator(folders(name), GeneratorOptions("torch", "torch"))
+    asked = prompts(4)
+    try:
+        assert written(generator, asked, 12) == [greedy(folders(name), prompt, 12) for prompt in asked]
+        with pytest.raises(BadInput, match="cannot be scored"):
+            generator.score(None)  # type: ignore[arg-type]
+    finally:
+        generator.close()
+
+
+def test_a_text_leaves_and_others_take_its_place(folders: Any, exported: Any) -> None:
+    generator = open_generator(exported("t5").path, GeneratorOptions(slots=2))
+    asked = prompts(6)
+    try:
+        gone = generator.submit(asked[0], Sampling(max_tokens=90))
+        rest = [generator.submit(prompt, Sampling(max_tokens=16)) for prompt in asked[1:]]
+        pieces = iter(gone)
+        next(pieces)
+        gone.cancel()
+        assert [piece.finish for piece in pieces][-1] is Finish.CANCELLED
+        got = [[token for piece in text for token in piece.tokens] for text in rest]
+        assert got == [greedy(folders("t5"), prompt, 16) for prompt in asked[1:]]
+    finally:
+        generator.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "by_bits", "left"),
+    [
+        ({"precision": "int4", "algorithm": "k_quant_last", "block_size": 16}, {"4": 48, "8": 1}, 0),
+        pytest.param({"precision": "int8"}, {"8": 49}, 0, marks=pytest.mark.thorough),
+        pytest.param(
+            {"precision": "int4", "float_head": True, "block_size": 16}, {"4": 48}, 1, marks=pytest.mark.thorough
+        ),
+    ],
+    ids=str,
+)
+def test_weights_of_both_graphs_are_rounded(options: Any, by_bits: Any, left: int, exported: Any) -> None:
+    import onnx
+
+    artifact = exported("t5", **options)
+    assert artifact.manifest.facts["blocks"]["by_bits"] == by_bits
+    assert len(artifact.manifest.facts["float_products"]) == left
+    # Six products a layer of the encoder, and keys and values of each layer of the decoder, which has eight.
+    for name, count in (("encoder.onnx", 3 * 6 + 3 * 2), ("model.onnx", 3 * 8 + 1 - left)):
+        nodes = onnx.load(str(artifact.path / name)).graph.node
+        assert sum(node.op_type == "MatMulNBits" for node in nodes) == count
+    generator = open_generator(artifact.path)
+    try:
+        assert len(written(generator, prompts(2), 8)[0]) == 8
+    finally:
+        generator.close()
+    assert artifact.manifest.facts["parity"]["kl"] < (0.2 if by_bits == {"8": 49} else 1)
+    # Nobody is sent to what is for decoders alone.
+    assert "k_quant_mixed" not in " ".join(artifact.manifest.warnings)
+
+
+def test_it_is_verified_and_used_like_any_generator(
+    exported: Any, folders: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optimizer.cli.main import run
+
+    store, ref = str(exported.store.root), exported("bart").ref
+    assert run(["verify", ref, "--against", "golden", "--store", store]) == 0
+    assert run(["export-genai", str(folders("bart")), "--name", "bart", "--store", store]) == 0
+    said = capsys.readouterr().out
+    assert "an encoder reads the prompt" in said
+    assert "prompts of up to 96 tokens, answers of up to 95" in said
+    assert run(["generate", ref, "def main", "--max-tokens", "5", "--store", store, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["completion_tokens"] == 5
+
+
+@pytest.mark.thorough
+def test_it_is_timed_beside_pytorch(exported: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from optimizer.cli.main import run
+
+    size = ["--prompt-lengths", "8", "--new-tokens", "4", "--batch", "2", "--duration", "0.05", "--rounds", "2"]
+    refs = [exported("bart").ref, "source"]
+    assert run(["bench", *refs, *size, "--store", str(exported.store.root), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["error"] for row in rows] == ["", ""]
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"provider": "cuda", "precision": "int4"}, "for processors alone", "leave --provider out"),
+    ({"precision": "int4", "algorithm": "k_quant_mixed"}, "for decoders alone", "k_quant_last"),
+    ({"precision": "int4", "algorithm": "gptq", "calib": "rows.txt"}, "for decoders alone", "k_quant_last"),
+]
+
+
+@pytest.mark.parametrize(("options", "message", "hint"), REFUSED, ids=lambda value: None)
+def test_what_is_for_decoders_alone_is_refused(
+    options: Any, message: str, hint: str, folders: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.txt").write_text("a text\n")
+    given = {**options, **({"calib": tmp_path / "rows.txt"} if "calib" in options else {})}
+    with pytest.raises(BadInput, match=message) as refused:
+        optimizer.export_genai(str(folders("t5")), name="m", store=Store(tmp_path / "models"), **given)
+    assert hint in refused.value.hint
+
+
+def test_what_runs_decoders_alone_says_what_to_use(exported: Any, folders: Any) -> None:
+    for options in (GeneratorOptions("genai"), GeneratorOptions("openvino", "openvino-native")):
+        with pytest.raises(MlOptError, match="reads with an encoder") as refused:
+            open_generator(exported("t5").path, options)
+        assert "provider cpu" in refused.value.hint
+    asked = OPTIMIZE.options.from_mapping({"task": "text-generation", "max_drop": "2%", "eval": "x.jsonl"}, "optimize")
+    with pytest.raises(BadInput, match="optimize judges decoders alone"):
+        OPTIMIZE.run((str(folders("t5")),), asked, exported.store, silent)
+
+
+def test_prompt_and_answer_have_limits_of_their_own(exported: Any) -> None:
+    generator = open_generator(exported("bart").path)
+    try:
+        # Both places of what an answer begins with are taken, but for the last token's own.
+        (whole,) = written(generator, [[5] * 96], 95)
+        assert len(whole) == 95
+        with pytest.raises(BadInput, match="has 97 tokens, and the model reads 96"):
+            generator.submit([5] * 97, Sampling(max_tokens=9))
+        with pytest.raises(BadInput, match="context has 95 tokens"):
+            generator.submit([5], Sampling(max_tokens=96))
+        import numpy as np
+
+        with pytest.raises(BadInput, match="cannot be scored"):
+            generator.score(np.ones((1, 2), np.int64))
+    finally:
+        generator.close()
+
+
+def test_t5_reads_as_much_as_is_asked_for_and_bart_what_it_has_positions_for(
+    folders: Any, exported: Any, tmp_path: Path
+) -> None:
+    generator = open_generator(exported("t5").path)
+    try:
+        asked = [3 + n % 400 for n in range(150)]
+        assert written(generator, [asked], 20) == [greedy(folders("t5"), asked, 20)]
+    finally:
+        generator.close()
+    with pytest.raises(BadInput, match="positions for 96 tokens"):
+        optimizer.export_genai(str(folders("bart")), name="b", store=Store(tmp_path / "models"), max_length=97)
