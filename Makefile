@@ -36,7 +36,7 @@ demo: install
 		--eval $(DATA)/sentiment-test.jsonl --calib $(DATA)/sentiment-train.jsonl --report $(STORE)/minilm.html
 	@echo "the same for a browser: $(STORE)/minilm.html"
 
-# What asserts times goes first, by itself. Then three at once, as some of them wait, and a file's tests together, as they
+# What asserts times goes first, by itself. Then four at once, as some of them wait, and a file's tests together, as they
 # share what was exported. A process that dies is a failure that ends the run: pytest-xdist would start another, and wait for
 # ever for its last tests.
 SIDE_BY_SIDE := -n 4 --dist loadfile --max-worker-restart 0

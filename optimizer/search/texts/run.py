@@ -183,6 +183,8 @@ def _refuse(model: str, options: Optimize, store: Store) -> None:
             f"ask for {HIGHEST_CONFIDENCE} at most",
         )
     if is_reference(model, store):
+        if "encoder" in store.get(model).manifest.facts:
+            raise _no_pairs(model)
         return
     if model.endswith(".onnx"):
         raise BadInput(f"{model} is an .onnx file, and text generators are made from a model folder or a hub id")
@@ -190,10 +192,17 @@ def _refuse(model: str, options: Optimize, store: Store) -> None:
         try:
             raw = read_config(Path(model))
             if generator_class(raw) and raw.get("is_encoder_decoder"):
-                raise BadInput(f"{model} reads with an encoder, and optimize judges decoders alone, by {PERPLEXITY}")
+                raise _no_pairs(model)
         except BadInput as error:
             asked = "--task text-generation" if options.task else f"--metric {PERPLEXITY}"
             raise BadInput(error.message, f"leave {asked} out") from None
+
+
+def _no_pairs(model: str) -> BadInput:
+    return BadInput(
+        f"{model} reads with an encoder, and optimize judges decoders alone, by {PERPLEXITY}",
+        "export it in int8 or int4, and compare with ml-opt verify REF --against golden, and ml-opt bench",
+    )
 
 
 def _check_budgets(options: Optimize) -> None:
