@@ -7,15 +7,15 @@ architecture. Rotations and positions stay as the model has them.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
+from optimizer.exporting.exchange import attention_exchanged, cause
 from optimizer.graph.decoder import GENAI_CONFIG_NAME
 from optimizer.hf import LoadedModel, quiet_libraries
 from optimizer.hf_errors import first_lines
@@ -118,7 +118,8 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     dynamic["past"] = [({0: Dim.DYNAMIC, 2: Dim.DYNAMIC},) * 2 for _ in past]
     caches = [f"{layer}.{part}" for layer in range(shape.layers) for part in ("key", "value")]
     _plain_linears(loaded.module)
-    with _attention_exchanged(loaded), quiet_libraries(), torch.no_grad():
+    refused = functools.partial(_not_ours, loaded)
+    with attention_exchanged(loaded, _NAME, _attention, refused), quiet_libraries(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 _stepper(loaded.module, shape.layers),
@@ -132,7 +133,7 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
                 verbose=False,
             )
         except Exception as error:
-            raise _not_ours(loaded, _cause(error)) from error
+            raise refused(cause(error)) from error
     model: onnx_ir.Model = program.model
     found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
     if found != shape.layers:
@@ -140,14 +141,6 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     _name_dimensions(model)
     clean(model)
     return model
-
-
-def _cause(error: BaseException) -> str:
-    """The first reason of a chain: the exporter wraps it in its own report."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = first_lines(error) if isinstance(error, Exception) else str(error)
-    return text[:300]
 
 
 def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
@@ -279,24 +272,6 @@ def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked
     )
     step.present[module.layer_idx] = (keys, values)
     return answer.reshape(rows, new, heads, size), None
-
-
-@contextmanager
-def _attention_exchanged(loaded: LoadedModel) -> Iterator[None]:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *place, **more: None)
-    own = loaded.config._attn_implementation
-    try:
-        loaded.module.set_attn_implementation(_NAME)
-    except Exception as error:  # each version has its own way to say that a class has attention of its own
-        raise _not_ours(loaded, _cause(error)) from error
-    try:
-        yield
-    finally:
-        loaded.module.set_attn_implementation(own)
 
 
 def _name_dimensions(model: onnx_ir.Model) -> None:

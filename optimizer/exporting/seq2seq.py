@@ -7,6 +7,7 @@ in and come out one token longer.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput, GateFailed
+from optimizer.exporting.exchange import attention_exchanged, cause
 from optimizer.exporting.genai_decoder import clean
 from optimizer.exporting.genai_golden import Golden, difference, end_tokens
 from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
@@ -70,7 +72,8 @@ def trace(loaded: LoadedModel) -> Graphs:
     import torch
     from torch.export import Dim
 
-    with _attention_exchanged(loaded), quiet_libraries(), torch.no_grad():
+    refused = functools.partial(_not_ours, loaded)
+    with attention_exchanged(loaded, _NAME, _attention, refused), quiet_libraries(), torch.no_grad():
         try:
             reader = _reader(loaded.module)
             ids = torch.ones(_ROWS, _READ, dtype=torch.long)
@@ -94,7 +97,7 @@ def trace(loaded: LoadedModel) -> Graphs:
                 opset_version=_OPSET, dynamo=True, verbose=False,
             ).model  # fmt: skip
         except Exception as error:
-            raise _not_ours(loaded, error) from error
+            raise refused(cause(error)) from error
     for model in (encoder, decoder):
         _name_dimensions(model)
         clean(model)
@@ -119,12 +122,9 @@ def _name_dimensions(model: onnx_ir.Model) -> None:
         value.shape = onnx_ir.Shape([names.get(place, dim) for place, dim in enumerate(value.shape)])
 
 
-def _not_ours(loaded: LoadedModel, error: BaseException) -> BadInput:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = first_lines(error) if isinstance(error, Exception) else str(error)
+def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
     return BadInput(
-        f"{loaded.class_name} cannot be exported as an encoder and a decoder with its cache: {text[:300]}",
+        f"{loaded.class_name} cannot be exported as an encoder and a decoder with its cache: {why}",
         "ml-opt export-onnx --task feature-extraction exports its encoder",
     )
 
@@ -252,24 +252,6 @@ def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked
         lowest = torch.finfo(scores.dtype).min
         scores = scores + (1 - run.mask.to(scores.dtype))[:, None, None, :] * lowest
     return (torch.softmax(scores, -1) @ value).transpose(1, 2), None
-
-
-@contextmanager
-def _attention_exchanged(loaded: LoadedModel) -> Iterator[None]:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *place, **more: None)
-    own = loaded.config._attn_implementation
-    try:
-        loaded.module.set_attn_implementation(_NAME)
-    except Exception as error:
-        raise _not_ours(loaded, error) from error
-    try:
-        yield
-    finally:
-        loaded.module.set_attn_implementation(own)
 
 
 def start_tokens(loaded: LoadedModel) -> tuple[int, ...]:
