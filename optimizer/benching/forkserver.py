@@ -57,6 +57,8 @@ _MODULES = ("torch", "transformers", "transformers.modeling_utils")
 #: There where an NVIDIA driver is loaded.
 DRIVER = Path("/dev/nvidiactl")
 _LONGEST = 4096
+#: Seconds that an answer may take, imports among them; who waits longer starts its worker itself.
+_PATIENCE = 300.0
 #: Bytes of a page's entry in pagemap, and its highest bit: the page is there.
 _ENTRY = 8
 _PRESENT = 63
@@ -151,7 +153,7 @@ class ForkServer:
         """One answer of the server.
 
         Raises:
-            OSError: it has died.
+            OSError: it has died, or does not answer.
         """
         assert self._channel is not None
         socket.send_fds(self._channel, [json.dumps(request).encode()], list(fds))
@@ -169,6 +171,7 @@ class ForkServer:
     def _begin(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.settimeout(_PATIENCE)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
