@@ -55,8 +55,8 @@ class EncoderDecoder:
         BadInput: the graphs are not an encoder and the decoder to it.
     """
 
-    #: Prompts are read one by one.
-    together = 1
+    #: Prompts that are read in one run, the shorter ones padded.
+    together = 8
 
     def __init__(self, encoder: Any, decoder: Any, config: DecoderConfig, slots: int) -> None:
         self._encoder, self._decoder, self._config, self.slots = encoder, decoder, config, slots
@@ -74,19 +74,28 @@ class EncoderDecoder:
         self._groups: list[_Together] = []
 
     def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Read a prompt and begin its answer; logits of what follows, ``[1, vocabulary]``."""
+        """Read prompts and begin their answers; logits of what follows, ``[prompts, vocabulary]``."""
         import numpy as np
 
-        (prompt,) = prompts
         config = self._config
-        ids = np.ascontiguousarray(prompt.reshape(1, -1), np.int64)
+        ids = np.zeros((len(prompts), max(prompt.size for prompt in prompts)), np.int64)
+        mask = np.zeros_like(ids)
+        for place, prompt in enumerate(prompts):
+            ids[place, : prompt.size], mask[place, : prompt.size] = prompt, 1
         with ort_errors(config.file, "cpu"):
-            found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+            found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
         empty = np.zeros((1, config.kv_heads, 0, config.head_size), np.float32)
-        text = _Text(dict(zip(self._read, found, strict=True)), dict.fromkeys(self._past, empty))
-        self._texts[row:] = [text]
+        texts = [
+            _Text(
+                {n: array[place : place + 1, :, : prompt.size] for n, array in zip(self._read, found, strict=True)},
+                dict.fromkeys(self._past, empty),
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+        self._texts[row:] = texts
+        group = self._stacked(texts)
         for token in config.start:
-            logits = self._run(self._stacked([text]), [token])
+            logits = self._run(group, [token] * len(texts))
         return logits
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
