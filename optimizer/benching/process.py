@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from optimizer.benching.busy import cores
-from optimizer.benching.forkserver import Child, current
+from optimizer.benching.forkserver import Child, Forked, current
 from optimizer.runtime import Candidate
 from optimizer.types import JSON
 
@@ -139,7 +139,7 @@ class WorkerProcess:
     @property
     def imports_s(self) -> float:
         """Seconds of imports that were done before it was forked; 0 for one that does its own."""
-        return float(getattr(self._process, "imports_s", 0.0))
+        return self._process.imports_s if isinstance(self._process, Forked) else 0.0
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -126,6 +126,7 @@ def write_on(loaded: LoadedModel, tokenizer: Any, context: int, start: Sequence[
     import numpy as np
     import torch
 
+    skipped = len(start[1:])
     table = int(loaded.module.get_input_embeddings().weight.shape[0])
     written: list[Continuation] = []
     for text in _PROMPTS:
@@ -134,7 +135,7 @@ def write_on(loaded: LoadedModel, tokenizer: Any, context: int, start: Sequence[
             answer = loaded.module.generate(
                 torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=len(start[1:]) + NEW_TOKENS if start else min(NEW_TOKENS, context - len(prompt)),
+                max_new_tokens=skipped + min(NEW_TOKENS, context - (skipped if start else len(prompt))),
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
@@ -144,7 +145,6 @@ def write_on(loaded: LoadedModel, tokenizer: Any, context: int, start: Sequence[
                 pad_token_id=(end_tokens(loaded) or (0,))[0],
                 **(_PLAIN if start else {}),
             )
-        skipped = len(start[1:])
         said = answer.scores[skipped:] if start else answer.logits
         best = [scores[0].float().topk(2).values for scores in said]
         margins = tuple(round(float(first - second), 4) for first, second in best)

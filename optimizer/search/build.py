@@ -165,8 +165,9 @@ def _asked(
 ) -> dict[str, Any]:
     """The answer of a process that is started for one request; whatever it leaves unfinished is cleared away."""
     # What may come from a hub has to import its client without what keeps workers off the network.
-    model = Path(request.get("model", "."))
-    torch = model.exists() and model.suffix != ".onnx" and "torch" in get_stage(request["stage"]).needs
+    model = request.get("model")
+    at_home = model is None or (Path(model).exists() and not model.endswith(".onnx"))
+    torch = at_home and "torch" in get_stage(request["stage"]).needs
     process = WorkerProcess(log, threads, _COMMAND, torch=torch)
     try:
         return process.ask({**request, "store": str(store.root)}, timeout, progress)

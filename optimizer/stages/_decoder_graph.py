@@ -1,4 +1,4 @@
-"""The two ways to a decoder's graph: built by onnxruntime-genai, or traced by PyTorch and rounded here."""
+"""The ways to a decoder's graph: built by onnxruntime-genai, or traced by PyTorch, with or without an encoder's."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def trace_graph(
     from optimizer.graph.io import save
     from optimizer.quantizing.decoder_blocks import fold_transposes
 
-    shape = shape_of(loaded)
+    shape, grid = shape_of(loaded), _grid(options, loaded)
     on_gpu = options.provider != "cpu"
     if on_gpu and floats is None:
         _halve(loaded, options)
@@ -99,7 +99,7 @@ def trace_graph(
             model = trace(loaded)
     if options.precision in BITS:
         progress(f"rounding weights to {options.precision}")
-        model = _in_blocks(model, options, _grid(options, loaded), shape.layers)
+        model = _in_blocks(model, options, grid, shape.layers, options.float_head)
     save(model, out)
     ends = end_tokens(loaded)
     special: dict[str, JSON] = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else 0}
@@ -126,23 +126,22 @@ def trace_pair(loaded: LoadedModel, out: Path, options: ExportGenai, context: in
     from optimizer.exporting.seq2seq import ENCODER_NAME, trace, write_config
     from optimizer.graph.io import MODEL_NAME, save
 
+    grid = _grid(options, loaded)
     progress(f"tracing the encoder and the decoder of {loaded.class_name}")
     found = trace(loaded)
     write_config(out, found, loaded, context)
-    grid = _grid(options, loaded)
     for name, model in ((ENCODER_NAME, found.encoder), (MODEL_NAME, found.decoder)):
         if options.precision in BITS:
             progress(f"rounding weights of {name} to {options.precision}")
             # What an encoder ends in is no head, but keys and values like those of every other layer.
             algorithm = grid if name == MODEL_NAME else grid.removesuffix("_last")
-            float_head = options.float_head and name == MODEL_NAME
-            model = _in_blocks(model, options, algorithm, found.layers, float_head=float_head)
+            model = _in_blocks(model, options, algorithm, found.layers, options.float_head and name == MODEL_NAME)
         save(model, out, name)
     loaded.module.to("meta")
 
 
 def _in_blocks(
-    model: onnx_ir.Model, options: ExportGenai, algorithm: str, layers: int, *, float_head: bool | None = None
+    model: onnx_ir.Model, options: ExportGenai, algorithm: str, layers: int, float_head: bool
 ) -> onnx_ir.Model:
     """The same graph, the weights of its products rounded in blocks."""
     import onnx_ir
@@ -160,7 +159,7 @@ def _in_blocks(
             algorithm=algorithm,
             accuracy_level=(4 if options.provider == "cpu" else 0) if level is None else level,
             layers=layers,
-            float_head=options.float_head if float_head is None else float_head,
+            float_head=float_head,
         )
     return onnx_ir.from_proto(proto)
 

@@ -78,16 +78,19 @@ def _run(source: Source, out: Path, options: QuantizeQat, progress: Progress) ->
         facts["float_weights"] = float_weights(model)
         file = save(model, out)
     scheme = quantized.scheme
-    saturates = bool(scheme.activation_bits and saturation(scheme.reduce_range))
-    session = check_opens(file, exact=saturates)
+    warnings = saturation(scheme.reduce_range) if scheme.activation_bits else []
+    session = check_opens(file, exact=bool(warnings))
     progress("comparing the graph with the trained model")
     facts["parity"] = _compared(source, session)
     if wrong := _wrong(facts["parity"]):
         raise GateFailed(wrong)
-    warnings = []
-    if saturates:
-        facts["parity_saturated"] = _compared(source, check_opens(file))
-        warnings = _saturated(facts["parity_saturated"])
+    if warnings:
+        here = facts["parity_saturated"] = _compared(source, check_opens(file))
+        if wrong := _wrong(here):
+            warnings = [
+                f"this processor has no VNNI, and int8 sums saturate on it: here {wrong}; for this processor, train "
+                "with --reduce-range"
+            ]
     facts["training"] = source.manifest.facts["training"]
     info = {
         **about,
@@ -156,20 +159,6 @@ def _wrong(found: Mapping[str, JSON]) -> str:
     if agreement is None and not found["worst_cosine"] >= _COSINE:
         return f"the graph's answer to a row has a cosine of only {found['worst_cosine']:.4f} with PyTorch's"
     return ""
-
-
-def _saturated(found: Mapping[str, JSON]) -> list[str]:
-    """What a reader should hear of a graph whose sums saturate on this processor, but not where there is VNNI.
-
-    Args:
-        found: how it compares with the trained model on this processor.
-    """
-    if wrong := _wrong(found):
-        return [
-            f"this processor has no VNNI, and int8 sums saturate on it: here {wrong}; for this processor, train with "
-            "--reduce-range"
-        ]
-    return saturation(reduce_range=False)
 
 
 def _verify(options: QuantizeQat, facts: Mapping[str, JSON], source: Source) -> None:

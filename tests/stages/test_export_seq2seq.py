@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import optimizer
@@ -157,7 +158,7 @@ def test_pytorch_itself_answers_the_same_as_a_generator(name: str, folders: Any)
     try:
         assert written(generator, asked, 12) == [greedy(folders(name), prompt, 12) for prompt in asked]
         with pytest.raises(BadInput, match="cannot be scored"):
-            generator.score(None)  # type: ignore[arg-type]
+            generator.score(np.ones((1, 2), np.int64))
     finally:
         generator.close()
 
@@ -274,8 +275,6 @@ def test_prompt_and_answer_have_limits_of_their_own(exported: Any) -> None:
             generator.submit([5] * 97, Sampling(max_tokens=9))
         with pytest.raises(BadInput, match="context has 95 tokens"):
             generator.submit([5], Sampling(max_tokens=96))
-        import numpy as np
-
         with pytest.raises(BadInput, match="cannot be scored"):
             generator.score(np.ones((1, 2), np.int64))
     finally:
@@ -293,3 +292,15 @@ def test_t5_reads_as_much_as_is_asked_for_and_bart_what_it_has_positions_for(
         generator.close()
     with pytest.raises(BadInput, match="positions for 96 tokens"):
         optimizer.export_genai(str(folders("bart")), name="b", store=Store(tmp_path / "models"), max_length=97)
+
+
+def test_a_golden_answer_is_no_longer_than_an_answer_may_be(folders: Any) -> None:
+    from optimizer.exporting.genai_golden import load_tokenizer, write_on
+    from optimizer.exporting.seq2seq import start_tokens
+    from optimizer.hf import load_model
+
+    loaded = load_model(folders("bart"), "text2text-generation")
+    start = start_tokens(loaded)
+    assert len(start) == 2
+    golden = write_on(loaded, load_tokenizer(folders("bart"), False), 16, start)
+    assert {len(each.tokens) for each in golden.continuations} == {15}

@@ -191,11 +191,12 @@ def _refuse(model: str, options: Optimize, store: Store) -> None:
     if (Path(model) / "config.json").is_file():
         try:
             raw = read_config(Path(model))
-            if generator_class(raw) and raw.get("is_encoder_decoder"):
-                raise _no_pairs(model)
+            generator_class(raw)
         except BadInput as error:
             asked = "--task text-generation" if options.task else f"--metric {PERPLEXITY}"
             raise BadInput(error.message, f"leave {asked} out") from None
+        if raw.get("is_encoder_decoder"):
+            raise _no_pairs(model)
 
 
 def _no_pairs(model: str) -> BadInput:
