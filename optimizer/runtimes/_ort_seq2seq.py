@@ -23,29 +23,29 @@ __all__ = ["EncoderDecoder"]
 _SIDES = ("key", "value")
 
 
-@dataclass(eq=False)
-class _Text:
-    """What one text attends to, by the names of the decoder's inputs.
+@dataclass
+class _Group:
+    """What texts attend to in one piece, a row each, by the names of the decoder's inputs.
 
     Attributes:
-        read: keys and values of the prompt, ``[1, heads, tokens, head size]``.
-        past: its own, ``[1, heads, tokens so far, head size]``.
-        length: tokens so far.
+        mask: ``[texts, tokens]``, 1 for tokens of the prompt.
+        read: keys and values of the prompts, ``[texts, heads, tokens, head size]``.
+        past: their own, ``[texts, heads, tokens so far, head size]``.
     """
 
-    read: dict[str, NDArray[np.float32]]
-    past: dict[str, NDArray[np.float32]]
-    length: int = 0
-
-
-@dataclass
-class _Together:
-    """Texts that made the last step together, and what they attend to in one piece."""
-
-    texts: list[_Text]
     mask: NDArray[np.int64]
     read: dict[str, NDArray[np.float32]]
     past: dict[str, NDArray[np.float32]]
+
+
+@dataclass(eq=False)
+class _Text:
+    """One text: how many tokens its prompt has, its row of a group, and how many tokens there are so far."""
+
+    prompt: int
+    group: _Group
+    row: int
+    length: int = 0
 
 
 class EncoderDecoder:
@@ -71,7 +71,8 @@ class EncoderDecoder:
         if missing := [name for name in self._read if name not in made]:
             raise BadInput(f"{config.encoder} has no output {missing[0]}, which the decoder beside it reads")
         self._texts: list[_Text] = []
-        self._groups: list[_Together] = []
+        #: Who made the last step together.
+        self._last: list[tuple[list[_Text], _Group]] = []
 
     def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Read prompts and begin their answers; logits of what follows, ``[prompts, vocabulary]``."""
@@ -84,18 +85,12 @@ class EncoderDecoder:
             ids[place, : prompt.size], mask[place, : prompt.size] = prompt, 1
         with ort_errors(config.file, "cpu"):
             found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
-        empty = np.zeros((1, config.kv_heads, 0, config.head_size), np.float32)
-        texts = [
-            _Text(
-                {n: array[place : place + 1, :, : prompt.size] for n, array in zip(self._read, found, strict=True)},
-                dict.fromkeys(self._past, empty),
-            )
-            for place, prompt in enumerate(prompts)
-        ]
+        empty = np.zeros((len(prompts), config.kv_heads, 0, config.head_size), np.float32)
+        group = _Group(mask, dict(zip(self._read, found, strict=True)), dict.fromkeys(self._past, empty))
+        texts = [_Text(prompt.size, group, place) for place, prompt in enumerate(prompts)]
         self._texts[row:] = texts
-        group = self._stacked(texts)
         for token in config.start:
-            logits = self._run(group, [token] * len(texts))
+            logits = self._run(texts, group, [token] * len(texts))
         return logits
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
@@ -107,37 +102,38 @@ class EncoderDecoder:
         for row in range(rows):
             by_length.setdefault(self._texts[row].length, []).append(row)
         logits = np.empty((rows, self._config.vocabulary), np.float32)
-        groups = []
+        last = []
         for members in by_length.values():
-            group = self._stacked([self._texts[row] for row in members])
-            logits[members] = self._run(group, [tokens[row] for row in members])
-            groups.append(group)
-        self._groups = groups
+            texts = [self._texts[row] for row in members]
+            group = self._group(texts)
+            logits[members] = self._run(texts, group, [tokens[row] for row in members])
+            last.append((texts, group))
+        self._last = last
         return logits
 
-    def _stacked(self, texts: list[_Text]) -> _Together:
+    def _group(self, texts: list[_Text]) -> _Group:
         """What texts attend to in one piece: as the last step left it, where they made it together."""
         import numpy as np
 
-        for group in self._groups:
-            if group.texts == texts:
+        for known, group in self._last:
+            if known == texts:
                 return group
-        longest = max(text.read[self._read[0]].shape[2] for text in texts)
-        mask = np.zeros((len(texts), longest), np.int64)
-        for row, text in enumerate(texts):
-            mask[row, : text.read[self._read[0]].shape[2]] = 1
+        longest = max(text.prompt for text in texts)
 
-        def padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.pad(array, ((0, 0), (0, 0), (0, longest - array.shape[2]), (0, 0)))
+        def one(text: _Text, array: NDArray[np.float32]) -> NDArray[np.float32]:
+            row = array[text.row : text.row + 1, :, : text.prompt]
+            return np.pad(row, ((0, 0), (0, 0), (0, longest - text.prompt), (0, 0)))
 
-        return _Together(
-            texts,
-            mask,
-            {name: np.concatenate([padded(text.read[name]) for text in texts]) for name in self._read},
-            {name: np.concatenate([text.past[name] for text in texts]) for name in self._past},
+        return _Group(
+            np.array([[place < text.prompt for place in range(longest)] for text in texts], np.int64),
+            {name: np.concatenate([one(text, text.group.read[name]) for text in texts]) for name in self._read},
+            {
+                name: np.concatenate([text.group.past[name][text.row : text.row + 1] for text in texts])
+                for name in self._past
+            },
         )
 
-    def _run(self, group: _Together, tokens: list[int]) -> NDArray[np.float32]:
+    def _run(self, texts: list[_Text], group: _Group, tokens: list[int]) -> NDArray[np.float32]:
         """One token more for texts that are equally long; logits, ``[texts, vocabulary]``."""
         import numpy as np
 
@@ -152,8 +148,8 @@ class EncoderDecoder:
                 ["logits", *self._present], {name: value for name, value in feeds.items() if name in self._names}
             )
         group.past = dict(zip(self._past, present, strict=True))
-        for row, text in enumerate(group.texts):
-            text.past = {name: array[row : row + 1] for name, array in group.past.items()}
+        for row, text in enumerate(texts):
+            text.group, text.row = group, row
             text.length += 1
         logits: NDArray[np.float32] = answer[:, 0]
         if self._config.never:
