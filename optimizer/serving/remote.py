@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping
+from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,8 +15,8 @@ __all__ = ["fetch"]
 _LARGEST = 8 << 20
 
 
-def fetch(url: str, path: str, key: str = "", seconds: float = 10.0) -> tuple[int, dict[str, Any], Mapping[str, str]]:
-    """The status, the JSON object and the headers that a server answers a GET with.
+def fetch(url: str, path: str, key: str = "", seconds: float = 10.0) -> tuple[int, dict[str, Any], Message]:
+    """The status, the JSON object and the headers (found in any case) that a server answers a GET with.
 
     No redirect is followed, so that the key goes nowhere else, and no proxy of the environment is asked.
 
@@ -60,4 +60,4 @@ def fetch(url: str, path: str, key: str = "", seconds: float = 10.0) -> tuple[in
         document = None
     if not isinstance(document, dict):
         raise BadInput(f"what answers at {url} is no server of ml-opt", "name the server: --url http://127.0.0.1:8000")
-    return response.status, document, dict(response.headers.items())
+    return response.status, document, response.headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import threading
@@ -19,6 +20,7 @@ from serving.conftest import Process
 from serving.test_app import call, made
 
 from optimizer.cli.main import run
+from optimizer.cli.why_command import _asked
 from optimizer.serving import record
 from optimizer.serving.app import build_app
 from optimizer.serving.guard.scopes import ANYBODY
@@ -231,6 +233,19 @@ def test_what_no_route_takes_is_counted_and_logged_without_its_path(tmp_path: Pa
 # ---------------------------------------------------------------- the command
 
 
+@contextlib.contextmanager
+def answering(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of the standard library's, while it is up."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        thread = threading.Thread(target=served.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{served.server_port}"
+        finally:
+            served.shutdown()
+            thread.join()
+
+
 @pytest.fixture(scope="module")
 def strange() -> Iterator[str]:
     """A server that is none of ours: what it answers stands in the path of its address."""
@@ -244,12 +259,8 @@ def strange() -> Iterator[str]:
 
         def log_message(self, *words: object) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as served:
-        thread = threading.Thread(target=served.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{served.server_port}"
-        served.shutdown()
-        thread.join()
+    with answering(Answer) as url:
+        yield url
 
 
 def test_the_command_tells_of_a_request(server: Process, capfd: pytest.CaptureFixture[str]) -> None:
@@ -289,3 +300,24 @@ def test_the_command_says_what_it_cannot_tell(server: Process, strange: str, cap
     assert "knows nothing of requests" in said(f"{strange}/404", 2)
     assert "cannot tell now (503)" in said(f"{strange}/503", 4)
     assert "no address of a server" in said("ftp://there", 2)
+
+
+def test_each_of_several_workers_is_asked_ten_times() -> None:
+    """Which worker takes a connection is drawn anew each time; on the wire names of headers have small letters."""
+    asked: list[str] = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if len(asked) == 30 else 404)
+            self.send_header("x-workers", "3")
+            self.end_headers()
+            self.wfile.write(b'{"id": "mine"}' if len(asked) == 30 else b'{"error": "no request is kept"}')
+
+        def log_message(self, *words: object) -> None: ...
+
+    with answering(Answer) as url:
+        assert _asked(url, "mine", "") == (200, {"id": "mine"})
+        assert asked == ["/v2/requests/mine"] * 30
+        assert _asked(url, "gone", "")[0] == 404
+        assert len(asked) == 60

@@ -24,6 +24,7 @@ from serving.conftest import ROOT, Process
 from optimizer.cli.why_command import _asked
 from optimizer.errors import BadInput
 from optimizer.serving.config import guard_of, read_config
+from optimizer.serving.remote import fetch
 from optimizer.serving.server import _bound, serve
 from optimizer.serving.settings import Settings
 from optimizer.serving.worker import Worker, shared
@@ -159,6 +160,7 @@ def test_why_finds_a_request_in_whichever_worker_answered_it(server: Process) ->
     status, refused = _asked(server.url, "nobody's", "")
     assert status == 404
     assert "is kept" in refused["error"]
+    assert fetch(server.url, "/v2/requests/nobody")[2]["X-Workers"] == "2"
 
 
 def test_one_of_several_does_not_load_for_all(server: Process) -> None:
