@@ -130,8 +130,17 @@ class Generator(Protocol):
             BadInput: the prompt is empty or fills the context, or a number of ``sampling`` is out of its range.
         """
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits of what follows each token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; none is padding."""
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Logits of what follows each token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; none is padding.
+
+        Args:
+            tokens: of texts; or of answers, from the first token that every answer begins with.
+            read: the prompts that are answered, ``[rows, tokens of a prompt]``, where an encoder reads them.
+
+        Raises:
+            BadInput: a token is none of the vocabulary, there are too many, or prompts are given to what has no
+                encoder, or none to what has one.
+        """
 
     def close(self) -> None:
         """End every text, and give back memory and threads."""

@@ -35,7 +35,7 @@ class Scripted:
         self.texts.append(Stream())
         return self.texts[-1]
 
-    def score(self, tokens: Any) -> Any:
+    def score(self, tokens: Any, read: Any = None) -> Any:
         raise NotImplementedError
 
     def close(self) -> None:

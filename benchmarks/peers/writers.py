@@ -63,7 +63,7 @@ class SteppedGenerator:
         self._waiting.put((prompt, sampling, text))
         return text
 
-    def score(self, tokens: Any) -> Any:
+    def score(self, tokens: Any, read: Any = None) -> Any:
         """Logits are not handed out."""
         raise NotImplementedError
 

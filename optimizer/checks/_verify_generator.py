@@ -33,11 +33,11 @@ def verify_generator(
     from optimizer.benching.candidates import check_source, parse
     from optimizer.checks.verify import precision_of
     from optimizer.data.columns import named_columns
-    from optimizer.data.documents import read_documents
     from optimizer.digest import digest_file
     from optimizer.environment import describe
     from optimizer.evaluate.generation import Sliding, compare
     from optimizer.evaluate.generation_report import GenerationReport, judge_generation
+    from optimizer.evaluate.judged import read_judged
 
     artifact = judged.artifact
     assert artifact is not None
@@ -49,9 +49,8 @@ def verify_generator(
         check_source(artifact, store)
     other = parse(options.against, store, artifact)
     folders = [each for each in (artifact.path, other.candidate.path) if (each / "tokenizer.json").is_file()]
-    documents = read_documents(
-        options.data, folders[0] if folders else artifact.path, named_columns(options.column), options.samples
-    )
+    tokenizer = folders[0] if folders else artifact.path
+    documents = read_judged(options.data, artifact.path, named_columns(options.column), options.samples, tokenizer)
     progress("opening the candidate")
     candidate = _opened(judged, options.threads)
     try:

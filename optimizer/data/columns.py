@@ -19,6 +19,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "context": ("context",),
     "image": ("image", "img"),
     "audio": ("audio", "speech"),
+    "target": ("target", "answer", "summary", "translation"),
     "label": ("label", "labels"),
     "tokens": ("tokens", "words"),
     "tags": ("tags", "ner_tags", "pos_tags", "labels"),
@@ -27,7 +28,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 LABEL_COLUMNS = ROLES["label"]
 #: Roles that say what is right, and are no part of what a model is fed.
-ANSWERS = ("label", "tags", "answers", "score")
+ANSWERS = ("target", "label", "tags", "answers", "score")
 
 
 def column_opt() -> Any:

@@ -5,7 +5,8 @@ and Baker, *J. Acoust. Soc. Am.* 62, 1977, S63). A document longer than the wind
 Baevski and Auli, *Adaptive input representations for neural language modeling* (ICLR 2019, §4.4) and in the guide
 "Perplexity of fixed-length models" of Hugging Face's documentation: windows overlap, and each token is scored once, in
 the first window that holds it. The first token of a document has nothing before it and is not scored; where the
-tokenizer puts a begin token there, it is that one.
+tokenizer puts a begin token there, it is that one. Of a model that reads with an encoder, a document is an answer to a
+prompt: all of its tokens are scored, the one that ends it too, but not what every answer begins with.
 
 The Kullback-Leibler divergence is Σ p ln(p / q) over the vocabulary, p the original's and q the candidate's
 probabilities of the next token, the mean over the same tokens that are scored.
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from optimizer.data.documents import Document, windows
+from optimizer.data.documents import Document
 from optimizer.errors import BadInput, GateFailed
 from optimizer.evaluate.logits import divergence, log_softmax, logits_of, parts_of, taken, targets_of
 from optimizer.generator import Generator, Sampling
@@ -209,12 +210,12 @@ def score_documents(generator: Generator, documents: Sequence[Document], sliding
     """
     for document in documents:
         nll = 0.0
-        for window in windows(len(document.tokens), sliding.window, sliding.stride):
+        for window in document.windows(sliding.window, sliding.stride):
             logits = logits_of(generator, document, window)
             targets = targets_of(document, window)
             for part in parts_of(len(targets)):
                 nll -= float(taken(log_softmax(logits[part]), targets[part]).sum())
-        yield Score(document.name, len(document.tokens) - 1, nll)
+        yield Score(document.name, document.scored, nll)
 
 
 def perplexity(scores: Sequence[Score]) -> float:
@@ -242,7 +243,7 @@ def compare(
         documents: held-out text, in tokens that both understand.
         sliding: the windows [those that fit both contexts].
         continuations: from how many documents both go on writing.
-        prompt: tokens of a document that they are given, at most half of it.
+        prompt: tokens of a document that they are given, at most half of it; what an encoder reads is given whole.
         new_tokens: how many they write.
         seed: of the bootstrap.
         progress: told of every document.
@@ -266,10 +267,13 @@ def compare(
         found.append(_compared(original, candidate, document, sliding))
     room = min(original.context, candidate.context)
     beginnings = [
-        (document.name, document.tokens[: max(1, min(prompt, len(document.tokens) // 2, room - new_tokens))])
+        (
+            document.name,
+            document.read or document.tokens[: max(1, min(prompt, len(document.tokens) // 2, room - new_tokens))],
+        )
         for document in documents[:continuations]
     ]
-    sampling = Sampling(max_tokens=new_tokens)
+    sampling = Sampling(max_tokens=min(new_tokens, candidate.answers or new_tokens))
     return Compared(
         sliding,
         tuple(found),
@@ -318,7 +322,7 @@ def _compared(original: Generator, candidate: Generator, document: Document, sli
     """One document by both."""
     nll = other = kl = 0.0
     same = 0
-    for window in windows(len(document.tokens), sliding.window, sliding.stride):
+    for window in document.windows(sliding.window, sliding.stride):
         targets = targets_of(document, window)
         first, second = (logits_of(each, document, window) for each in (original, candidate))
         for part in parts_of(len(targets)):
@@ -327,7 +331,7 @@ def _compared(original: Generator, candidate: Generator, document: Document, sli
             other -= float(taken(q, targets[part]).sum())
             kl += float(divergence(p, q).sum())
             same += int((p.argmax(-1) == q.argmax(-1)).sum())
-    return Score(document.name, len(document.tokens) - 1, nll, other, kl, same)
+    return Score(document.name, document.scored, nll, other, kl, same)
 
 
 def _continued(

@@ -28,7 +28,11 @@ def logits_of(generator: Generator, document: Document, window: Window) -> NDArr
     import numpy as np
 
     tokens = np.array([document.tokens[window.begin : window.end]], np.int64)
-    logits = generator.score(tokens)[0, window.first - 1 - window.begin : -1]
+    before = window.first - 1 - window.begin
+    if document.read:  # an answer may take all places that there are, and its last token needs none
+        logits = generator.score(tokens[:, :-1], np.array([document.read], np.int64))[0, before:]
+    else:
+        logits = generator.score(tokens)[0, before:-1]
     if not np.isfinite(logits.max(-1)).all():
         raise GateFailed(f"{document.name}: the logits of {generator.facts.get('runtime', 'a decoder')} are not finite")
     return logits

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimizer.data.documents import Document, windows
+from optimizer.data.documents import Document
 from optimizer.evaluate.generation import Score, Sliding
 from optimizer.evaluate.logits import divergence, log_softmax, logits_of, parts_of, taken, targets_of
 from optimizer.generator import Generator
@@ -27,7 +27,7 @@ _Each = Callable[[int, int, "NDArray[np.float64]", "NDArray[np.int64]"], None]
 
 def bytes_of(document: Document, vocabulary: int) -> int:
     """What the logarithms of all probabilities of a document take, in float32."""
-    return 4 * vocabulary * (len(document.tokens) - 1)
+    return 4 * vocabulary * document.scored
 
 
 def remember(generator: Generator, document: Document, sliding: Sliding, folder: Path, whole: bool) -> Score:
@@ -46,7 +46,7 @@ def remember(generator: Generator, document: Document, sliding: Sliding, folder:
     import numpy as np
 
     folder.mkdir()
-    count = len(document.tokens) - 1
+    count = document.scored
     likeliest = np.zeros(count, np.int64)
     logs = None
     if whole:
@@ -100,13 +100,13 @@ def score_beside(generator: Generator, document: Document, sliding: Sliding, fol
             kl += float(divergence(logs[first:last].astype(np.float64), q).sum())
 
     _walk(generator, document, sliding, each)
-    return Score(document.name, len(document.tokens) - 1, nll, other, kl, same)
+    return Score(document.name, document.scored, nll, other, kl, same)
 
 
 def _walk(generator: Generator, document: Document, sliding: Sliding, each: _Each) -> None:
     """Every scored token of a document once, some of them at a time."""
     done = 0
-    for window in windows(len(document.tokens), sliding.window, sliding.stride):
+    for window in document.windows(sliding.window, sliding.stride):
         logits, targets = logits_of(generator, document, window), targets_of(document, window)
         for part in parts_of(len(targets)):
             each(done + part.start, done + part.stop, log_softmax(logits[part]), targets[part])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["check_asked", "check_scored"]
+__all__ = ["check_asked", "check_read", "check_scored"]
 
 
 def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: int, answers: int = 0) -> None:
@@ -63,6 +63,28 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
         raise BadInput(f"top logprobs must be from 0 to {vocabulary}, not {sampling.top_logprobs}")
     if sampling.json_schema and sampling.regex:
         raise BadInput("a text follows a JSON schema or a regular expression, not both")
+
+
+def check_read(tokens: NDArray[np.int64], read: NDArray[np.int64] | None, answers: int) -> None:
+    """Refuse prompts to score by for what has no encoder, and their lack for what has one.
+
+    Args:
+        tokens: to score, ``[rows, tokens]``.
+        read: the prompts, ``[rows, tokens of a prompt]``; None where there are none.
+        answers: most tokens of an answer; 0 where there is no encoder.
+
+    Raises:
+        BadInput: as said above, or there are not as many prompts as texts.
+    """
+    if read is None and answers:
+        raise BadInput(
+            "this model reads one text and writes another: texts alone cannot be scored with it",
+            "give pairs: rows with a `text` and a `target`",
+        )
+    if read is not None and not answers:
+        raise BadInput("this model reads no other text than it writes, and prompts were given beside what is scored")
+    if read is not None and len(read) != len(tokens):
+        raise BadInput(f"{len(tokens)} answers to score, and {len(read)} prompts")
 
 
 def check_scored(tokens: NDArray[np.int64], context: int, vocabulary: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from optimizer.errors import BadInput
-from optimizer.generating.asked import check_asked
+from optimizer.generating.asked import check_asked, check_read
 from optimizer.generating.config import DecoderConfig
 from optimizer.generating.guide import Guide, Guides
 from optimizer.generating.sampler import Sampler, logprob, top_logprobs
@@ -57,8 +57,10 @@ class Rows(Protocol):
     def move(self, source: int, target: int, length: int) -> None:
         """Put the first tokens of a row in place of another row's."""
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row."""
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row. ``read`` are
+        the prompts, where an encoder reads them.
+        """
 
 
 @dataclass
@@ -149,9 +151,10 @@ class LoopGenerator:
             self._awake.notify()
         return stream
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token; from any thread, beside texts that are being written."""
-        return self._decoder.score(tokens)
+        check_read(tokens, read, self.answers)
+        return self._decoder.score(tokens, read)
 
     def close(self) -> None:
         """End every text."""

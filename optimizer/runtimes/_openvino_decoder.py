@@ -207,10 +207,11 @@ class PagedDecoder:
         self._tables[target], self._tables[source] = self._tables[source], self._tables[target]
         self._bound = 0
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``, in a cache of its own."""
         import numpy as np
 
+        del read  # there is no encoder
         config = self._config
         check_scored(tokens, config.context, config.vocabulary)
         logits = np.empty((*tokens.shape, config.vocabulary), np.float32)

@@ -255,10 +255,11 @@ class Decoder:
         for buffer in self._buffers:
             buffer[target, :, :length] = buffer[source, :, :length]
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row."""
         import numpy as np
 
+        del read  # there is no encoder
         config = self._config
         check_scored(tokens, config.context, config.vocabulary)
         feeds = self._feeds(tokens, np.ones(tokens.shape, np.int64))

@@ -6,11 +6,13 @@ the beginning or backwards. What they attend to stays stacked while the same tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
+from optimizer.generating.asked import check_scored
 from optimizer.generating.config import DecoderConfig
 from optimizer.runtimes._ort_errors import ort_errors
 
@@ -76,22 +78,12 @@ class EncoderDecoder:
 
     def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Read prompts and begin their answers; logits of what follows, ``[prompts, vocabulary]``."""
-        import numpy as np
-
-        config = self._config
-        ids = np.zeros((len(prompts), max(prompt.size for prompt in prompts)), np.int64)
-        mask = np.zeros_like(ids)
-        for place, prompt in enumerate(prompts):
-            ids[place, : prompt.size], mask[place, : prompt.size] = prompt, 1
-        with ort_errors(config.file, "cpu"):
-            found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
-        empty = np.zeros((len(prompts), config.kv_heads, 0, config.head_size), np.float32)
-        group = _Group(mask, dict(zip(self._read, found, strict=True)), dict.fromkeys(self._past, empty))
+        group = self._encoded(prompts)
         texts = [_Text(prompt.size, group, place) for place, prompt in enumerate(prompts)]
         self._texts[row:] = texts
-        for token in config.start:
-            logits = self._run(texts, group, [token] * len(texts))
-        return logits
+        for token in self._config.start:
+            logits = self._written(texts, group, [token] * len(texts))
+        return self._chosen(logits)
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
         """One more token of each of the first rows; logits of what follows, ``[rows, vocabulary]``."""
@@ -106,9 +98,29 @@ class EncoderDecoder:
         for members in by_length.values():
             texts = [self._texts[row] for row in members]
             group = self._group(texts)
-            logits[members] = self._run(texts, group, [tokens[row] for row in members])
+            logits[members] = self._written(texts, group, [tokens[row] for row in members])
             last.append((texts, group))
         self._last = last
+        return self._chosen(logits)
+
+    def _encoded(self, prompts: Sequence[NDArray[np.int64]]) -> _Group:
+        """What answers to prompts attend to, before their first token."""
+        import numpy as np
+
+        config = self._config
+        ids = np.zeros((len(prompts), max(prompt.size for prompt in prompts)), np.int64)
+        mask = np.zeros_like(ids)
+        for place, prompt in enumerate(prompts):
+            ids[place, : prompt.size], mask[place, : prompt.size] = prompt, 1
+        with ort_errors(config.file, "cpu"):
+            found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
+        empty = np.zeros((len(prompts), config.kv_heads, 0, config.head_size), np.float32)
+        return _Group(mask, dict(zip(self._read, found, strict=True)), dict.fromkeys(self._past, empty))
+
+    def _chosen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits by which no token comes that never does."""
+        if self._config.never:
+            logits[:, list(self._config.never)] = -math.inf
         return logits
 
     def _group(self, texts: list[_Text]) -> _Group:
@@ -133,8 +145,16 @@ class EncoderDecoder:
             },
         )
 
-    def _run(self, texts: list[_Text], group: _Group, tokens: list[int]) -> NDArray[np.float32]:
-        """One token more for texts that are equally long; logits, ``[texts, vocabulary]``."""
+    def _written(self, texts: list[_Text], group: _Group, tokens: list[int]) -> NDArray[np.float32]:
+        """One token more for texts that are equally long, which are the group's rows from then on."""
+        logits = self._run(group, tokens)
+        for row, text in enumerate(texts):
+            text.group, text.row = group, row
+            text.length += 1
+        return logits
+
+    def _run(self, group: _Group, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """One token more for each row of a group; logits, ``[rows, vocabulary]``."""
         import numpy as np
 
         feeds: dict[str, Any] = {
@@ -148,12 +168,7 @@ class EncoderDecoder:
                 ["logits", *self._present], {name: value for name, value in feeds.items() if name in self._names}
             )
         group.past = dict(zip(self._past, present, strict=True))
-        for row, text in enumerate(texts):
-            text.group, text.row = group, row
-            text.length += 1
         logits: NDArray[np.float32] = answer[:, 0]
-        if self._config.never:
-            logits[:, list(self._config.never)] = -np.inf
         return logits
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -161,9 +176,15 @@ class EncoderDecoder:
         del length
         self._texts[target] = self._texts[source]
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Refused: what follows a token depends on a text that was read."""
-        raise BadInput(
-            f"{self._config.folder} reads one text and writes another: texts alone cannot be scored with it",
-            "compare what it writes with what PyTorch wrote: ml-opt verify REF --against golden",
-        )
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Logits after every token of answers to prompts that are equally long, written one by one, as they would be;
+        tokens that are never chosen have theirs too.
+        """
+        import numpy as np
+
+        config = self._config
+        assert read is not None  # the loop sees to it
+        check_scored(tokens, config.answers + len(config.start) - 1, config.vocabulary)
+        check_scored(read, config.context, config.vocabulary)
+        group = self._encoded(list(read))
+        return np.stack([self._run(group, column.tolist()) for column in tokens.T], axis=1)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.environment import cpu_threads
 from optimizer.errors import BadInput, GateFailed, MissingPiece, MlOptError
-from optimizer.generating.asked import check_asked
+from optimizer.generating.asked import check_asked, check_read
 from optimizer.generating.config import read_config
 from optimizer.generating.guide import check_schema, spaced
 from optimizer.generating.stream import Stream
@@ -143,8 +143,9 @@ class GenaiGenerator:
             self._awake.notify()
         return text.stream
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, by a session of ONNX Runtime's own, which is opened with the first call."""
+        check_read(tokens, read, 0)
         with self._scoring:
             if self._scorer is None:
                 self._scorer = Decoder(open_session(self._config.file, self._threads), self._config, 1)

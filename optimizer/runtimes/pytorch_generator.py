@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.environment import cpu_threads, version_of
 from optimizer.errors import BadInput, missing_package
+from optimizer.generating.asked import check_read
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.hf import quiet_libraries, read_config
 from optimizer.hf_errors import config_error, weights_error
@@ -122,18 +123,17 @@ class TorchGenerator:
                 self._waiting.remove(ended)
                 ended.pieces.put(Piece((), Finish.CANCELLED))
 
-    def score(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits of what follows each token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``."""
         import torch
 
-        if self.answers:
-            raise BadInput(
-                "this model reads one text and writes another: texts alone cannot be scored with it",
-                "hold what was exported from it to golden answers: ml-opt verify REF --against golden",
-            )
-        _check_rows(tokens, self.context, self.vocabulary)
+        check_read(tokens, read, self.answers)
+        asked = {"input_ids": tokens} if read is None else {"input_ids": read, "decoder_input_ids": tokens}
+        for each in asked.values():
+            _check_rows(each, self.context, self.vocabulary)
+        given = {name: torch.from_numpy(each.copy()) for name, each in asked.items()}
         with self._turn, torch.inference_mode():
-            logits = self._module(input_ids=torch.from_numpy(tokens.copy()), use_cache=False).logits
+            logits = self._module(**given, use_cache=False).logits
         found: NDArray[np.float32] = logits.float().numpy()
         return found
 

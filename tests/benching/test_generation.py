@@ -57,7 +57,7 @@ class Paced:
 
         return Text()
 
-    def score(self, tokens: Any) -> Any:
+    def score(self, tokens: Any, read: Any = None) -> Any:
         raise NotImplementedError
 
     def close(self) -> None: ...

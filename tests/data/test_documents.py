@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.decoders import decoder
-from optimizer.data.documents import read_documents, windows
+from optimizer.data.documents import Answers, read_documents, read_pairs, windows
 from optimizer.errors import BadInput, Damaged
 
 
@@ -72,3 +72,37 @@ def test_a_folder_without_a_tokenizer_and_one_that_is_damaged(tmp_path: Path) ->
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(Damaged, match="cannot be read"):
         read_documents(data, tmp_path)
+
+
+def test_pairs_are_a_prompt_as_it_is_read_and_an_answer_as_it_is_written(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = decoder("llama", size="tiny")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "def add(a, b):", "summary": "adds two"}) + "\n")
+    (found,) = read_pairs(path, folder, Answers((7, 8), 1, 64, 64))
+    assert list(found.read) == tokenizer("def add(a, b):").input_ids
+    assert list(found.tokens) == [7, 8, *tokenizer("adds two", add_special_tokens=False).input_ids, 1]
+    assert (found.first, found.scored) == (2, len(found.tokens) - 2)
+    (whole,) = found.windows(2, 1)
+    assert (whole.begin, whole.end, whole.first) == (0, len(found.tokens), 2)
+    (endless,) = read_pairs(path, folder, Answers((7,), None, 64, 64))
+    assert endless.tokens == (7, *found.tokens[2:-1])
+
+
+@pytest.mark.parametrize(
+    ("row", "answers", "said"),
+    [
+        ({"text": "a"}, Answers((7,), 1, 9, 9), "no column for target"),
+        ({"text": "a", "target": 3}, Answers((7,), 1, 9, 9), "target should be a text"),
+        ({"text": "a", "target": ""}, Answers((7,), None, 9, 9), "its answer has no token"),
+        ({"text": "x y z a b c", "target": "a"}, Answers((7,), 1, 3, 9), "the model takes 3"),
+        ({"text": "a", "target": "x y z a b c"}, Answers((7,), 1, 9, 3), "its answer has"),
+    ],
+)
+def test_a_pair_that_is_none_is_refused(row: dict[str, object], answers: Answers, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(BadInput, match=said):
+        read_pairs(path, decoder("llama", size="tiny"), answers)

@@ -20,7 +20,7 @@ class Texts:
     end_tokens: tuple[int, ...]
     facts: dict[str, JSON]
 
-    def score(self, tokens: Any) -> Any:
+    def score(self, tokens: Any, read: Any = None) -> Any:
         raise NotImplementedError
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> Any:
@@ -60,7 +60,7 @@ class Planted(Texts):
         self.end_tokens, self.facts = (), {"runtime": "planted"}
         self.seen: list[list[int]] = []
 
-    def score(self, tokens: Any) -> Any:
+    def score(self, tokens: Any, read: Any = None) -> Any:
         self.seen += tokens.tolist()
         assert tokens.shape[1] <= self.context
         rows = [[self.rule(int(token), place) for place, token in enumerate(row)] for row in tokens]
@@ -85,7 +85,7 @@ class Graph(Texts):
         self.end_tokens = (ends,) if isinstance(ends, int) else tuple(ends)
         self.facts = {"runtime": "onnxruntime"}
 
-    def score(self, tokens: Any) -> Any:
+    def score(self, tokens: Any, read: Any = None) -> Any:
         rows, length = tokens.shape
         feeds: dict[str, Any] = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
         for each in self.session.get_inputs():

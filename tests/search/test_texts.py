@@ -41,11 +41,11 @@ def opened(candidate, threads):
     asked = json.loads(candidate.path.read_text())
     table = np.array(asked["table"])
     class Slow(Planted):
-        def score(self, tokens):
+        def score(self, tokens, read=None):
             time.sleep(asked.get("step_s", 0))
             if asked.get("dies"):
                 os._exit(7)
-            return super().score(tokens)
+            return super().score(tokens, read)
     return Slow(lambda token, place: table[token % 8], asked.get("vocabulary", 8))
 
 main(opened)

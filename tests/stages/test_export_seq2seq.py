@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 import optimizer
 from benchmarks.decoders import decoder
 from optimizer.artifact import Artifact
-from optimizer.checks.optimize import CHECK as OPTIMIZE
 from optimizer.data.continuations import load_continuations
+from optimizer.data.documents import Document
 from optimizer.errors import BadInput, MlOptError
+from optimizer.evaluate.generation import Sliding, score_documents
+from optimizer.evaluate.judged import read_judged
 from optimizer.generator import Finish, Generator, GeneratorOptions, Sampling, open_generator
-from optimizer.stage import silent
+from optimizer.search.texts.candidates import plan_texts
 from optimizer.store import Store
 
 
@@ -259,10 +262,125 @@ def test_what_runs_decoders_alone_says_what_to_use(exported: Any, folders: Any) 
         with pytest.raises(MlOptError, match="reads with an encoder") as refused:
             open_generator(exported("t5").path, options)
         assert "provider cpu" in refused.value.hint
-    asked = OPTIMIZE.options.from_mapping({"task": "text-generation", "max_drop": "2%", "eval": "x.jsonl"}, "optimize")
-    for model in (str(folders("t5")), exported("t5").ref):
-        with pytest.raises(BadInput, match="optimize judges decoders alone"):
-            OPTIMIZE.run((model,), asked, exported.store, silent)
+
+
+@pytest.fixture(scope="module")
+def pairs(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts, and what T5 answers to them."""
+    from tokenizers import Tokenizer
+
+    folder = exported("t5").path
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = [f"def {name}(self):" for name in ("read", "write", "close", "open", "seek", "tell", "flush", "fileno")]
+    generator = open_generator(folder)
+    try:
+        answers = written(generator, [tokenizer.encode(text).ids for text in texts], 12)
+    finally:
+        generator.close()
+    rows = [{"asked": text, "target": tokenizer.decode(answer)} for text, answer in zip(texts, answers, strict=True)]
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", kin("marian", "mbart", "m2m_100"))
+def test_an_answer_is_as_likely_as_pytorch_says(name: str, folders: Any, exported: Any, pairs: Path) -> None:
+    """All tokens are scored, the one that ends an answer too, but not what every answer begins with."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    artifact = exported(name)
+    documents = read_judged(pairs, artifact.path, {"text": "asked"})
+    model = AutoModelForSeq2SeqLM.from_pretrained(folders(name)).eval()
+    forced = [token for token in [model.generation_config.forced_bos_token_id] if token is not None]
+    for options in (GeneratorOptions(), GeneratorOptions("torch", "torch")):
+        generator = open_generator(artifact.path if options.runtime == "auto" else folders(name), options)
+        try:
+            scores = list(score_documents(generator, documents, Sliding(8, 4)))
+        finally:
+            generator.close()
+        for document, score in zip(documents, scores, strict=True):
+            said = document.tokens[document.first :]
+            assert said[-1] == END
+            labels = torch.tensor([[*forced, *said]])
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([document.read]), labels=labels).logits[0, len(forced) :]
+            wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(said), reduction="sum")
+            assert score.tokens == len(said)
+            assert score.nll == pytest.approx(float(wanted), rel=1e-4, abs=1e-3)
+
+
+def test_an_answer_that_takes_every_place_is_scored(exported: Any) -> None:
+    generator = open_generator(exported("bart").path)
+    most = (END, BEGIN, *[5] * 94, END)
+    try:
+        (score,) = score_documents(generator, [Document("most", most, (7,) * 96, 2)], Sliding(8, 4))
+        assert score.tokens == 95
+        assert np.isfinite(score.nll)
+        with pytest.raises(BadInput, match="97 tokens to score, and the context has 96"):
+            list(score_documents(generator, [Document("more", (*most, END), (7,), 2)], Sliding(8, 4)))
+        with pytest.raises(BadInput, match="97 tokens to score"):
+            list(score_documents(generator, [Document("read", most, (7,) * 97, 2)], Sliding(8, 4)))
+        with pytest.raises(BadInput, match="1 answers to score, and 2 prompts"):
+            generator.score(np.ones((1, 2), np.int64), np.ones((2, 2), np.int64))
+    finally:
+        generator.close()
+
+
+def test_pairs_decide_what_is_kept_of_it(
+    exported: Any, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optimizer.cli.main import run
+    from optimizer.search.texts import run as texts_run
+
+    def fewer(*given: Any, **more: Any) -> Any:
+        plan = plan_texts(*given, **more)
+        return replace(plan, ideas=tuple(idea for idea in plan.ideas if idea.name in ("fp32", "int8")))
+
+    monkeypatch.setattr(texts_run, "plan_texts", fewer)
+    store, ref = str(exported.store.root), exported("t5").ref
+    asked = ["--column", "text=asked", "--store", store]
+    assert run(["verify", ref, "--against", "source", "--data", str(pairs), *asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["compared"]
+    assert found["perplexity"]["ratio"]["value"] == pytest.approx(1, abs=1e-4)
+    assert found["match"]["whole"] == 1
+    # The weights were drawn and not learned, and the texts are eight: little can be promised.
+    asked += ["--max-drop", "60%", "--shape", "2x6+4", "--duration", "0.05", "--rounds", "3"]
+    assert run(["optimize", ref, "--eval", str(pairs), *asked, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["verdict"], report["metric"]) == ("PASS", "perplexity")
+    exact, rounded = report["candidates"]
+    assert (exact["name"], rounded["name"]) == ("fp32", "int8")
+    assert exact["kl"]["worst"] < 1e-6 < rounded["kl"]["mean"] < 0.2
+    assert exact["gates"][0]["value"] == pytest.approx(0, abs=1e-4)
+    assert sum(exact["rows"]["nll"]) == pytest.approx(sum(report["original"]["rows"]["nll"]), rel=1e-5)
+    assert any("The longest prompt has" in note for note in report["notes"])
+
+
+def test_what_cannot_be_asked_of_pairs(
+    folders: Any, exported: Any, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optimizer.cli.main import run
+
+    store = ["--store", str(exported.store.root)]
+    assert run(["optimize", str(folders("t5")), "--dry-run", "--json", *store]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    left = {each["name"]: each["reason"] for each in plan["left_out"]}
+    assert "processor provider alone" in left["int4-openvino"]
+    assert "known of decoders alone" in left["int4-k_quant_mixed"]
+    assert {"int8", "int4-k_quant_last"} <= {each["name"] for each in plan["candidates"]}
+
+    def refused(*words: str) -> str:
+        assert run(["optimize", exported("t5").ref, *words, "--max-drop", "2%", *store]) == 2
+        return capsys.readouterr().err
+
+    named = ["--eval", str(pairs), "--column", "text=asked"]
+    assert "its 4 bits learn from no text" in refused(*named, "--calib", str(pairs))
+    assert "200 for a prompt and 200 for its answer" in refused(*named, "--shape", "1x8+201")
+    assert "no column for target" in refused("--eval", str(pairs), "--column", "text=asked", "--column", "target=x")
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"text": "a", "target": "word " * 300}) + "\n", encoding="utf-8")
+    assert "row 1: its answer has" in refused("--eval", str(long))
 
 
 def test_prompt_and_answer_have_limits_of_their_own(exported: Any) -> None:

@@ -20,6 +20,8 @@ _NATIVE = "openvino-native"
 _HALVES = (Precision.FP16, Precision.BF16)
 _NO_HALVES = "on a processor, ONNX Runtime lacks the kernels of a decoder in 16 bits"
 _NO_BF16 = "the processor has no bf16 arithmetic"
+_NO_PAIRS = "models that read with an encoder run on ONNX Runtime's processor provider alone"
+_NO_MIXED = "which products are sensitive is known of decoders alone"
 
 
 def _ideas(common: Mapping[str, JSON], bf16: bool, learned: Mapping[str, JSON]) -> Iterable[Idea]:
@@ -80,6 +82,7 @@ def plan_texts(
     learned: Mapping[str, JSON] | None = None,
     precisions: tuple[str, ...] = (),
     device: Device = Device.AUTO,
+    pairs: bool = False,
 ) -> Plan:
     """List what is worth trying.
 
@@ -89,6 +92,7 @@ def plan_texts(
         learned: options of it that say what GPTQ learns from (``calib``, ``column``); without, nothing is learned.
         precisions: only these.
         device: only there.
+        pairs: the model reads with an encoder, and writes with a decoder.
 
     Raises:
         BadInput: what was asked leaves nothing to try.
@@ -108,6 +112,10 @@ def plan_texts(
             reason = f"--precision {','.join(precisions)} was asked for"
         elif device is not Device.AUTO and on_gpu != (device is Device.CUDA):
             reason = f"--device {device} was asked for"
+        elif pairs and idea.provider is not _CPU:
+            reason = _NO_PAIRS
+        elif pairs and str(idea.steps[0].options.get("algorithm", "")).endswith("_mixed"):
+            reason = _NO_MIXED
         elif on_gpu and "cuda" not in machine.providers:
             reason = machine.why_not("cuda")
         elif idea.provider.name == _NATIVE and _NATIVE not in machine.providers:

@@ -26,6 +26,8 @@ from optimizer.environment import cpu_threads, describe
 from optimizer.errors import BadInput
 from optimizer.evalset import histogram, refuse_shared
 from optimizer.evaluate.generation import Sliding
+from optimizer.evaluate.judged import read_judged
+from optimizer.generating.config import read_config as generator_config
 from optimizer.hf import generator_class, read_config
 from optimizer.search.asked import columns_of
 from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
@@ -77,7 +79,7 @@ def writes_text(model: str, options: Optimize, store: Store) -> bool:
         return False
     try:
         raw = read_config(Path(model))
-        return bool(generator_class(raw)) and not raw.get("is_encoder_decoder")
+        return bool(generator_class(raw))
     except BadInput:
         return False
 
@@ -95,19 +97,24 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
         MlOptError: there is no verdict: bad data, a model that writes no text, options that contradict each other.
     """
     started = time.monotonic()
-    _refuse(model, options, store)
+    pairs = _refuse(model, options, store)
     for path in filter(None, (options.eval, options.calib)):
         format_of(path)
     base = _found(model, options, store) if is_reference(model, store) else None
     machine = Machine.here(texts=True)
     precisions = split_names(options.precision, "value of --precision", [p.value for p in Precision])
-    planned = plan_texts(
-        machine, common=_common(base), learned=_learned(options), precisions=precisions, device=options.device
-    )
+
+    def plan(pairs: bool) -> Plan:
+        common, learned = _common(base), _learned(options)
+        return plan_texts(
+            machine, common=common, learned=learned, precisions=precisions, device=options.device, pairs=pairs
+        )
+
+    planned = plan(pairs)
     if options.dry_run:
         if base is None:
             resolve_source(model)
-        rules = _rules(options, started, _loads(options, 10**9))
+        rules = _rules(options, started, _loads(options, 10**9, 10**9 if pairs else 0))
         return PlanReport(model, planned, rules.timing_s(1 + len(planned.ideas)), describe())
     _check_budgets(options)
     assert options.eval is not None
@@ -117,13 +124,15 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
         progress("exporting")
         threads = options.threads or cpu_threads()
         base = export(model, options.name, store, threads, options.timeout, progress, stage=TEXT_EXPORT)
+        if not pairs and _reads_apart(base.ref, options, store):  # a hub id, of which nothing was known before
+            planned = plan(True)
     export_s = time.monotonic() - began
     progress("reading the data")
     context = int(base.model_info["max_length"])
     documents = _documents(options.eval, base, options)
     calib = _calib(options, base, documents)
     sliding = Sliding.within(context)
-    rules = _rules(options, started, _loads(options, context))
+    rules = _rules(options, started, _loads(options, context, generator_config(base.path).answers))
     original = default_baseline([parse(base.ref, store)], store)
     contest = _held(original, base, planned, documents, sliding, rules, store, progress)
     report = summarized(contest, original, planned, [], rules, store)
@@ -133,7 +142,7 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
         command=shlex.join(["ml-opt", "optimize", model, *options.to_flags()]),
         model=model,
         data={"eval": _about(options.eval, documents), "calib": calib},
-        notes=(*report.notes, *_shared_notes(options), *_notes(documents, sliding, context, contest, base)),
+        notes=(*report.notes, *_shared_notes(options), *_notes(documents, context, contest, base)),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
@@ -165,8 +174,8 @@ def _held(
         )
 
 
-def _refuse(model: str, options: Optimize, store: Store) -> None:
-    """Say now what cannot be asked of a model that writes text, or of this one."""
+def _refuse(model: str, options: Optimize, store: Store) -> bool:
+    """Say now what cannot be asked of a model that writes text, or of this one; whether it reads with an encoder."""
     for name, why in _NOT_FOR_TEXTS.items():
         if name in options.changed():
             raise BadInput(f"--{name.replace('_', '-')} is not for models that write text: {why}", "leave it out")
@@ -182,10 +191,22 @@ def _refuse(model: str, options: Optimize, store: Store) -> None:
             f"--confidence {options.confidence} is more than the bounds of {PERPLEXITY} can be drawn for",
             f"ask for {HIGHEST_CONFIDENCE} at most",
         )
+    pairs = _reads_apart(model, options, store)
+    if pairs and options.calib is not None:
+        raise BadInput(
+            f"--calib is for GPTQ, and {model} reads with an encoder: its 4 bits learn from no text", "leave it out"
+        )
+    return pairs
+
+
+def _reads_apart(model: str, options: Optimize, store: Store) -> bool:
+    """Whether a model reads with an encoder; of a hub id that is not known before it was downloaded.
+
+    Raises:
+        BadInput: it writes no text.
+    """
     if is_reference(model, store):
-        if "encoder" in store.get(model).manifest.facts:
-            raise _no_pairs(model)
-        return
+        return "encoder" in store.get(model).manifest.facts
     if model.endswith(".onnx"):
         raise BadInput(f"{model} is an .onnx file, and text generators are made from a model folder or a hub id")
     if (Path(model) / "config.json").is_file():
@@ -195,15 +216,8 @@ def _refuse(model: str, options: Optimize, store: Store) -> None:
         except BadInput as error:
             asked = "--task text-generation" if options.task else f"--metric {PERPLEXITY}"
             raise BadInput(error.message, f"leave {asked} out") from None
-        if raw.get("is_encoder_decoder"):
-            raise _no_pairs(model)
-
-
-def _no_pairs(model: str) -> BadInput:
-    return BadInput(
-        f"{model} reads with an encoder, and optimize judges decoders alone, by {PERPLEXITY}",
-        "export it in int8 or int4, and compare with ml-opt verify REF --against golden, and ml-opt bench",
-    )
+        return bool(raw.get("is_encoder_decoder"))
+    return False
 
 
 def _check_budgets(options: Optimize) -> None:
@@ -233,14 +247,19 @@ def _common(base: Artifact | None) -> dict[str, JSON]:
     return {name: given[name] for name in _COMMON if given.get(name)}
 
 
-def _loads(options: Optimize, context: int) -> tuple[Writing, ...]:
+def _loads(options: Optimize, context: int, answers: int) -> tuple[Writing, ...]:
     """What is timed, the objective's first.
+
+    Args:
+        options: what is asked.
+        context: most tokens of a prompt and its answer.
+        answers: most tokens of an answer where the context is about the prompt alone; 0 where it is not.
 
     Raises:
         BadInput: it is beyond the context.
     """
-    new = min(_NEW, max(1, context // 4))
-    prompt = min(_PROMPT, context - new)
+    new = min(_NEW, answers or max(1, context // 4))
+    prompt = min(_PROMPT, context if answers else context - new)
     if options.shape is None:
         return tuple(Writing(batch, prompt, new) for batch in _BATCHES[options.objective])
     if "+" in options.shape:
@@ -248,10 +267,12 @@ def _loads(options: Optimize, context: int) -> tuple[Writing, ...]:
     else:
         shape = Shape.parse(options.shape)
         load = Writing(shape.batch, shape.sequence or prompt, new)
-    if load.prompt + load.new > context:
+    fits = load.prompt <= context and load.new <= answers if answers else load.prompt + load.new <= context
+    if not fits:
+        apart = f"{context} for a prompt and {answers} for its answer" if answers else f"{context}"
         raise BadInput(
             f"--shape {load}: prompts of {load.prompt} tokens and {load.new} new ones are more than the context of "
-            f"{context}",
+            f"{apart}",
             f"write --shape {load.batch}x{prompt}+{new}",
         )
     return (load,)
@@ -276,7 +297,7 @@ def _documents(path: Path, base: Artifact, options: Optimize) -> list[Document]:
     Raises:
         BadInput: there are too few of which anything can be scored.
     """
-    found = read_documents(path, base.path, named_columns(options.column))
+    found = read_judged(path, base.path, named_columns(options.column))
     if len(found) < FEWEST:
         raise BadInput(
             f"{path} has {len(found)} text{'' if len(found) == 1 else 's'} of two tokens or more: how texts differ, "
@@ -318,7 +339,7 @@ def _shared_notes(options: Optimize) -> list[str]:
 
 def _about(path: Path, documents: Sequence[Document]) -> dict[str, JSON]:
     """What a report says of the data."""
-    lengths = [len(each.tokens) for each in documents]
+    lengths = [len(each.read) + len(each.tokens) for each in documents]
     return {
         "file": path.name,
         "sha256": digest_data(path),
@@ -330,16 +351,15 @@ def _about(path: Path, documents: Sequence[Document]) -> dict[str, JSON]:
     }
 
 
-def _notes(
-    documents: Sequence[Document], sliding: Sliding, context: int, contest: Contest, base: Artifact
-) -> list[str]:
+def _notes(documents: Sequence[Document], context: int, contest: Contest, base: Artifact) -> list[str]:
     """What to know of the data before trusting the verdict."""
     notes = []
-    longest = max(len(each.tokens) for each in documents)
-    if longest < sliding.window:
+    longest = max(len(each.read or each.tokens) for each in documents)
+    if longest < Sliding.within(context).window:
+        what = "prompt" if documents[0].read else "text"
         notes.append(
-            f"The longest text has {longest:,} tokens, and the model takes {context:,}: what it does with more before "
-            "a token was not seen."
+            f"The longest {what} has {longest:,} tokens, and the model takes {context:,}: what it does with more "
+            "before a token was not seen."
         )
     known = contest.original
     assert isinstance(known, TextScores)

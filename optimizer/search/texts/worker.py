@@ -51,7 +51,8 @@ class DocumentWorker(GenerationWorker):
         known = self._read or json.loads(Path(request["documents"]).read_text(encoding="utf-8"))
         self._read = known
         said = known["documents"][request["place"]]
-        document, sliding = Document(said["name"], tuple(said["tokens"])), Sliding(**known["sliding"])
+        document = Document(said["name"], tuple(said["tokens"]), tuple(said["read"]), said["first"])
+        sliding = Sliding(**known["sliding"])
         folder = Path(request["folder"])
         if "nll" in request:
             score = score_beside(self._opened_one, document, sliding, folder, request["nll"])

