@@ -32,6 +32,7 @@ __all__ = [
     "Sampling",
     "discover",
     "open_generator",
+    "room",
 ]
 
 
@@ -65,6 +66,17 @@ class Sampling:
     logprobs: bool = False
     min_tokens: int = 0
     top_logprobs: int = 0
+
+
+def room(prompt: int, context: int, answers: int) -> int:
+    """Most tokens of an answer to a prompt of so many.
+
+    Args:
+        prompt: tokens of it.
+        context: of :class:`Generator`.
+        answers: of :class:`Generator`.
+    """
+    return answers or context - prompt
 
 
 class Finish(StrEnum):

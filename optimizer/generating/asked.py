@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput
-from optimizer.generator import Sampling
+from optimizer.generator import Sampling, room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
     if sampling.max_tokens > (answers or context):
         raise BadInput(
             f"max tokens is {sampling.max_tokens}, and the model's context has {answers or context} tokens",
-            f"ask for at most {answers or context - len(prompt)} with this prompt",
+            f"ask for at most {room(len(prompt), context, answers)} with this prompt",
         )
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
         raise BadInput(f"the temperature must be a number from 0 up, not {sampling.temperature}")

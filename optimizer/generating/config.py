@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import BadInput
+from optimizer.generator import room
 
 __all__ = ["CONFIG_NAME", "DecoderConfig", "read_config"]
 
@@ -55,7 +56,7 @@ class DecoderConfig:
 
     def room(self, prompt: int) -> int:
         """Most tokens of an answer to a prompt of so many."""
-        return self.answers or self.context - prompt
+        return room(prompt, self.context, self.answers)
 
     def need_decoder(self, runtime: str) -> None:
         """Refuse, for a runtime that runs decoders alone; raises :class:`BadInput`."""

@@ -7,7 +7,7 @@ the beginning or backwards. What they attend to stays stacked while the same tex
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,12 @@ class EncoderDecoder:
 
     def __init__(self, encoder: Any, decoder: Any, config: DecoderConfig, slots: int) -> None:
         self._encoder, self._decoder, self._config, self.slots = encoder, decoder, config, slots
-        places = [f"{layer}.{side}" for layer in range(config.layers) for side in _SIDES]
-        self._read = [f"cross.{place}" for place in places]
-        self._past = [f"past_key_values.{place}" for place in places]
-        self._present = [f"present.{place}" for place in places]
+        self._read = _of_layers(config, config.inputs, "cross_past", "cross")
+        self._past = _of_layers(config, config.inputs, "past", "past_key_values")
+        self._present = _of_layers(config, config.outputs, "present", "present")
+        self._ids = config.inputs.get("input_ids", "input_ids")
+        self._mask = config.inputs.get("encoder_attention_mask", "encoder_attention_mask")
+        self._logits = config.outputs.get("logits", "logits")
         self._names = {each.name for each in decoder.get_inputs()}
         made = {each.name for each in encoder.get_outputs()}
         if missing := [name for name in (*self._read, *self._past) if name not in self._names]:
@@ -158,14 +160,15 @@ class EncoderDecoder:
         import numpy as np
 
         feeds: dict[str, Any] = {
-            "input_ids": np.array(tokens, np.int64)[:, None],
-            "encoder_attention_mask": group.mask,
+            self._ids: np.array(tokens, np.int64)[:, None],
+            self._mask: group.mask,
             **group.read,
             **group.past,
         }
         with ort_errors(self._config.file, "cpu"):
             answer, *present = self._decoder.run(
-                ["logits", *self._present], {name: value for name, value in feeds.items() if name in self._names}
+                [self._logits, *self._present],
+                {name: value for name, value in feeds.items() if name in self._names},
             )
         group.past = dict(zip(self._past, present, strict=True))
         logits: NDArray[np.float32] = answer[:, 0]
@@ -188,3 +191,9 @@ class EncoderDecoder:
         check_scored(read, config.context, config.vocabulary)
         group = self._encoded(list(read))
         return np.stack([self._run(group, column.tolist()) for column in tokens.T], axis=1)
+
+
+def _of_layers(config: DecoderConfig, names: Mapping[str, str], part: str, usual: str) -> list[str]:
+    """Names of keys and values of every layer, in the order of the layers."""
+    of_sides = [names.get(f"{part}_{side}_names", f"{usual}.%d.{side}") for side in _SIDES]
+    return [name % layer for layer in range(config.layers) for name in of_sides]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.environment import cpu_threads, version_of
 from optimizer.errors import BadInput, missing_package
 from optimizer.generating.asked import check_read
-from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
+from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling, room
 from optimizer.hf import quiet_libraries, read_config
 from optimizer.hf_errors import config_error, weights_error
 from optimizer.types import JSON
@@ -179,10 +179,10 @@ class TorchGenerator:
             mask[row, place] = 1
         ends = (*self.end_tokens, *sampling.stop_tokens)
         watching = _Watching(texts, ends, self._unsaid)
-        room = self.answers or self.context - width
+        most = min(sampling.max_tokens, room(width, self.context, self.answers))
         # What a folder's generation_config says of sampling is not asked for here.
         settings: dict[str, Any] = {
-            "max_new_tokens": min(sampling.max_tokens, room) + self._unsaid,
+            "max_new_tokens": most + self._unsaid,
             "min_new_tokens": sampling.min_tokens + self._unsaid if sampling.min_tokens else None,
             "eos_token_id": list(ends) or None,
             "pad_token_id": ends[0] if ends else 0,

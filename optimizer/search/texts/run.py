@@ -28,6 +28,7 @@ from optimizer.evalset import histogram, refuse_shared
 from optimizer.evaluate.generation import Sliding
 from optimizer.evaluate.judged import read_judged
 from optimizer.generating.config import read_config as generator_config
+from optimizer.generator import room
 from optimizer.hf import generator_class, read_config
 from optimizer.search.asked import columns_of
 from optimizer.search.bootstrap import HIGHEST_CONFIDENCE
@@ -267,8 +268,7 @@ def _loads(options: Optimize, context: int, answers: int) -> tuple[Writing, ...]
     else:
         shape = Shape.parse(options.shape)
         load = Writing(shape.batch, shape.sequence or prompt, new)
-    fits = load.prompt <= context and load.new <= answers if answers else load.prompt + load.new <= context
-    if not fits:
+    if load.prompt > context or load.new > room(load.prompt, context, answers):
         apart = f"{context} for a prompt and {answers} for its answer" if answers else f"{context}"
         raise BadInput(
             f"--shape {load}: prompts of {load.prompt} tokens and {load.new} new ones are more than the context of "

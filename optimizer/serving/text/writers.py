@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from optimizer.digest import digest_json
 from optimizer.errors import BadInput
 from optimizer.generating.tokens import TextTokenizer
-from optimizer.generator import Generator
+from optimizer.generator import Generator, room
 from optimizer.serving.problems import Problem
 from optimizer.serving.text.asked import Asked
 from optimizer.serving.text.observer import Observer
@@ -187,7 +187,7 @@ class Writer:
 
     def _left(self, prompt: Sequence[int]) -> int:
         """Most tokens of an answer to a prompt."""
-        return self.generator.answers or self.generator.context - len(prompt)
+        return room(len(prompt), self.generator.context, self.generator.answers)
 
     def most_tokens(self, asked: Asked, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens that a request may at most come to: those of its prompts once, and all that may be written."""
