@@ -118,7 +118,7 @@ def _of_graph(folder: Path, halved: bool) -> Traffic:
         if stored is not None and _read_whole(value):
             scales = any(use.node.op_type == "MatMulNBits" for use in value.uses())
             weights += stored.nbytes // (2 if halved and stored.dtype.name == "FLOAT" and not scales else 1)
-    pasts = [each for each in model.graph.inputs if each.name and "past" in each.name and each.dtype is not None]
+    pasts = [each for each in model.graph.inputs if (each.name or "").startswith("past_key") and each.dtype is not None]
     return Traffic(weights, _cached(configuration(folder), 2 if halved else pasts[0].dtype.itemsize if pasts else 4))
 
 

@@ -1,8 +1,9 @@
 """Encoder-decoders (T5, BART and their kin) as two graphs: what reads a prompt, and what writes one token.
 
 The encoder's graph answers with what every layer of the decoder attends to, its keys and values of the prompt; they
-are computed once a text. The decoder's graph writes one token of equally long texts: its own keys and values go
-in and come out one token longer.
+are computed once a text. The decoder's graph writes one token of several texts: its own keys and values go in and come
+out one token longer. Those of texts with fewer tokens than others lie at the right end, behind as many that are not
+read; models that count positions from the beginning are told how many there are.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["ENCODER_NAME", "Graphs", "parity", "start_tokens", "suppressed_tokens", "trace", "write_config"]
 
 ENCODER_NAME = "encoder.onnx"
+#: The decoder's input that says how many tokens of the past are a text's own.
+LENGTHS = "past_lengths"
 
 _OPSET = 20
 _NAME = "ml_opt_seq2seq"
@@ -45,9 +48,10 @@ class Graphs:
     Attributes:
         encoder: ``input_ids`` and ``attention_mask`` ``[batch, encoder_sequence]`` → ``cross.N.key`` and
             ``cross.N.value`` ``[batch, heads, encoder_sequence, head_size]``.
-        decoder: ``input_ids`` ``[batch, 1]``, ``encoder_attention_mask``, ``cross.N.…``, and
-            ``past_key_values.N.key`` and ``.value`` ``[batch, heads, past, head_size]`` → ``logits``
-            ``[batch, 1, vocabulary]`` and ``present.N.…``, one token longer.
+        decoder: ``input_ids`` ``[batch, 1]``, ``encoder_attention_mask``, ``past_lengths`` ``[batch]`` (how many
+            tokens of the past are a text's own, the last ones), ``cross.N.…``, and ``past_key_values.N.key`` and
+            ``.value`` ``[batch, heads, past, head_size]`` → ``logits`` ``[batch, 1, vocabulary]`` and ``present.N.…``,
+            one token longer.
         layers: of the decoder.
         heads: of its attention.
         head_size: numbers of one head.
@@ -80,7 +84,7 @@ def trace(loaded: LoadedModel) -> Graphs:
             cross = reader(ids, torch.ones_like(ids))
             layers, (_, heads, _, size) = len(cross), cross[0][0].shape
             names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-            open_rows = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+            rows, open_rows = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
             encoder = torch.onnx.export(
                 reader, (ids, torch.ones_like(ids)), dynamic_shapes=(open_rows, open_rows),
                 input_names=["input_ids", "attention_mask"], output_names=[f"cross.{name}" for name in names],
@@ -89,9 +93,9 @@ def trace(loaded: LoadedModel) -> Graphs:
             past = [tuple(torch.zeros(_ROWS, heads, _PAST, size) for _ in range(2)) for _ in range(layers)]
             grows = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
             decoder = torch.onnx.export(
-                _writer(loaded.module, layers), (ids[:, :1], torch.ones_like(ids), cross, past),
-                dynamic_shapes=({0: Dim.DYNAMIC}, open_rows, [(grows, grows)] * layers, [(grows, grows)] * layers),
-                input_names=["input_ids", "encoder_attention_mask", *(f"cross.{name}" for name in names),
+                _writer(loaded.module, layers), (ids[:, :1], torch.ones_like(ids), _own_lengths(), cross, past),
+                dynamic_shapes=(rows, open_rows, rows, [(grows, grows)] * layers, [(grows, grows)] * layers),
+                input_names=["input_ids", "encoder_attention_mask", LENGTHS, *(f"cross.{name}" for name in names),
                              *(f"past_key_values.{name}" for name in names)],
                 output_names=["logits", *(f"present.{name}" for name in names)],
                 opset_version=_OPSET, dynamo=True, verbose=False,
@@ -130,19 +134,35 @@ def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
 
 
 class _Run:
-    """What attention reads that its caller does not hand on.
+    """What is added to the scores of attention, which its caller does not hand on.
 
     Attributes:
-        mask: ``[batch, encoder_sequence]``, 1 for tokens of the prompt.
-        reads: the keys that the mask is about, one a layer; None for all.
+        prompt: to those of tokens of the prompt, ``[batch, 1, 1, encoder_sequence]``: 0 for what is one.
+        reads: the keys that are the prompt's, one a layer; None for all.
+        past: to those of tokens of the answer, ``[batch, 1, 1, past + 1]``: 0 for what is the text's own; None for
+            nothing.
     """
 
-    def __init__(self, mask: Any, reads: list[Any] | None) -> None:
-        self.mask, self.reads = mask, reads
+    def __init__(self, prompt: Any, reads: list[Any] | None, past: Any = None) -> None:
+        self.prompt, self.reads, self.past = _left_out(prompt == 0), reads, past
+
+
+def _left_out(places: Any) -> Any:
+    """What takes tokens out of attention, ``[batch, tokens]`` → ``[batch, 1, 1, tokens]``."""
+    import torch
+
+    return (places.to(torch.float32) * torch.finfo(torch.float32).min)[:, None, None, :]
 
 
 #: The run that is being traced.
 _running: list[_Run] = []
+
+
+def _own_lengths() -> Any:
+    """Those of the traced example: another one for each row."""
+    import torch
+
+    return torch.arange(_PAST - _ROWS + 1, _PAST + 1)
 
 
 @contextmanager
@@ -183,17 +203,23 @@ def _writer(module: Any, layers: int) -> Any:
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
+    embed = getattr(module.get_decoder(), "embed_positions", None)
+    table = _table(embed)
+
     class Writer(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = module
 
-        def forward(self, input_ids: Any, encoder_attention_mask: Any, cross: Any, past: Any) -> Any:
+        def forward(self, input_ids: Any, encoder_attention_mask: Any, past_lengths: Any, cross: Any, past: Any) -> Any:
             cache, own = _cache(cross, past)
+            before = past[0][0].shape[2]
+            others = torch.arange(before + 1)[None, :] < (before - past_lengths)[:, None]
             # That there are states says that this attention is to the prompt; what they hold is in the cache.
             rows, read = encoder_attention_mask.shape
             states = torch.zeros(rows, read, 1, dtype=cross[0][0].dtype)
-            with _run(_Run(encoder_attention_mask, [keys for keys, _ in cross])):
+            run = _Run(encoder_attention_mask, [keys for keys, _ in cross], _left_out(others))
+            with _run(run), _places(embed, past_lengths, table):
                 answer = self.model(
                     encoder_outputs=BaseModelOutput(last_hidden_state=states),
                     attention_mask=encoder_attention_mask,
@@ -204,6 +230,43 @@ def _writer(module: Any, layers: int) -> Any:
             return answer.logits, [own.present[layer] for layer in range(layers)]
 
     return Writer().eval()
+
+
+@contextmanager
+def _places(embed: Any, lengths: Any, table: Any) -> Iterator[None]:
+    """Inside the block, the token of each text has a position of its own, ``[batch]``: it would be the same for all.
+
+    Args:
+        embed: the decoder's embedding of positions; None for T5's, which counts from the token backwards.
+        lengths: how many tokens are before it.
+        table: of :func:`_table`.
+    """
+    import torch
+
+    if embed is None:
+        yield
+        return
+    pad = embed.padding_idx
+
+    def forward(ids: Any, *others: Any, **more: Any) -> Any:
+        if table is None:  # BART's first positions are no positions
+            return torch.nn.Embedding.forward(embed, lengths[:, None] + getattr(embed, "offset", 0))
+        return table[torch.where(ids == pad, pad, (lengths + pad + 1)[:, None])]
+
+    embed.forward = forward
+    try:
+        yield
+    finally:
+        del embed.forward
+
+
+def _table(embed: Any) -> Any:
+    """The positions of M2M-100, which looks in every run whether it has enough of them; None for others. Padding has
+    one, and all others lie behind it.
+    """
+    if not hasattr(embed, "make_weights"):
+        return None
+    return embed.get_embedding(embed.num_positions + embed.padding_idx + 1, embed.embedding_dim, embed.padding_idx)
 
 
 def _cache(cross: Any, past: Any) -> tuple[Any, Any]:
@@ -249,8 +312,9 @@ def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked
     if position_bias is not None:
         scores = scores + position_bias
     if run.reads is None or any(key is each for each in run.reads):
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores + (1 - run.mask.to(scores.dtype))[:, None, None, :] * lowest
+        scores = scores + run.prompt
+    elif run.past is not None:
+        scores = scores + run.past
     return (torch.softmax(scores, -1) @ value).transpose(1, 2), None
 
 
@@ -298,7 +362,7 @@ def write_config(out: Path, graphs: Graphs, loaded: LoadedModel, context: int) -
         "head_size": graphs.head_size,
         "hidden_size": graphs.heads * graphs.head_size,
         "inputs": {
-            **{name: name for name in ("input_ids", "encoder_attention_mask")},
+            **{name: name for name in ("input_ids", "encoder_attention_mask", LENGTHS)},
             **{f"cross_past_{side}_names": f"cross.%d.{side}" for side in sides},
             **{f"past_{side}_names": f"past_key_values.%d.{side}" for side in sides},
         },
@@ -353,12 +417,12 @@ def parity(out: Path, golden: Golden) -> dict[str, JSON]:
         feeds |= dict(zip(outputs, encoder.run(None, {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}),
                           strict=True))  # fmt: skip
         known = [each.name for each in decoder.get_inputs()]
-        past = [name for name in known if name.startswith("past")]
+        past = [name for name in known if name.startswith("past_key_values")]
         empty = np.zeros((1, said["num_key_value_heads"], 0, said["head_size"]), np.float32)
         feeds |= dict.fromkeys(past, empty)
         rows = []
-        for token in golden.tokens[0]:
-            feeds["input_ids"] = np.array([[token]], np.int64)
+        for place, token in enumerate(golden.tokens[0]):
+            feeds |= {"input_ids": np.array([[token]], np.int64), LENGTHS: np.array([place], np.int64)}
             logits, *present = decoder.run(None, {name: feeds[name] for name in known})
             feeds |= dict(zip(past, present, strict=True))
             rows.append(logits[0, 0])

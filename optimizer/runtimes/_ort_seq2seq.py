@@ -1,7 +1,7 @@
 """An encoder-decoder in ONNX Runtime: a prompt is read once by one graph, and answered token by token by another.
 
-Texts that are equally long make a step together: their positions are then the same, whether a model counts them from
-the beginning or backwards. What they attend to stays stacked while the same texts make the next step.
+All texts make a step together: what the shorter ones lack is left out of their attention. What they attend to stays
+stacked while the same texts make the next step.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ class _Group:
     Attributes:
         mask: ``[texts, tokens]``, 1 for tokens of the prompt.
         read: keys and values of the prompts, ``[texts, heads, tokens, head size]``.
-        past: their own, ``[texts, heads, tokens so far, head size]``.
+        past: their own, ``[texts, heads, tokens so far, head size]``, those of shorter texts at the right end.
+        lengths: how many tokens of each text there are so far.
     """
 
     mask: NDArray[np.int64]
     read: dict[str, NDArray[np.float32]]
     past: dict[str, NDArray[np.float32]]
+    lengths: NDArray[np.int64]
 
 
 @dataclass(eq=False)
 class _Text:
-    """One text: how many tokens its prompt has, its row of a group, and how many tokens there are so far."""
+    """One text: how many tokens its prompt has, and its row of a group."""
 
     prompt: int
     group: _Group
     row: int
-    length: int = 0
 
 
 class EncoderDecoder:
@@ -67,16 +68,17 @@ class EncoderDecoder:
         self._present = _of_layers(config, config.outputs, "present", "present")
         self._ids = config.inputs.get("input_ids", "input_ids")
         self._mask = config.inputs.get("encoder_attention_mask", "encoder_attention_mask")
+        self._lengths = config.inputs.get("past_lengths", "past_lengths")
         self._logits = config.outputs.get("logits", "logits")
         self._names = {each.name for each in decoder.get_inputs()}
         made = {each.name for each in encoder.get_outputs()}
-        if missing := [name for name in (*self._read, *self._past) if name not in self._names]:
+        if missing := [name for name in (self._lengths, *self._read, *self._past) if name not in self._names]:
             raise BadInput(f"{config.file} has no input {missing[0]}: it is no decoder that reads from an encoder")
         if missing := [name for name in self._read if name not in made]:
             raise BadInput(f"{config.encoder} has no output {missing[0]}, which the decoder beside it reads")
         self._texts: list[_Text] = []
-        #: Who made the last step together.
-        self._last: list[tuple[list[_Text], _Group]] = []
+        #: Who made the last step together, or were read together, and what they attend to.
+        self._last: tuple[list[_Text], _Group] | None = None
 
     def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Read prompts and begin their answers; logits of what follows, ``[prompts, vocabulary]``."""
@@ -85,24 +87,16 @@ class EncoderDecoder:
         self._texts[row:] = texts
         for token in self._config.start:
             logits = self._written(texts, group, [token] * len(texts))
+        self._last = texts, group
         return self._chosen(logits)
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
         """One more token of each of the first rows; logits of what follows, ``[rows, vocabulary]``."""
-        import numpy as np
-
-        rows = len(tokens)
-        by_length: dict[int, list[int]] = {}
-        for row in range(rows):
-            by_length.setdefault(self._texts[row].length, []).append(row)
-        logits = np.empty((rows, self._config.vocabulary), np.float32)
-        last = []
-        for members in by_length.values():
-            texts = [self._texts[row] for row in members]
-            group = self._group(texts)
-            logits[members] = self._written(texts, group, [tokens[row] for row in members])
-            last.append((texts, group))
-        self._last = last
+        del lengths  # what is attended to knows
+        texts = self._texts[: len(tokens)]
+        group = self._group(texts)
+        logits = self._written(texts, group, tokens)
+        self._last = texts, group
         return self._chosen(logits)
 
     def _encoded(self, prompts: Sequence[NDArray[np.int64]]) -> _Group:
@@ -116,8 +110,8 @@ class EncoderDecoder:
             ids[place, : prompt.size], mask[place, : prompt.size] = prompt, 1
         with ort_errors(config.file, "cpu"):
             found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
-        empty = np.zeros((len(prompts), config.kv_heads, 0, config.head_size), np.float32)
-        return _Group(mask, dict(zip(self._read, found, strict=True)), dict.fromkeys(self._past, empty))
+        read, past = dict(zip(self._read, found, strict=True)), self._rows(self._past, len(prompts), 0)
+        return _Group(mask, read, past, np.zeros(len(prompts), np.int64))
 
     def _chosen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits by which no token comes that never does."""
@@ -129,30 +123,34 @@ class EncoderDecoder:
         """What texts attend to in one piece: as the last step left it, where they made it together."""
         import numpy as np
 
-        for known, group in self._last:
-            if known == texts:
-                return group
-        longest = max(text.prompt for text in texts)
-
-        def one(text: _Text, array: NDArray[np.float32]) -> NDArray[np.float32]:
-            row = array[text.row : text.row + 1, :, : text.prompt]
-            return np.pad(row, ((0, 0), (0, 0), (0, longest - text.prompt), (0, 0)))
-
-        return _Group(
-            np.array([[place < text.prompt for place in range(longest)] for text in texts], np.int64),
-            {name: np.concatenate([one(text, text.group.read[name]) for text in texts]) for name in self._read},
-            {
-                name: np.concatenate([text.group.past[name][text.row : text.row + 1] for text in texts])
-                for name in self._past
-            },
+        if self._last is not None and self._last[0] == texts:
+            return self._last[1]
+        lengths = np.array([text.group.lengths[text.row] for text in texts], np.int64)
+        prompt, past = max(text.prompt for text in texts), int(lengths.max())
+        mask = np.array([[place < text.prompt for place in range(prompt)] for text in texts], np.int64)
+        made = _Group(
+            mask, self._rows(self._read, len(texts), prompt), self._rows(self._past, len(texts), past), lengths
         )
+        for row, text in enumerate(texts):
+            own, length = text.group, int(lengths[row])
+            for name, array in made.read.items():
+                array[row, :, : text.prompt] = own.read[name][text.row, :, : text.prompt]
+            for name, array in made.past.items():
+                array[row, :, past - length :] = own.past[name][text.row, :, own.past[name].shape[2] - length :]
+        return made
+
+    def _rows(self, names: Sequence[str], rows: int, tokens: int) -> dict[str, NDArray[np.float32]]:
+        """Keys and values that are all 0, by their names."""
+        import numpy as np
+
+        shape = (rows, self._config.kv_heads, tokens, self._config.head_size)
+        return {name: np.zeros(shape, np.float32) for name in names}
 
     def _written(self, texts: list[_Text], group: _Group, tokens: list[int]) -> NDArray[np.float32]:
-        """One token more for texts that are equally long, which are the group's rows from then on."""
+        """One token more for texts, which are the group's rows from then on; logits, ``[texts, vocabulary]``."""
         logits = self._run(group, tokens)
         for row, text in enumerate(texts):
             text.group, text.row = group, row
-            text.length += 1
         return logits
 
     def _run(self, group: _Group, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -162,6 +160,7 @@ class EncoderDecoder:
         feeds: dict[str, Any] = {
             self._ids: np.array(tokens, np.int64)[:, None],
             self._mask: group.mask,
+            self._lengths: group.lengths,
             **group.read,
             **group.past,
         }
@@ -170,7 +169,7 @@ class EncoderDecoder:
                 [self._logits, *self._present],
                 {name: value for name, value in feeds.items() if name in self._names},
             )
-        group.past = dict(zip(self._past, present, strict=True))
+        group.past, group.lengths = dict(zip(self._past, present, strict=True)), group.lengths + 1
         logits: NDArray[np.float32] = answer[:, 0]
         return logits
 

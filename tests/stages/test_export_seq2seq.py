@@ -166,6 +166,48 @@ def test_pytorch_itself_answers_the_same_as_a_generator(name: str, folders: Any)
         generator.close()
 
 
+@pytest.mark.parametrize("name", kin("m2m_100", "marian"))
+def test_texts_of_unequal_length_make_a_step_together(name: str, exported: Any) -> None:
+    from optimizer.generating.config import read_config
+    from optimizer.runtimes._ort_decoder import open_session
+    from optimizer.runtimes._ort_seq2seq import EncoderDecoder
+
+    config = read_config(exported(name).path)
+    assert config.encoder is not None
+    encoder, decoder = (open_session(file, 1) for file in (config.encoder, config.file))
+
+    class Counted:
+        runs = 0
+
+        def get_inputs(self) -> Any:
+            return decoder.get_inputs()
+
+        def run(self, *asked: Any) -> Any:
+            self.runs += 1
+            return decoder.run(*asked)
+
+    def alone(prompt: list[int], tokens: list[int]) -> Any:
+        rows = EncoderDecoder(encoder, decoder, config, 2)
+        return [rows.read(0, [np.array(prompt)]), *(rows.step([token], [0]) for token in tokens)][-1][0]
+
+    counted = Counted()
+    rows = EncoderDecoder(encoder, counted, config, 3)
+    first, second, third = prompts(8)[3], prompts(8)[7], prompts(8)[1]
+    rows.read(0, [np.array(first)])
+    for token in (40, 41, 42):
+        rows.step([token], [0])
+    rows.read(1, [np.array(second), np.array(third)])
+    before = counted.runs
+    said = rows.step([43, 50, 60], [0, 0, 0])
+    assert counted.runs == before + 1
+    wanted = alone(first, [40, 41, 42, 43]), alone(second, [50]), alone(third, [60])
+    np.testing.assert_allclose(said, wanted, atol=2e-3)
+    # The longest leaves, and the last takes its place; no token of the longest stays with them.
+    rows.move(2, 0, 0)
+    said = rows.step([61, 51], [0, 0])
+    np.testing.assert_allclose(said, (alone(third, [60, 61]), alone(second, [50, 51])), atol=2e-3)
+
+
 def test_a_text_leaves_and_others_take_its_place(folders: Any, exported: Any) -> None:
     generator = open_generator(exported("t5").path, GeneratorOptions(slots=2))
     asked = prompts(6)
