@@ -15,7 +15,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conformance, engines, export_time, generation_table, gptq, harness_overhead, self_check
+from benchmarks import (
+    conformance,
+    engines,
+    export_time,
+    generation_table,
+    gptq,
+    harness_overhead,
+    pronunciation,
+    self_check,
+)
 from benchmarks.peers import side_by_side
 from benchmarks.serving import tables
 
@@ -37,6 +46,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "engines": engines.to_markdown,
     "generation": generation_table.to_markdown,
     "gptq": gptq.to_markdown,
+    "pronunciation": pronunciation.to_markdown,
     "export_time": export_time.to_markdown,
     "throughput": tables.throughput,
     "overload": tables.overload,
