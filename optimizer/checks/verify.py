@@ -43,7 +43,8 @@ class Verify(Options):
     )
     data: Path | None = opt(
         None,
-        "Real inputs to compare on, beside the sweep of shapes; of a text generator, held-out text.",
+        "Real inputs to compare on, beside the sweep of shapes; of a text generator, held-out text, or prompts and "
+        "their answers where it reads with an encoder.",
         data=True,
         metavar="FILE",
     )

@@ -37,7 +37,7 @@ class Optimize(Options):
     task: str | None = task_opt()
     eval: Path | None = opt(
         None,
-        "Rows to judge on, with labels for --max-drop; held-out texts for text-generation.",
+        "Rows to judge on, with labels for --max-drop; for text-generation held-out texts, or prompts and answers.",
         data=True,
         metavar="FILE",
     )
