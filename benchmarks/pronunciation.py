@@ -30,6 +30,7 @@ from typing import Any
 
 import optimizer
 from benchmarks.trained import STAMP, trained
+from optimizer.artifact import Artifact
 from optimizer.benching.formats.markdown import md_table
 from optimizer.digest import digest_file
 from optimizer.environment import describe
@@ -261,12 +262,12 @@ def _distance(one: Sequence[str], other: Sequence[str]) -> int:
     return line[-1]
 
 
-def judged_by(folder: Path, like: Path, judged: Path, provider: str = "cpu") -> tuple[list[str], float]:
+def judged_by(folder: Path, like: Artifact, judged: Path, provider: str = "cpu") -> tuple[list[str], float]:
     """What a generator says of words, the likeliest phoneme each time, and its perplexity of what is right.
 
     Args:
         folder: the generator.
-        like: the folder of an exported one, which says how answers begin and end.
+        like: one that was exported from it, which says how answers begin and end.
         judged: rows of words and their pronunciation.
         provider: what computes.
     """
@@ -276,7 +277,7 @@ def judged_by(folder: Path, like: Path, judged: Path, provider: str = "cpu") -> 
     from optimizer.evaluate.judged import read_judged
     from optimizer.generator import GeneratorOptions, Sampling, open_generator
 
-    tokenizer, documents = AutoTokenizer.from_pretrained(like), read_judged(judged, like)
+    tokenizer, documents = AutoTokenizer.from_pretrained(like.path), read_judged(judged, like)
     generator = open_generator(folder, GeneratorOptions(provider=provider))
     sampling = Sampling(max_tokens=48)
     said: list[str] = []
@@ -307,10 +308,10 @@ def _accuracy(folder: Path, store: Path) -> list[dict[str, Any]]:
     judged = folder / "heldout.jsonl"
     rows = [json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()]
     artifacts = {name: Store(store).get(ref) for name, ref in _exported(folder, store).items()}
-    meant, original = judged_by(folder, artifacts["fp32"].path, judged, "torch")
+    meant, original = judged_by(folder, artifacts["fp32"], judged, "torch")
     found: list[dict[str, Any]] = [{"name": "PyTorch", **errors(rows, meant), "perplexity": original}]
     for name, artifact in artifacts.items():
-        said, perplexity = judged_by(artifact.path, artifact.path, judged)
+        said, perplexity = judged_by(artifact.path, artifact, judged)
         found.append(
             {
                 "name": name,

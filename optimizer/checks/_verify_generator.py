@@ -50,7 +50,7 @@ def verify_generator(
     other = parse(options.against, store, artifact)
     folders = [each for each in (artifact.path, other.candidate.path) if (each / "tokenizer.json").is_file()]
     tokenizer = folders[0] if folders else artifact.path
-    documents = read_judged(options.data, artifact.path, named_columns(options.column), options.samples, tokenizer)
+    documents = read_judged(options.data, artifact, named_columns(options.column), options.samples, tokenizer)
     progress("opening the candidate")
     candidate = _opened(judged, options.threads)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from optimizer.artifact import Artifact
 from optimizer.data.documents import Answers, Document, read_documents, read_pairs
 from optimizer.generating.config import read_config
 
@@ -13,7 +14,7 @@ __all__ = ["read_judged"]
 
 def read_judged(
     path: Path,
-    generator: Path,
+    generator: Artifact,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     tokenizer: Path | None = None,
@@ -22,7 +23,7 @@ def read_judged(
 
     Args:
         path: a text a row; a prompt and its answer where the generator has an encoder.
-        generator: its folder, which has ``genai_config.json``.
+        generator: the one that is judged, or one that was made from the same model.
         columns: role → column, where the texts are in columns of unusual names.
         limit: the first so many rows.
         tokenizer: the folder of ``tokenizer.json`` [the generator's].
@@ -31,8 +32,9 @@ def read_judged(
         BadInput: see :func:`~optimizer.data.documents.read_documents` and
             :func:`~optimizer.data.documents.read_pairs`.
     """
-    config, folder = read_config(generator), tokenizer or generator
-    if config.encoder is None:
+    folder = tokenizer or generator.path
+    if "encoder" not in generator.manifest.facts:
         return read_documents(path, folder, columns, limit)
+    config = read_config(generator.path)
     end = config.end_tokens[0] if config.end_tokens else None
     return read_pairs(path, folder, Answers(config.start, end, config.context, config.answers), columns, limit)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import sys
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def feeds(tmp_path: Path) -> Feeds:
     ids = np.arange(8, dtype=np.int64)[None] + 1
     np.savez(tmp_path / "f.npz", input_ids=ids, attention_mask=np.ones_like(ids))
@@ -104,6 +112,10 @@ def test_other_threads_are_another_environment(quick, start):
 def test_a_server_that_dies_takes_its_workers_and_no_search_with_it(quick, start):
     first = start(torch=True)
     os.kill(parent(first.pid), signal.SIGKILL)
+    end = time.monotonic() + 30  # a worker that the system has not ended yet may still answer
+    while alive(first.pid):
+        assert time.monotonic() < end, "it outlived its server"
+        time.sleep(0.01)
     with pytest.raises(CandidateFailed, match="ended by SIGKILL"):
         first.ask({"do": "runs"}, 30)
     assert parent(start(torch=True).pid) == os.getpid()

@@ -332,7 +332,7 @@ def test_an_answer_is_as_likely_as_pytorch_says(name: str, folders: Any, exporte
     from transformers import AutoModelForSeq2SeqLM
 
     artifact = exported(name)
-    documents = read_judged(pairs, artifact.path, {"text": "asked"})
+    documents = read_judged(pairs, artifact, {"text": "asked"})
     model = AutoModelForSeq2SeqLM.from_pretrained(folders(name)).eval()
     forced = [token for token in [model.generation_config.forced_bos_token_id] if token is not None]
     for options in (GeneratorOptions(), GeneratorOptions("torch", "torch")):

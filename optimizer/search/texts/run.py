@@ -297,7 +297,7 @@ def _documents(path: Path, base: Artifact, options: Optimize) -> list[Document]:
     Raises:
         BadInput: there are too few of which anything can be scored.
     """
-    found = read_judged(path, base.path, named_columns(options.column))
+    found = read_judged(path, base, named_columns(options.column))
     if len(found) < FEWEST:
         raise BadInput(
             f"{path} has {len(found)} text{'' if len(found) == 1 else 's'} of two tokens or more: how texts differ, "
