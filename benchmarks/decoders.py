@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from benchmarks.stdlib import Corpus, corpus
-from benchmarks.trained import STAMP, trained
+from benchmarks.trained import STAMP, schedule, trained
 from optimizer.environment import cpu_facts, has_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,17 +216,11 @@ def _train(model: Any, recipe: Recipe, stream: Any) -> float:
     import torch
 
     seeded = torch.Generator().manual_seed(SEED)
-    warm = max(1, round(WARMUP * recipe.steps))
-
-    def share(step: int) -> float:
-        done = max(0.0, (step - warm) / (recipe.steps - warm))
-        return min((step + 1) / warm, FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2)
-
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     vectors = [weight for weight in model.parameters() if weight.dim() < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    rates = schedule(optimizer, recipe.steps, max(1, round(WARMUP * recipe.steps)), FLOOR)
     windows = stream[: len(stream) // recipe.context * recipe.context].view(-1, recipe.context)
     passes = -(-recipe.steps * recipe.batch // len(windows))
     order = torch.cat([torch.randperm(len(windows), generator=seeded) for _ in range(passes)])
@@ -240,7 +234,7 @@ def _train(model: Any, recipe: Recipe, stream: Any) -> float:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        rates.step()
     return float(loss.item())
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import optimizer
-from benchmarks.trained import STAMP, trained
+from benchmarks.trained import STAMP, schedule, trained
 from optimizer.artifact import Artifact
 from optimizer.benching.formats.markdown import md_table
 from optimizer.digest import digest_file
@@ -181,14 +180,8 @@ def _train(model: Any, recipe: Recipe, tokenizer: Any, pairs: Sequence[tuple[str
     import torch
 
     steps = recipe.words // BATCH
-    warm = round(recipe.warmup * steps)
-
-    def share(step: int) -> float:
-        done = max(0.0, (step - warm) / (steps - warm))
-        return min((step + 1) / warm, recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * done)) / 2)
-
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    rates = schedule(optimizer, steps, round(recipe.warmup * steps), recipe.floor)
     ids = [
         (torch.tensor(one), torch.tensor(other))
         for one, other in zip(
@@ -207,7 +200,7 @@ def _train(model: Any, recipe: Recipe, tokenizer: Any, pairs: Sequence[tuple[str
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        rates.step()
         losses.append(loss.item())
         if len(losses) % 50 == 0:
             print(f"step {len(losses)} of {steps}: loss {statistics.fmean(losses[-50:]):.3f}", flush=True)

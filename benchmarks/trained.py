@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from optimizer.files import Lock
 
-__all__ = ["STAMP", "folder_from", "trained"]
+__all__ = ["STAMP", "folder_from", "schedule", "trained"]
 
 #: Beside the model: what it was made from, and how the training went.
 STAMP = "made.json"
@@ -49,3 +50,14 @@ def trained(folder: Path, made_from: Mapping[str, Any], train: Callable[[Path], 
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
         return folder
+
+
+def schedule(optimizer: Any, steps: int, warm: int, floor: float) -> Any:
+    """The learning rate rises linearly for ``warm`` steps, and falls by half a cosine to a share of its peak."""
+    import torch
+
+    def share(step: int) -> float:
+        done = max(0.0, (step - warm) / (steps - warm))
+        return min((step + 1) / warm, floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)

@@ -123,7 +123,8 @@ def trace_pair(loaded: LoadedModel, out: Path, options: ExportGenai, context: in
     Raises:
         BadInput: the blocks do not fit the algorithm, or the model cannot be traced.
     """
-    from optimizer.exporting.seq2seq import ENCODER_NAME, trace, write_config
+    from optimizer.exporting.seq2seq import ENCODER_NAME, write_config
+    from optimizer.exporting.seq2seq_graphs import trace
     from optimizer.graph.io import MODEL_NAME, save
 
     grid = _grid(options, loaded)

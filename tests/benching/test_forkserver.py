@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exporting.fixtures import arch
+from processes import alive, parent
 
 from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.forkserver import ForkServer, current, fork_server
@@ -55,17 +56,6 @@ def start(tmp_path):
     yield make
     for process in started:
         process.kill()
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def feeds(tmp_path: Path) -> Feeds:

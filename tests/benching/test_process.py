@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import parent, state
 
 from optimizer.benching.candidates import candidate_to_json
 from optimizer.benching.forkserver import fork_server
@@ -53,14 +54,6 @@ def start(way, tmp_path):
 
 def shape(process, tmp_path, timeout=60.0):
     return process.ask({"do": "shape", "shape": "1x2", "feeds": str(tmp_path / "f.npz")}, timeout)
-
-
-def state(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def parent(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def until(condition, seconds=10.0):

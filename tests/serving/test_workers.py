@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+from processes import alive
 from serving.conftest import ROOT, Process
 
 from optimizer.cli.why_command import _asked
@@ -82,13 +83,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
             made.process.wait(30)
         finally:
             made.process.kill()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_counts_are_kept(server: Process) -> None:

@@ -98,7 +98,8 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
         MlOptError: there is no verdict: bad data, a model that writes no text, options that contradict each other.
     """
     started = time.monotonic()
-    pairs = _refuse(model, options, store)
+    _refuse(options)
+    pairs = _reads_apart(model, options, store)
     for path in filter(None, (options.eval, options.calib)):
         format_of(path)
     base = _found(model, options, store) if is_reference(model, store) else None
@@ -106,6 +107,10 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
     precisions = split_names(options.precision, "value of --precision", [p.value for p in Precision])
 
     def plan(pairs: bool) -> Plan:
+        if pairs and options.calib is not None:
+            raise BadInput(
+                f"--calib is for GPTQ, and {model} reads with an encoder: its 4 bits learn from no text", "leave it out"
+            )
         common, learned = _common(base), _learned(options)
         return plan_texts(
             machine, common=common, learned=learned, precisions=precisions, device=options.device, pairs=pairs
@@ -143,7 +148,7 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
         command=shlex.join(["ml-opt", "optimize", model, *options.to_flags()]),
         model=model,
         data={"eval": _about(options.eval, documents), "calib": calib},
-        notes=(*report.notes, *_shared_notes(options), *_notes(documents, context, contest, base)),
+        notes=(*report.notes, *_shared_notes(options), *_notes(documents, sliding, context, contest, base)),
         seconds={"export": export_s, **contest.seconds, "total": time.monotonic() - started},
         winner_s=None if contest.winner_s is None else export_s + contest.winner_s,
     )
@@ -175,8 +180,8 @@ def _held(
         )
 
 
-def _refuse(model: str, options: Optimize, store: Store) -> bool:
-    """Say now what cannot be asked of a model that writes text, or of this one; whether it reads with an encoder."""
+def _refuse(options: Optimize) -> None:
+    """Say now what cannot be asked of a model that writes text."""
     for name, why in _NOT_FOR_TEXTS.items():
         if name in options.changed():
             raise BadInput(f"--{name.replace('_', '-')} is not for models that write text: {why}", "leave it out")
@@ -192,12 +197,6 @@ def _refuse(model: str, options: Optimize, store: Store) -> bool:
             f"--confidence {options.confidence} is more than the bounds of {PERPLEXITY} can be drawn for",
             f"ask for {HIGHEST_CONFIDENCE} at most",
         )
-    pairs = _reads_apart(model, options, store)
-    if pairs and options.calib is not None:
-        raise BadInput(
-            f"--calib is for GPTQ, and {model} reads with an encoder: its 4 bits learn from no text", "leave it out"
-        )
-    return pairs
 
 
 def _reads_apart(model: str, options: Optimize, store: Store) -> bool:
@@ -351,11 +350,13 @@ def _about(path: Path, documents: Sequence[Document]) -> dict[str, JSON]:
     }
 
 
-def _notes(documents: Sequence[Document], context: int, contest: Contest, base: Artifact) -> list[str]:
+def _notes(
+    documents: Sequence[Document], sliding: Sliding, context: int, contest: Contest, base: Artifact
+) -> list[str]:
     """What to know of the data before trusting the verdict."""
     notes = []
     longest = max(len(each.read or each.tokens) for each in documents)
-    if longest < Sliding.within(context).window:
+    if longest < sliding.window:
         what = "prompt" if documents[0].read else "text"
         notes.append(
             f"The longest {what} has {longest:,} tokens, and the model takes {context:,}: what it does with more "
