@@ -1,7 +1,7 @@
 """The whole chain on an NVIDIA GPU, and a report of what was true there.
 
     make gpu-check
-    python -m benchmarks.gpu_check [--quick]
+    python -m benchmarks.gpu_check [--quick] [--only artifacts,times] [--store DIR]
 
 For the owner of a GPU: everything that docs/gpu.md lists as not checked, in one run. Every step is a command that
 anybody types (or `pytest -m gpu`), in a process of its own; a step that fails is a line of the report and not its end.
@@ -20,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from benchmarks.serving.throughput import with_root
 from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import describe, gpu_facts
 from optimizer.errors import MissingPiece
@@ -35,6 +36,7 @@ from optimizer.runtime import works
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CALIB = ROOT / "benchmarks" / "data" / "sentiment-train.jsonl"
+TEST = ROOT / "benchmarks" / "data" / "sentiment-test.jsonl"
 #: Providers of ONNX Runtime that compute on the GPU.
 _ORT = ("cuda", "tensorrt", "rtx")
 _PROFILE = "batch=1:8:32,sequence=1:128:512"
@@ -70,10 +72,11 @@ class Step:
 class Chain:
     """Steps on one store, each noted as it ends."""
 
-    def __init__(self, home: Path, quick: bool) -> None:
-        self.store = home / "models"
+    def __init__(self, store: Path, quick: bool) -> None:
+        self.store = store
         self.quick = quick
         self.steps: list[Step] = []
+        self.engines: list[str] = []
 
     def type(self, name: str, *words: str, store: bool = True) -> Step:
         """Run ``ml-opt``; its answer is kept as JSON."""
@@ -83,7 +86,7 @@ class Chain:
     def run(self, name: str, words: Sequence[str], shown: str) -> Step:
         """Run a command, and print a line about it."""
         began = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+        environment = {**os.environ, "PYTHONPATH": with_root(os.environ), "COLUMNS": "160"}
         try:
             done = subprocess.run(
                 words, capture_output=True, text=True, timeout=_LIMIT_S, cwd=ROOT, env=environment, check=False
@@ -108,18 +111,32 @@ def _json(text: str) -> Any:
         return None
 
 
-def check(chain: Chain, model: Path) -> None:
-    """The chain: environment, tests, artifacts, engines, answers, times."""
+def check(chain: Chain, model: Path, only: Sequence[str] = ()) -> None:
+    """The parts of the chain, in their order; the first makes what the others take."""
     chain.type("what this machine is", "doctor", store=False)
+    for name, part in PARTS.items():
+        if not only or name in only:
+            part(chain, model)
+
+
+def _tests(chain: Chain, model: Path) -> None:
+    del model
     chain.run("tests that need a GPU", [sys.executable, "-m", "pytest", "-q", "-m", "gpu"], "pytest -q -m gpu")
+
+
+def _artifacts(chain: Chain, model: Path) -> None:
     chain.type("export", "export-onnx", str(model), "--name", "minilm")
     chain.type("fuse for CUDA", "ort-optimize", "minilm:fp32", "--target", "cuda")
     chain.type("cast to fp16", "cast", "minilm:fp32", "--to", "fp16")
+    chain.type("cast what is fused to fp16", "cast", "minilm:fp32-ort-cuda", "--to", "fp16")
     chain.type(
         "quantize to symmetric int8", "quantize", "static", "minilm:fp32", "--calib", str(CALIB), "--symmetric",
         "--variant", "int8",
     )  # fmt: skip
-    engines = []
+
+
+def _engines(chain: Chain, model: Path) -> None:
+    del model
     for flavor in FLAVORS.values():
         if not flavor.installed:
             continue
@@ -130,23 +147,112 @@ def check(chain: Chain, model: Path) -> None:
                 "--precision", precision, "--profile", _PROFILE, *(["--no-tf32"] if precision == "fp32" else []),
             )  # fmt: skip
             if made.ok:
-                engines.append(f"minilm:{precision}-{suffix}")
-    for ref in engines:
-        chain.type(f"{ref}: what it is made of", "inspect", ref)
+                engine = f"minilm:{precision}-{suffix}"
+                chain.engines.append(engine)
+                chain.type(f"{engine}: what it is made of", "inspect", engine)
+                chain.type(f"{engine}: answers", "verify", engine)
+
+
+def _answers(chain: Chain, model: Path) -> None:
+    del model
+    for ref in _on_gpu():
         chain.type(f"{ref}: answers", "verify", ref)
-    ours = [f"minilm:{variant}+{name}" for name in _ORT if works(name).ok for variant in ("fp32", "fp16")]
-    for ref in ours:
-        chain.type(f"{ref}: answers", "verify", ref)
+
+
+def _times(chain: Chain, model: Path) -> None:
+    del model
     torch = ["source:cuda", "source:cuda-fp16", "source:cuda-compiled-fp16"]
-    shapes = [word for shape in ("1x16", "1x128", "8x128", "32x128") for word in ("--shape", shape)]
+    shapes = [word for shape in ("1x16", "8x128", "32x128") for word in ("--shape", shape)]
     times = ["--duration", "1s"] if chain.quick else ["--duration", "3s", "--rounds", "12"]
     chain.type(
-        "times, in the same rounds", "bench", *engines, *ours, *torch, "--against", "source:cuda", *shapes, *times
-    )
+        "times, in the same rounds", "bench", *chain.engines, *_on_gpu(), *torch, "--against", "source:cuda", *shapes,
+        *times,
+    )  # fmt: skip
+    words = ["-m", "benchmarks.device_time", str(chain.store), *_on_gpu()]
+    chain.run("the GPU's own time", [sys.executable, *words], f"python {' '.join(words)}")
+
+
+def _on_gpu() -> list[str]:
+    """What ONNX Runtime runs on the GPU."""
+    variants = {"cuda": ("fp32", "fp16", "fp32-ort-cuda", "fp16-ort-cuda")}
+    return [
+        f"minilm:{variant}+{name}"
+        for name in _ORT
+        if works(name).ok
+        for variant in variants.get(name, ("fp32", "fp16"))
+    ]
+
+
+def _search(chain: Chain, model: Path) -> None:
+    del model
     chain.type(
         "optimize on the GPU", "optimize", "minilm:fp32", "--device", "cuda", "--min-cosine", "0.999",
-        "--eval", str(ROOT / "benchmarks" / "data" / "sentiment-test.jsonl"), "--calib", str(CALIB),
+        "--eval", str(TEST), "--calib", str(CALIB),
     )  # fmt: skip
+
+
+def _texts(chain: Chain, model: Path) -> None:
+    """A decoder of seconds, or one that has learned something; both are written by onnxruntime-genai."""
+    del model
+    size: Literal["tiny", "small"] = "tiny" if chain.quick else "small"
+    decoder = ROOT / ".cache" / f"decoder-llama{'' if size == 'small' else '-tiny'}"
+    words = [sys.executable, "-c", f"from benchmarks.decoders import decoder; decoder('llama', size='{size}')"]
+    if not chain.run("train a decoder", words, f"decoder('llama', size='{size}')").ok:
+        return
+    heldout = str(decoder / "heldout.jsonl")
+    for precision in ("fp16", "bf16", "int4"):
+        ref, name = f"decoder:{precision}-genai-cuda", f"decoder, {precision}"
+        made = chain.type(
+            f"{name}: export for CUDA", "export-genai", str(decoder), "--precision", precision, "--provider", "cuda",
+            "--name", "decoder",
+        )  # fmt: skip
+        if made.ok:
+            chain.type(f"{name}: writes", "generate", ref, "import os", "--max-tokens", "32", "--provider", "cuda")
+            chain.type(f"{name}: answers", "verify", ref, "--provider", "cuda", "--data", heldout, "--max-drop", "5%")
+    chain.type(
+        "decoder: times", "bench", *(f"decoder:{each}-genai-cuda+cuda" for each in ("fp16", "int4")),
+        "--prompt-lengths", "16,64", "--new-tokens", "32", "--batch", "1,8",
+    )  # fmt: skip
+    chain.type(
+        "decoder: optimize on the GPU", "optimize", str(decoder), "--device", "cuda", "--eval", heldout,
+        "--max-drop", "5%", "--name", "searched",
+    )  # fmt: skip
+
+
+def _training(chain: Chain, model: Path) -> None:
+    del model
+    words = [sys.executable, "-m", "benchmarks.sentiment"]
+    if chain.run("train a classifier", words, "python -m benchmarks.sentiment").ok:
+        steps = ["--max-steps", "100"] if chain.quick else []
+        chain.type(
+            "train it for int8", "quantize", "qat", str(ROOT / ".cache" / "sentiment"), "--train", str(CALIB),
+            "--eval", str(TEST), "--scheme", "w8a8-sym", "--name", "sentiment", *steps,
+        )  # fmt: skip
+
+
+def _serving(chain: Chain, model: Path) -> None:
+    del model
+    words = ["-m", "benchmarks.serving.on_gpu", str(chain.store)]
+    chain.run("serve on the GPU", [sys.executable, *words], f"python {' '.join(words)}")
+
+
+PARTS: Mapping[str, Callable[[Chain, Path], None]] = {
+    "tests": _tests,
+    "artifacts": _artifacts,
+    "engines": _engines,
+    "answers": _answers,
+    "times": _times,
+    "search": _search,
+    "texts": _texts,
+    "training": _training,
+    "serving": _serving,
+}
+
+
+def added(before: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Steps of another run and of this one, which take the place of those of the same name."""
+    names = {step["name"] for step in steps}
+    return [step for step in before if step["name"] not in names] + list(steps)
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
@@ -174,10 +280,10 @@ def to_markdown(found: Mapping[str, Any]) -> str:
                 *step["said"].splitlines()[-12:],
                 "```",
             ]
-    return "\n".join([*lines, "", *_times(found["steps"])])
+    return "\n".join([*lines, "", *_table(found["steps"])])
 
 
-def _times(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+def _table(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """The bench's own table, redrawn."""
     from optimizer.benching.formats.markdown import to_markdown as table
     from optimizer.benching.report import BenchReport
@@ -189,6 +295,9 @@ def _times(steps: Sequence[Mapping[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter times, to see that all works")
+    parser.add_argument("--only", default="", help=f"of {', '.join(PARTS)}; all but tests need the artifacts")
+    parser.add_argument("--store", type=Path, help="keep what is made here [a folder that is removed]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="steps are added to a report that is there")
     options = parser.parse_args()
     gpus = gpu_facts()
     if not gpus:
@@ -198,21 +307,30 @@ def main() -> None:
     from benchmarks.sentiment import minilm_folder
 
     name = safe_name(re.sub(r"^nvidia\s+", "", str(gpus[0]["name"]).lower()).replace(" ", "-"))
+    file = options.out / f"gpu-{name}.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["steps"] if options.only and file.is_file() else []
     with tempfile.TemporaryDirectory(prefix="ml-opt-gpu-") as home:
-        chain = Chain(Path(home), options.quick)
-        check(chain, minilm_folder())
+        chain = Chain(options.store or Path(home) / "models", options.quick)
+        try:
+            check(chain, minilm_folder(), [name for name in options.only.split(",") if name])
+        finally:  # whoever stops it keeps what was found so far
+            options.out.mkdir(parents=True, exist_ok=True)
+            _write(file, before, chain.steps)
+    failed = [step.name for step in chain.steps if not step.ok]
+    print(f"{len(chain.steps) - len(failed)} of {len(chain.steps)} steps ok; {file.with_suffix('.md')}")
+    raise SystemExit(1 if failed else 0)
+
+
+def _write(file: Path, before: Sequence[Mapping[str, Any]], steps: Sequence[Step]) -> None:
     found = {
         "report": "gpu-check",
         "schema": 1,
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "environment": describe(),
-        "steps": [asdict(step) for step in chain.steps],
+        "steps": added(before, [asdict(step) for step in steps]),
     }
-    write_report(RESULTS / f"gpu-{name}.json", found)
-    write_text(RESULTS / f"gpu-{name}.md", to_markdown(found) + "\n")
-    failed = [step.name for step in chain.steps if not step.ok]
-    print(f"{len(chain.steps) - len(failed)} of {len(chain.steps)} steps ok; benchmarks/results/gpu-{name}.md")
-    raise SystemExit(1 if failed else 0)
+    write_report(file, found)
+    write_text(file.with_suffix(".md"), to_markdown(found) + "\n")
 
 
 if __name__ == "__main__":

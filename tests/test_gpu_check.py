@@ -10,7 +10,7 @@ import pytest
 from house.test_workflows import parse
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import Chain, Step, check, to_markdown
+from benchmarks.gpu_check import Chain, Step, added, check, to_markdown
 from optimizer.engines.flavors import Flavor
 from optimizer.environment import gpu_facts
 from optimizer.runtime import Availability
@@ -35,6 +35,18 @@ def test_every_command_of_the_chain_exists(tmp_path: Path, monkeypatch: pytest.M
         parse(list(words))
     bench = next(words for words in typed if words[0] == "bench")
     assert {"minilm:fp16-trt", "minilm:int8-rtx", "minilm:fp16+cuda", "source:cuda-compiled-fp16"} <= set(bench)
+    assert {words[0] for words in typed} >= {"export-genai", "generate", "verify", "optimize", "quantize", "inspect"}
+
+
+def test_a_part_can_be_run_alone_and_is_added_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(gpu_check, "PARTS", {name: lambda *_, name=name: ran.append(name) for name in ("one", "two")})
+    chain = Chain(tmp_path, quick=True)
+    monkeypatch.setattr(chain, "type", lambda *words, **more: ran.append(words[1]))
+    check(chain, tmp_path, only=["two"])
+    assert ran == ["doctor", "two"]
+    before = [{"name": "a", "exit_code": 1}, {"name": "b", "exit_code": 0}]
+    assert added(before, [{"name": "a", "exit_code": 0}]) == [before[1], {"name": "a", "exit_code": 0}]
 
 
 def test_a_step_that_fails_is_noted_and_does_not_end_the_run(tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ class Server:
         return sum(_rss(pid) for pid in _family(self.process.pid))
 
 
+def with_root(environment: Mapping[str, str]) -> str:
+    """``PYTHONPATH`` of a child: this checkout before what was there."""
+    return os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as found:
@@ -137,7 +142,7 @@ def ours(ref: str, store: Path, threads: int, name: str, *words: str) -> Server:
     model = ref.partition("@")[0].partition(":")[0]
     return Server(
         name, command, "/v1/embeddings", lambda text: {"model": model, "input": text},
-        lambda said: said["data"][0]["embedding"], {"PYTHONPATH": str(ROOT)}, ROOT,
+        lambda said: said["data"][0]["embedding"], {"PYTHONPATH": with_root(os.environ)}, ROOT,
     )  # fmt: skip
 
 
@@ -221,7 +226,8 @@ def measured(servers: Sequence[Server], texts: Sequence[str], rounds: int, secon
             row["p50_ms"].append(loaded.quantile(0.5) * 1000)
             row["p99_ms"].append(loaded.quantile(0.99) * 1000)
             row["one_client_ms"].append(single.quantile(0.5) * 1000)
-        print(f"round {turn + 1}: " + ", ".join(f"{n} {row['per_second'][-1]:.0f}/s" for n, row in rows.items()))
+        said = ", ".join(f"{name} {row['per_second'][-1]:.0f}/s" for name, row in rows.items())
+        print(f"round {turn + 1}: {said}", file=sys.stderr)
     return rows
 
 

@@ -67,6 +67,10 @@ class Position:
         return cls(**{**data, "uncounted": tuple(data["uncounted"])})
 
 
+#: Whose peak stands for PyTorch's on a GPU.
+_GPU = Provider("cuda")
+
+
 @dataclass(frozen=True)
 class Counted:
     """What a candidate's call costs at one shape, and what it is computed in.
@@ -103,8 +107,11 @@ def count(entrant: Entrant, lane: Lane, feeds: Sequence[Path]) -> Counted | None
     if path.suffix != ".onnx":
         return None
     cost = model_cost(path, [_shapes(file) for file in feeds])
-    provider = Provider(candidate.provider.name, str(lane.opened["facts"].get("precision", "")))
+    facts = lane.opened["facts"]
+    provider = Provider(candidate.provider.name, str(facts.get("precision", "")))
     keys = {arithmetic: _key(provider, arithmetic) for arithmetic in cost.arithmetic}
+    if provider.name == "torch" and facts.get("device") == _GPU.name:
+        keys, provider = dict.fromkeys(keys, (_GPU, provider.precision)), _GPU
     return Counted(cost, keys, has_graph, provider)
 
 

@@ -43,6 +43,31 @@ class Flavor:
     def installed(self) -> bool:
         return has_module(self.module)
 
+    def runs_on(self, capability: str) -> bool:
+        """Whether its engines run on a GPU of this compute capability at all; TensorRT's do on every one.
+
+        TensorRT-RTX 1.7 refuses an H100 (9.0) and says what it takes: 8.0, 8.6, 8.9, 12.0, 12.1 and what is newer.
+        """
+        most = max(map(numbers, self.capabilities), default=())
+        return not most or capability in self.capabilities or numbers(capability) > most
+
+    def need(self, gpu: Mapping[str, JSON]) -> None:
+        """Refuse a GPU that its engines never run on.
+
+        Args:
+            gpu: ``name`` and ``compute_capability``.
+
+        Raises:
+            MissingPiece: naming those that they do.
+        """
+        here = str(gpu["compute_capability"])
+        if not self.runs_on(here):
+            raise MissingPiece(
+                f"{self.title} runs on GPUs of compute capability {', '.join(self.capabilities)} and later, and "
+                f"{gpu['name']} here has {here}",
+                'use the provider cuda (onnxruntime-gpu), or TensorRT itself: pip install "ml-opt[tensorrt]"',
+            )
+
 
 #: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html says which GPUs an engine
 #: of TensorRT-RTX runs on when nothing is asked for (8.0, 8.6, 8.9, 12.0 and later).

@@ -140,6 +140,12 @@ _OPENING = (
     ),
     Rule(_NO_MEMORY, MissingPiece, "{path}: the GPU has no memory for the engine: {reason}"),
     Rule(
+        r"does not support this compute capability",
+        MissingPiece,
+        "{path}: {title} does not run on this GPU: {reason}",
+        'use the provider cuda (onnxruntime-gpu), or TensorRT itself: pip install "ml-opt[tensorrt]"',
+    ),
+    Rule(
         r"compute capability|[Ii]ncompatible.*(?:device|GPU)|different (?:device|GPU)|SM ?\d",
         MissingPiece,
         "{path} was built for another GPU: {reason}",

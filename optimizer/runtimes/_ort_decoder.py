@@ -16,7 +16,11 @@ from optimizer.errors import BadInput
 from optimizer.generating.asked import check_scored
 from optimizer.generating.config import DecoderConfig
 from optimizer.graph.head import LOGITS_FROM
+from optimizer.runtime import Provider, SessionOptions
 from optimizer.runtimes._ort_errors import ort_errors
+from optimizer.runtimes._ort_gpu import Asked
+from optimizer.runtimes._ort_load import not_loaded
+from optimizer.runtimes._ort_providers import PROVIDERS, devices_of, library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,22 +40,29 @@ _ELEMENTS: dict[str, tuple[str, int]] = {
 }
 
 
-def open_session(path: Path, threads: int) -> Any:
-    """Open a graph on the processor.
+def open_session(path: Path, threads: int, provider: str = "cpu") -> Any:
+    """Open a graph on the processor, or for scores on a GPU: what is bound in the processor's memory is copied there.
 
     Raises:
         BadInput: ONNX Runtime cannot load it.
+        MissingPiece: there is no such provider here.
     """
-    import onnxruntime
-
+    row, onnxruntime = PROVIDERS[provider], library()
     if not path.is_file():
         raise BadInput(f"no such file: {path}", "the folder's genai_config.json names it as its decoder")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
-    with ort_errors(path, "cpu"):
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    devices_of(onnxruntime, provider, row, "")
+    options = row.settings(Asked(SessionOptions(Provider(provider))))
+    with ort_errors(path, provider):
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=[(row.ep, options)], enable_fallback=False
+        )
+    if row.ep not in session.get_providers():
+        raise not_loaded(onnxruntime, provider, row.ep)
+    return session
 
 
 class Decoder:

@@ -10,7 +10,7 @@ from pathlib import Path
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.vendor_rules import Rule, translated
 
-__all__ = ["ort_errors"]
+__all__ = ["ort_errors", "plain"]
 
 
 #: Looked through from the top; the first match wins. The texts are those of ONNX Runtime 1.32.
@@ -129,7 +129,7 @@ def ort_errors(path: Path, provider: str) -> Iterator[None]:
     except Exception as error:
         if not _is_ort(error):
             raise
-        raise translated(error, _TABLE, path, provider, _plain) from error
+        raise translated(error, _TABLE, path, provider, plain) from error
 
 
 def _is_ort(error: Exception) -> bool:
@@ -139,7 +139,7 @@ def _is_ort(error: Exception) -> bool:
     )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The sentence in a vendor's message: without its code, its C++ signature and its colours."""
     text = re.sub(r"\x1b\[[\d;]*m", "", text)
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)

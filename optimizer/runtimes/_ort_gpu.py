@@ -51,7 +51,8 @@ def cuda(asked: Asked) -> dict[str, str]:
 
     The arena grows by what is asked for and not in powers of two, so that the memory that is reported is the model's.
     Convolutions are chosen by trying all of cuDNN's (the vendor's default, said so that it stays). CUDA graphs are off:
-    a captured graph answers for one shape at one address, and ``run`` feeds both anew.
+    a recorded graph answers for one shape at one address, and ``run`` feeds both anew; bound calls turn them on
+    (:mod:`._ort_recorded`).
     """
     return {
         "device_id": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,14 @@ def vendor_session(
     asked: Asked,
     settings: Any,
     devices: list[Any],
+    more: Mapping[str, str] | None = None,
 ) -> Any:
-    """The vendor's session, by the plugin's devices or by the provider's name and the one behind it."""
-    name, given = asked.options.provider.name, row.settings(asked)
+    """The vendor's session, by the plugin's devices or by the provider's name and the one behind it.
+
+    Args:
+        more: provider options beside those of the provider's row.
+    """
+    name, given = asked.options.provider.name, {**row.settings(asked), **(more or {})}
     with ort_errors(path, name):
         if devices:
             settings.add_provider_for_devices(devices, given)

@@ -45,6 +45,7 @@ class ProviderRow:
         behind: the provider that is added behind it, to take what it leaves before the CPU does.
         device: where bound buffers live.
         compiles: it compiles a graph for shapes that it has to be told.
+        records: its runs can be recorded as CUDA graphs.
     """
 
     ep: str
@@ -57,6 +58,7 @@ class ProviderRow:
     behind: str = ""
     device: str = "cpu"
     compiles: bool = False
+    records: bool = False
 
     @property
     def plugin_version(self) -> str | None:
@@ -84,7 +86,7 @@ PROVIDERS: dict[str, ProviderRow] = {
         plugin="onnxruntime_ep_openvino",
         precisions=tuple(openvino.PRECISIONS),
     ),
-    "cuda": ProviderRow("CUDAExecutionProvider", "gpu", gpu.cuda, light_elsewhere=True, device="cuda"),
+    "cuda": ProviderRow("CUDAExecutionProvider", "gpu", gpu.cuda, light_elsewhere=True, device="cuda", records=True),
     "tensorrt": ProviderRow(
         "TensorrtExecutionProvider",
         "gpu",

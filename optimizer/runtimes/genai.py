@@ -9,6 +9,7 @@ and its place is free when the rest of its batch has ended; :mod:`.ort_generator
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_decoder import Decoder, open_session
+from optimizer.runtimes._ort_load import missing_library
+from optimizer.runtimes._ort_providers import PROVIDERS, devices_of, library
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ __all__ = ["GENERATOR", "GenaiGenerator"]
 #: What the engine batches without PagedAttention (``static_batch_size`` of its scheduler).
 _STATIC = 4
 _EVENTS = 64
+_NO_GPU = re.compile(r"CUDA driver version is insufficient[^\n;]*|no CUDA-capable device[^\n;]*")
 
 
 @dataclass
@@ -102,6 +106,9 @@ class GenaiGenerator:
         import onnxruntime_genai as og
 
         og.set_log_options(enabled=False)
+        if self._provider != "cpu":
+            # It finds CUDA's libraries where the system has them, or where they are loaded already.
+            devices_of(library(), self._provider, PROVIDERS[self._provider], "")
         try:
             asked = og.Config(str(self._folder))
             asked.clear_providers()
@@ -148,7 +155,8 @@ class GenaiGenerator:
         check_read(tokens, read, 0)
         with self._scoring:
             if self._scorer is None:
-                self._scorer = Decoder(open_session(self._config.file, self._threads), self._config, 1)
+                session = open_session(self._config.file, self._threads, self._provider)
+                self._scorer = Decoder(session, self._config, 1)
             return self._scorer.score(tokens)
 
     def close(self) -> None:
@@ -288,6 +296,13 @@ def _asked(error: Exception) -> Exception:
 def _translated(error: Exception, folder: Path, provider: str) -> Exception:
     if isinstance(error, MlOptError):
         return error
+    if provider != "cpu" and "Failed to load library" in str(error):
+        return missing_library(provider, str(error))
+    if provider != "cpu" and (why := _NO_GPU.search(str(error))):
+        return MissingPiece(
+            f"onnxruntime-genai finds no NVIDIA GPU that it can use: {why[0]}",
+            "`ml-opt doctor` says what this machine has",
+        )
     if provider != "cpu" and "provider" in str(error).lower():
         return MissingPiece(f"onnxruntime-genai has no {provider} here: {_plain(error)}", "leave the provider out")
     return BadInput(

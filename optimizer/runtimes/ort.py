@@ -20,11 +20,12 @@ from optimizer.runtime import Availability, Provider, Runtime, SessionOptions
 from optimizer.runtimes._feeds import Limits, check_feeds
 from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_context import compile_context
-from optimizer.runtimes._ort_errors import ort_errors
+from optimizer.runtimes._ort_errors import ort_errors, plain
 from optimizer.runtimes._ort_gpu import tf32_allowed, without_tf32
 from optimizer.runtimes._ort_kernels import Watch
 from optimizer.runtimes._ort_open import asked_of, session_options, vendor_session
 from optimizer.runtimes._ort_providers import PROVIDERS, ProviderRow, check_got, devices_of, library
+from optimizer.runtimes._ort_recorded import OPTIONS, recorded, same, unrecorded
 from optimizer.runtimes._ort_shapes import Shapes, check_shapes, shapes_of
 from optimizer.runtimes._tiny import TINY
 from optimizer.types import JSON, TensorSpec
@@ -66,8 +67,13 @@ class OrtSession:
         watch: Watch | None,
         shapes: Shapes | None = None,
         release: Callable[[], None] | None = None,
+        again: Callable[[Mapping[str, str]], Any] | None = None,
     ) -> None:
         self._session = session
+        self._again = again
+        # Options of a run that is not to be recorded; of none, as long as nothing can be.
+        self._plain: tuple[Any, ...] = ()
+        self._recordings = 0
         self._watch = watch
         self._path = path
         self._row = row
@@ -83,7 +89,7 @@ class OrtSession:
         """Run once; raises :class:`BadInput` naming the input that does not fit."""
         self._check(feeds)
         with ort_errors(self._path, self.facts["provider"]):
-            arrays = self._session.run(None, dict(feeds))
+            arrays = self._session.run(None, dict(feeds), *self._plain)
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
     def _check(self, feeds: Mapping[str, NDArray[np.generic]]) -> None:
@@ -91,10 +97,36 @@ class OrtSession:
         check_shapes(self._profile, feeds, self.facts["provider"])
 
     def bind(self, feeds: Mapping[str, NDArray[np.generic]]) -> Callable[[], None]:
-        """Inputs copied to the provider's device once, outputs written into its buffers of the first run."""
+        """Inputs copied to the provider's device once, outputs written into its buffers of the first run.
+
+        With the CUDA provider a call is one CUDA graph where the model can be recorded; ``facts["cuda_graph"]`` says
+        whether it is. The first call to be bound opens the model once more for that, so that it is nothing for a
+        session that other threads run at the same time.
+        """
+        self._check(feeds)
+        self._open_to_record()
+        binding = self._bound(feeds)
+        options: tuple[Any, ...] = ()
+        if self._plain:
+            found = self._record(binding)
+            if found is None:
+                return self.bind(feeds)
+            options = found
+        run, path, provider = self._session.run_with_iobinding, self._path, self.facts["provider"]
+
+        def call() -> None:
+            try:
+                run(binding, *options)
+            except Exception:
+                with ort_errors(path, provider):
+                    raise
+
+        return call
+
+    def _bound(self, feeds: Mapping[str, NDArray[np.generic]]) -> Any:
+        """A binding whose buffers are filled: it has run once."""
         import onnxruntime
 
-        self._check(feeds)
         device = self._row.device
         with ort_errors(self._path, self.facts["provider"]):
             binding = self._session.io_binding()
@@ -104,21 +136,55 @@ class OrtSession:
             for spec in self.outputs:
                 binding.bind_output(spec.name, device)
             binding.synchronize_inputs()
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, *self._plain)
             filled = binding.get_outputs()
             binding.clear_binding_outputs()
             for spec, value in zip(self.outputs, filled, strict=True):
                 binding.bind_ortvalue_output(spec.name, value)
-        run, path, provider = self._session.run_with_iobinding, self._path, self.facts["provider"]
+        return binding
 
-        def call() -> None:
-            try:
-                run(binding)
-            except Exception:
-                with ort_errors(path, provider):
-                    raise
+    def _open_to_record(self) -> None:
+        """Open the model so that its runs can be recorded; where that is refused, it stays as it is."""
+        if self._again is None or self._plain:
+            return
+        try:
+            self._session = self._again(OPTIONS)
+        except MlOptError as error:
+            self._cannot_record(error.message)
+            return
+        self._plain = (unrecorded(library()),)
+        self.facts["cuda_graph"] = True
 
-        return call
+    def _record(self, binding: Any) -> tuple[Any, ...] | None:
+        """Record a bound run; None where that fails: the model is then open as it was at first."""
+        import numpy as np
+        import onnxruntime
+
+        self._recordings += 1
+        options = recorded(onnxruntime, self._recordings)
+        wanted = [value.numpy() for value in binding.get_outputs()]
+        why = "its replay answers otherwise"
+        try:
+            # Into other memory: what the replay does not write, it does not get right by chance.
+            binding.clear_binding_outputs()
+            for spec, array in zip(self.outputs, wanted, strict=True):
+                place = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(array), self._row.device, 0)
+                binding.bind_ortvalue_output(spec.name, place)
+            self._session.run_with_iobinding(binding, options)
+            if same(wanted, [value.numpy() for value in binding.get_outputs()]):
+                return (options,)
+        except Exception as error:
+            why = plain(str(error))
+        assert self._again is not None
+        self._session = None
+        self._session = self._again({})
+        self._plain = ()
+        self._cannot_record(why)
+        return None
+
+    def _cannot_record(self, why: str) -> None:
+        self._again = None
+        self.facts |= {"cuda_graph": False, "why_no_cuda_graph": why}
 
     def runs(self) -> dict[str, JSON] | None:
         """Products by what they were computed in, read from ONNX Runtime's profile (:mod:`._ort_kernels`)."""
@@ -178,15 +244,20 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, model: Map
         "onnxruntime": onnxruntime.__version__,
     }
     release = None
+    if row.device == "cuda":
+        facts["tf32"] = tf32_allowed(options, asked.shapes)
     if row.compiles:
         profile = asked.shapes.profile if asked.shapes else None
-        tf32 = tf32_allowed(options, asked.shapes)
-        facts |= {"tf32": tf32, "profile": profile.to_json() if profile else None}
-        release = None if tf32 else without_tf32()
+        facts["profile"] = profile.to_json() if profile else None
+        release = None if facts["tf32"] else without_tf32()
     try:
         settings = session_options(onnxruntime, asked)
         watch = Watch(settings) if options.watch else None
-        session = vendor_session(onnxruntime, source, path, row, asked, settings, devices)
+
+        def opened(more: Mapping[str, str] | None = None) -> Any:
+            return vendor_session(onnxruntime, source, path, row, asked, settings, devices, more)
+
+        session = opened()
         facts["nodes"] = check_got(onnxruntime, session, options.provider.name, row, path)
     except BaseException:
         if release:
@@ -196,7 +267,8 @@ def _opened(source: str | bytes, path: Path, options: SessionOptions, model: Map
         facts["huge_pages"] = onto_huge_pages()
     facts["load_seconds"] = time.perf_counter() - started
     limits = model.get("limits") or {}
-    return OrtSession(session, path, row, limits, facts, watch, asked.shapes, release)
+    again = opened if row.records and options.extra.keys().isdisjoint(OPTIONS) else None
+    return OrtSession(session, path, row, limits, facts, watch, asked.shapes, release, again)
 
 
 def _available(provider: str) -> Availability:

@@ -256,6 +256,7 @@ def check_machine(artifact: Artifact, flavor: Flavor, version: str, gpu: Mapping
         raise MissingPiece(
             f"{_ref(artifact)} was built by {flavor.title} {built}, and {version} is installed here", again
         )
+    flavor.need(gpu)
     here = str(gpu["compute_capability"])
     wanted = [str(each) for each in record["compute_capabilities"]]
     portable = bool(options.get("hardware_compatible")) or (
@@ -336,6 +337,8 @@ def _available(provider: str) -> Availability:
     try:
         flavor = installed[0] if installed else choose("auto", "running engines")
         facts = cuda().facts()
+        flavor = next((each for each in installed if each.runs_on(str(facts["compute_capability"]))), flavor)
+        flavor.need(facts)
     except MlOptError as error:
         return Availability(provider, False, error.message, error.hint)
     return Availability(provider, True, facts={flavor.module: flavor.version, "gpu": facts["name"]})

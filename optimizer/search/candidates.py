@@ -168,6 +168,9 @@ def _on_gpu(data: Mapping[str, JSON]) -> Iterable[Idea]:
         provider = Provider(name)
         yield Idea(f"fp16-{name}", Precision.FP16, provider, fp16, "tensor cores, and kernels chosen for this very GPU")
         yield Idea(f"int8-static-{name}", Precision.INT8, provider, symmetric, int8)
+    fused = (StepOf("ort-optimize", {"target": "cuda"}), *fp16)
+    why = "half the traffic, tensor cores, and attention in one kernel"
+    yield Idea("fp16-fused-cuda", Precision.FP16, Provider("cuda"), fused, why)
     yield Idea("fp16-cuda", Precision.FP16, Provider("cuda"), fp16, "half the traffic, and tensor cores")
 
 
@@ -302,6 +305,8 @@ def _not_here(idea: Idea, machine: Machine) -> str:
     if idea.builder and idea.builder not in machine.builders:
         flavor = FLAVORS[idea.builder]
         return f'{flavor.title} is not installed: pip install "ml-opt[{flavor.extra}]"'
+    if idea.builder in machine.misfits:
+        return f"{FLAVORS[idea.builder].title} does not run on this GPU"
     if any(step.stage == "ort-optimize" for step in idea.steps) and not machine.fusing:
         return 'fusing needs onnxscript: pip install "ml-opt[build]"'
     return ""

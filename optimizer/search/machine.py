@@ -27,6 +27,7 @@ class Machine:
         reasons: by provider, why it does not.
         fusing: the package is installed that fuses operators.
         builders: of engines, that are installed; by name of :data:`~optimizer.engines.flavors.FLAVORS`.
+        misfits: those of them whose engines do not run on this GPU.
     """
 
     features: frozenset[str]
@@ -34,6 +35,7 @@ class Machine:
     reasons: Mapping[str, str] = field(default_factory=dict)
     fusing: bool = True
     builders: frozenset[str] = frozenset()
+    misfits: frozenset[str] = frozenset()
 
     @classmethod
     def here(cls, texts: bool = False) -> Machine:
@@ -51,6 +53,11 @@ class Machine:
             reasons={name: reason for name, reason in reasons.items() if reason},
             fusing=has_module("onnxscript"),
             builders=frozenset(name for name, flavor in FLAVORS.items() if flavor.installed),
+            misfits=frozenset(
+                name
+                for name, flavor in FLAVORS.items()
+                if gpu_facts() and not flavor.runs_on(str(gpu_facts()[0]["compute_capability"]))
+            ),
         )
 
     @property

@@ -83,9 +83,14 @@ async def _failures(served: Served, way: _Way, golden: Golden, tolerance: Tolera
 
 
 def _precision(served: Served) -> Precision:
-    """The coarsest number format on the way to an answer: the provider's, or the artifact's own."""
+    """The coarsest number format on the way to an answer: the provider's, or the artifact's own.
+
+    TF32, which a GPU makes fp32 products in unless it is told not to, keeps as many digits of their factors as fp16.
+    """
     assert served.artifact is not None
     own, got = served.artifact.precision, str(served.facts.get("precision") or "")
+    if own is Precision.FP32 and served.facts.get("tf32"):
+        return Precision.FP16
     coarse = got in ("bf16", "fp16") and own in (Precision.FP32, Precision.FP16)
     return Precision(got) if coarse else own
 

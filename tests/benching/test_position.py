@@ -107,15 +107,17 @@ def test_floats_on_openvino_are_computed_as_it_was_opened_whichever_way_it_comes
     monkeypatch.setattr(position, "openvino_here", lambda: here)
     monkeypatch.setattr(position, "model_cost", lambda path, shapes: Cost({"fp32": 10**9, "int8": 10**9}))
 
-    def keys(provider, precision):
+    def keys(provider, precision, device="cpu"):
         entrant = Entrant(Candidate("a", tmp_path / "a.onnx", provider))
-        lane = Lane(entrant.candidate, opened={"facts": {"precision": precision}})
+        lane = Lane(entrant.candidate, opened={"facts": {"precision": precision, "device": device}})
         return count(entrant, lane, []).keys
 
     in_bf16 = Provider(here, "bf16")
     assert keys(Provider(here), "bf16") == {"fp32": (in_bf16, "bf16"), "int8": (in_bf16, "int8")}
     assert set(keys(Provider("torch"), "bf16").values()) == {(in_bf16, "bf16")}
     assert set(keys(Provider("torch"), "fp32").values()) == {(CPU, "fp32")}
+    on_gpu = keys(Provider("torch", "cuda-fp16"), "fp16", device="cuda")
+    assert set(on_gpu.values()) == {(Provider("cuda"), "fp16")}, "a GPU's roofs are not the processor's"
 
 
 def row(label, ms):

@@ -110,6 +110,9 @@ def test_a_build_that_failed_says_why(line: str, error: type[MlOptError], says: 
         ("ERROR Error Code 1: Cuda Runtime (cudaError 100: no CUDA-capable device is detected)", MissingPiece),
         ("ERROR the engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 9.0",
          MissingPiece),
+        ("ERROR API Usage Error (The engine cannot run on this GPU, which has compute capability 9.0. Supported "
+         "compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0. TensorRT-RTX does not support this compute capability, so "
+         "the engine cannot be rebuilt for it.)", MissingPiece),
         ("ERROR Error Code 6: The engine plan file is not compatible with this version of TensorRT, expecting library "
          "version 10.1 got 10.2", MissingPiece),
         ("ERROR Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed. Magic tag "
@@ -122,3 +125,4 @@ def test_an_engine_that_does_not_open_says_why(line: str, error: type[MlOptError
     found = cannot_open([line] if line else [], "TensorRT", "10.1", PATH)
     assert type(found) is error
     assert str(PATH) in found.message
+    assert not ("cannot be rebuilt" in line and "--rebuild" in found.hint), "no way out"

@@ -78,9 +78,22 @@ class Options:
         self.devices, self.given = list(devices), dict(given)
 
 
+class RunOptions:
+    """Which recording a run is of."""
+
+    def __init__(self):
+        self.config: dict[str, str] = {}
+
+    def add_run_config_entry(self, name, value):
+        self.config[name] = value
+
+
 class Value:
     def __init__(self, value, device):
         self.real, self.device = value, device
+
+    def numpy(self):
+        return self.real.numpy()
 
     @staticmethod
     def ortvalue_from_numpy(array, device="cpu", device_id=0):
@@ -106,6 +119,7 @@ class Binding:
 
     def bind_ortvalue_output(self, name, value):
         self.log.append(("kept output", name, value.device))
+        self.outputs[name] = value.device[0]
         self.real.bind_ortvalue_output(name, value.real)
 
     def synchronize_inputs(self):
@@ -127,6 +141,8 @@ class Double:
         sessions: what each was opened with: providers with their options, the session's configuration, the environment.
         bindings: of all sessions.
         compiled: what the ModelCompiler was asked.
+        records: whether runs can be recorded: the text of the refusal otherwise.
+        replays: what a recorded run does with its binding; None runs it.
     """
 
     def __init__(self, takes=lambda op: None, available=(TRT, CUDA, CPU), devices=1, loads=True):
@@ -136,9 +152,11 @@ class Double:
         self.compiled: list[dict] = []
         self.registered: list[str] = []
         self.writes = True
+        self.records, self.replays = "", None
         self.__file__, self.__spec__, self.__version__ = real.__file__, real.__spec__, real.__version__
         self.cuda_version = "13.0"
         self.SessionOptions, self.OrtValue, self.OrtCompileApiFlags = Options, Value, real.OrtCompileApiFlags
+        self.RunOptions = RunOptions
         double = self
 
         class InferenceSession:
@@ -153,6 +171,11 @@ class Double:
                     }
                 )
                 self.names = [name for name, _ in names] if double.loads else []
+                self.graphs = names[0][0] == CUDA and names[0][1].get("enable_cuda_graph") == "1"
+                if self.graphs and double.records:
+                    raise RuntimeError(
+                        f"/onnxruntime_src/onnxruntime/core/session/inference_session.cc:1 {double.records}"
+                    )
                 graph = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
                 self.ops = [node.op_type for node in graph.graph.node]
                 if options.config.get("ep.context_enable") == "1" and double.writes:
@@ -177,16 +200,27 @@ class Double:
             def get_outputs(self):
                 return self.real.get_outputs()
 
-            def run(self, names, feeds):
+            def recording(self, options):
+                """The recording that a run is of; without one it would be recorded as number 0."""
+                number = int(options.config["gpu_graph_id"]) if options else None
+                assert self.graphs is (number is not None)
+                return number
+
+            def run(self, names, feeds, options=None):
+                assert self.recording(options) in (None, -1), "at another address with every call"
                 return self.real.run(names, feeds)
 
             def io_binding(self):
                 double.bindings.append(Binding(self.real))
                 return double.bindings[-1]
 
-            def run_with_iobinding(self, binding):
-                binding.log.append(("run",))
-                self.real.run_with_iobinding(binding.real)
+            def run_with_iobinding(self, binding, options=None):
+                number = self.recording(options)
+                binding.log.append(("run",) if number is None else ("run", number))
+                if number is not None and number >= 0 and double.replays:
+                    double.replays(binding)
+                else:
+                    self.real.run_with_iobinding(binding.real)
 
         class ModelCompiler:
             def __init__(self, options, path, *, embed_compiled_data_into_model, flags):

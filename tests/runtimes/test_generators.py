@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -27,6 +28,7 @@ from optimizer.generator import (
     discover,
     open_generator,
 )
+from optimizer.runtimes import genai
 
 SCHEMA = json.dumps(
     {
@@ -268,6 +270,40 @@ def test_rows_outgrow_their_buffers(llama_generator: Path, monkeypatch: pytest.M
         assert [tokens(generation) for generation in begun] == [greedy(prompt, 70) for prompt in asked]
     finally:
         opened.close()
+
+
+def test_genai_on_a_gpu_has_its_libraries_loaded_first(llama_generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds CUDA's libraries where the system has them, and not where pip puts them."""
+    with pytest.raises(MissingPiece, match="was built without CUDAExecutionProvider") as caught:
+        open_generator(llama_generator, GeneratorOptions(runtime="genai", provider="cuda"))
+    assert "onnxruntime-gpu" in caught.value.hint or "ml-opt[gpu]" in caught.value.hint
+    loaded: list[str] = []
+    monkeypatch.setattr(genai, "devices_of", lambda module, name, row, precision: loaded.append(row.ep))
+    with pytest.raises((MissingPiece, BadInput)):
+        open_generator(llama_generator, GeneratorOptions(runtime="genai", provider="cuda"))
+    assert loaded == ["CUDAExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "Cuda interface not available: Failed to load library: libcublasLt.so.13: cannot open shared object file",
+            r"the provider cuda did not load: libcublasLt\.so\.13 is missing",
+        ),
+        (
+            "Cuda interface not available: CUDA error in Create at cuda_common.h:80 - CUDA driver version is "
+            "insufficient for CUDA runtime version",
+            "finds no NVIDIA GPU that it can use: CUDA driver version is insufficient for CUDA runtime version",
+        ),
+    ],
+)
+def test_what_genai_says_without_a_gpu(said: str, message: str, tmp_path: Path) -> None:
+    """The sentences are those of onnxruntime-genai-cuda 0.18 on a machine without a driver."""
+    found = genai._translated(RuntimeError(said), tmp_path, "cuda")
+    assert isinstance(found, MissingPiece)
+    assert re.search(message, found.message)
+    assert found.hint
 
 
 def test_genai_says_what_it_cannot(llama_generator: Path) -> None:

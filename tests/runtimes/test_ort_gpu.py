@@ -23,7 +23,9 @@ from optimizer.engines.profiles import Profile
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.runtime import Candidate, Provider, SessionOptions, get_runtime, probe
 from optimizer.runtimes import _ort_gpu, _ort_load
+from optimizer.runtimes._ort_decoder import open_session
 from optimizer.runtimes._ort_providers import PROVIDERS
+from optimizer.runtimes._ort_recorded import same
 from optimizer.runtimes._ort_shapes import shape_options
 
 COMPILING = ("tensorrt", "rtx")
@@ -270,7 +272,7 @@ def test_a_session_that_fails_to_open_gives_the_environment_back(double, encoder
 # -------------------------------------------------------------------------------------------------------------- binding
 
 
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "rtx"])
+@pytest.mark.parametrize("provider", ["tensorrt", "rtx"])
 def test_bound_buffers_lie_on_the_gpu(double, encoder, provider):
     """``cuda`` is the word for memory of NVIDIA's device, whoever allocates it (onnxruntime's OrtDevice.make)."""
     session = opened(encoder, provider)
@@ -286,6 +288,78 @@ def test_bound_buffers_lie_on_the_gpu(double, encoder, provider):
     call()
     assert binding.log[5:] == [("run",)], "no copies"
     assert np.allclose(binding.get_outputs()[0].real.numpy(), session.run({"input_ids": IDS})["y"])
+
+
+def test_a_bound_call_of_cuda_is_one_graph(double, encoder):
+    """Opened again for that, recorded into other memory than its own answers lie in, and replayed with every call."""
+    session = opened(encoder, "cuda")
+    want = session.run({"input_ids": IDS})["y"]
+    assert "cuda_graph" not in session.facts, "nothing is bound yet"
+    calls = [session.bind({"input_ids": IDS}), session.bind({"input_ids": IDS[:, :2]})]
+    assert [each["providers"][0][1].get("enable_cuda_graph") for each in double.sessions] == [None, "1"]
+    assert session.facts["cuda_graph"] is True
+    for number, (binding, call) in enumerate(zip(double.bindings, calls, strict=True), 1):
+        assert binding.log == [
+            ("input", "input_ids", ("cuda", 0)),
+            ("output", "y", ("cuda", 0)),
+            ("synchronize",),
+            ("run", -1),
+            ("kept output", "y", ("cuda", 0)),
+            ("kept output", "y", ("cuda", 0)),
+            ("run", number),
+        ]
+        call()
+        assert binding.log[7:] == [("run", number)], "no copies, and the same recording"
+    assert np.array_equal(double.bindings[0].get_outputs()[0].numpy(), want)
+    assert np.array_equal(session.run({"input_ids": IDS})["y"], want), "runs of other inputs are not replays"
+
+
+def test_a_model_that_cannot_be_recorded_is_run_as_it_was(double, encoder):
+    double.records = "This session cannot use the graph capture feature as requested by the user"
+    session = opened(encoder, "cuda")
+    session.bind({"input_ids": IDS})()
+    assert session.facts["cuda_graph"] is False
+    assert "cannot use the graph capture feature" in session.facts["why_no_cuda_graph"]
+    session.bind({"input_ids": IDS})()
+    assert len(double.sessions) == 2, "it is not asked again"
+    assert {entry for binding in double.bindings for entry in binding.log if entry[0] == "run"} == {("run",)}
+
+
+def nothing(binding):
+    """A replay that writes nothing: the outputs are what lay in their memory."""
+
+
+def fails(binding):
+    raise RuntimeError("/onnxruntime_src/x.cc:1 CUDA failure 900: operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize(("replays", "why"), [(nothing, "answers otherwise"), (fails, "stream is capturing")])
+def test_a_recording_that_is_wrong_is_given_up(double, encoder, replays, why):
+    double.replays = replays
+    session = opened(encoder, "cuda")
+    session.bind({"input_ids": IDS})()
+    assert session.facts["cuda_graph"] is False
+    assert why in session.facts["why_no_cuda_graph"]
+    assert "onnxruntime_src" not in session.facts["why_no_cuda_graph"]
+    assert [each["providers"][0][1].get("enable_cuda_graph") for each in double.sessions] == [None, "1", None]
+    assert double.bindings[-1].log[-1] == ("run",)
+    assert np.allclose(double.bindings[-1].get_outputs()[0].numpy(), WEIGHT[IDS] @ np.ones((3, 2)), atol=1e-6)
+
+
+def test_who_turns_graphs_off_has_none(double, encoder):
+    session = opened(encoder, "cuda", extra={"enable_cuda_graph": "0"})
+    session.bind({"input_ids": IDS})()
+    assert "cuda_graph" not in session.facts
+    assert len(double.sessions) == 1
+
+
+def test_what_a_replay_may_differ_by():
+    exact = np.array([[1.0, -100.0, np.nan]], np.float32)
+    assert same([exact], [exact + np.float32(0.5)]), "half a percent of the largest"
+    assert not same([exact], [exact + np.float32(2.0)])
+    assert not same([exact], [np.zeros((1, 3), np.float32)]), "a number where there was none"
+    assert same([np.array([3])], [np.array([3])])
+    assert not same([np.array([3])], [np.array([4])]), "whole numbers are equal or not"
 
 
 def test_the_alias_cuda_is_memory_of_nvidias_device():
@@ -441,6 +515,16 @@ def test_loading_prints_nothing(double, encoder, capsys):
     assert capsys.readouterr().out == "", "--json prints one document"
 
 
+def test_scores_of_a_generator_are_computed_where_it_writes(double, encoder):
+    """A graph for GPUs may have no kernels for processors: attention in bf16 has none."""
+    open_session(encoder, 1, "cuda")
+    assert asked(double)["use_tf32"] == "1"
+    assert double.sessions[-1]["providers"][0][0] == gpu.CUDA
+    double.loads = False
+    with pytest.raises(MissingPiece, match="the provider cuda did not load"):
+        open_session(encoder, 1, "cuda")
+
+
 # ------------------------------------------------------------------------------------------------------ compiled graphs
 
 
@@ -530,6 +614,9 @@ def test_a_gpu_answers_what_the_processor_answers(working, encoder, tmp_path, mo
     call = session.bind({"input_ids": IDS})
     call()
     call()
+    if working == "cuda":
+        assert session.facts["cuda_graph"] is True, session.facts
+    assert np.allclose(session.run({"input_ids": IDS})["y"], right, atol=1e-6), "after a recording too"
     session.close()
 
 

@@ -9,8 +9,10 @@ from engines.machine import Machine
 from runtimes.graphs import WEIGHT, matmul
 
 from optimizer.engines.cuda import CudaFailed
-from optimizer.engines.flavors import FLAVORS
+from optimizer.engines.flavors import FLAVORS, Flavor
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, UnknownName
+from optimizer.runtime import TENSORRT_NATIVE
+from optimizer.runtimes import tensorrt
 from optimizer.runtimes.tensorrt import check_machine
 from optimizer.types import Kind
 
@@ -637,6 +639,30 @@ def test_machines_that_an_engine_runs_on(machine, flavor, built, options, here, 
     assert caught.value.hint.endswith("ml-opt build-trt-engine toy@1:fp32-rtx --rebuild")
     wrong = (built[0], version) if built[0] != version else (", ".join(built[1]), capability)
     assert all(word in caught.value.message for word in wrong)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [("7.5", True), ("8.9", True), ("9.0", False), ("10.0", False), ("12.1", True), ("13.0", True)],
+)
+def test_a_gpu_that_tensorrt_rtx_never_runs_on(machine, monkeypatch, capability, runs):
+    """An H100 (9.0) refuses every engine of it, so that building one again is no way out; TensorRT takes them all."""
+    facts = FakeCuda(capability).facts()
+    monkeypatch.setattr(tensorrt, "FLAVORS", {"rtx": FLAVORS["rtx"]})
+    monkeypatch.setattr(Flavor, "installed", property(lambda self: True))
+    machine.gpu = FakeCuda(capability)
+    assert FLAVORS["tensorrt"].runs_on(capability)
+    found = tensorrt.RUNTIME.available(TENSORRT_NATIVE)
+    assert found.ok is runs
+    if runs:
+        return
+    assert "TensorRT-RTX runs on GPUs of compute capability 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and later" in found.reason
+    assert found.reason.endswith(f"{facts['name']} here has {capability}")
+    assert "provider cuda" in found.hint
+    about = {"flavor": "rtx", "version": "1.7.1.116", "compute_capabilities": ["8.0", "8.9"]}
+    made = machine.put(plan(TOY["inputs"], TOY["outputs"], SHORT), TOY, engine=about)
+    with pytest.raises(MissingPiece, match="TensorRT-RTX runs on GPUs of compute capability"):
+        check_machine(made, FLAVORS["rtx"], "1.7.1.116", facts)
 
 
 def test_another_version_is_refused_before_anything_is_loaded(machine):

@@ -82,10 +82,14 @@ def test_openvino_by_its_own_package_where_onnx_runtimes_provider_has_no_device(
 
 def test_a_gpu_gets_tensorrt_first() -> None:
     found = plan(GPU, calib=CALIB)
-    assert names(found)[:6] == [
-        "fp32", "fp16-tensorrt", "int8-static-tensorrt", "fp16-rtx", "int8-static-rtx", "fp16-cuda",
+    assert names(found)[:7] == [
+        "fp32", "fp16-tensorrt", "int8-static-tensorrt", "fp16-rtx", "int8-static-rtx", "fp16-fused-cuda", "fp16-cuda",
     ]  # fmt: skip
     by_name = {idea.name: idea for idea in found.ideas}
+    assert [(step.stage, dict(step.options)) for step in by_name["fp16-fused-cuda"].steps] == [
+        ("ort-optimize", {"target": "cuda"}),
+        ("cast", {"to": "fp16"}),
+    ], "fused in fp32, where every pattern is known"
     assert by_name["int8-static-tensorrt"].steps[0].options["symmetric"] is True, "TensorRT takes no other"
     assert by_name["int8-static-tensorrt"].family != by_name["int8-static"].family
     assert "int8-static-tensorrt" not in names(plan(GPU)), "no calibration data"
@@ -107,6 +111,13 @@ def test_engines_are_built_where_a_gpu_and_a_builder_are() -> None:
     assert int8.steps[0].options["symmetric"] is True
     assert (str(fp16.provider), fp16.target, fp16.asked) == ("tensorrt-native", "tensorrt", "")
     assert "int8-static-tensorrt-engine" not in names(plan(BUILDER)), "no calibration data"
+
+
+def test_a_builder_whose_engines_do_not_run_here_is_left_out() -> None:
+    both = frozenset({"tensorrt", "rtx"})
+    found = plan(Machine(BUILDER.features, BUILDER.providers, builders=both, misfits=frozenset({"rtx"})), calib=CALIB)
+    assert reason(found, "fp16-rtx-engine") == "TensorRT-RTX does not run on this GPU"
+    assert "fp16-tensorrt-engine" in names(found)
 
 
 def test_engines_of_two_builders_are_two_families() -> None:
@@ -152,7 +163,7 @@ def test_four_bits_are_for_those_who_ask() -> None:
 def test_every_idea_is_tried_or_has_a_reason() -> None:
     found = plan(AMX, calib=CALIB)
     together = [*names(found), *(each.name for each in found.left_out)]
-    assert len(together) == len(set(together)) == 23
+    assert len(together) == len(set(together)) == 24
     assert all(each.reason for each in found.left_out)
 
 
@@ -173,7 +184,9 @@ def test_what_is_asked_for_filters() -> None:
     ]  # fmt: skip
     assert names(plan(PLAIN, precisions=("int8",))) == ["int8-dynamic", "int8-weights"]
     assert names(plan(GPU, targets=("tensorrt",))) == ["fp16-tensorrt", "fp16-rtx"]
-    assert names(plan(GPU, device=Device.CUDA)) == ["fp16-tensorrt", "fp16-rtx", "fp16-cuda"]
+    assert names(plan(GPU, device=Device.CUDA)) == [
+        "fp16-tensorrt", "fp16-rtx", "fp16-fused-cuda", "fp16-cuda",
+    ]  # fmt: skip
     assert "fp16-cuda" not in names(plan(GPU, device=Device.CPU))
 
 
@@ -207,7 +220,7 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
     assert found.providers == {"cpu"}
     assert found.why_not("openvino") == "it finds no device (look elsewhere)"
     assert found.why_not("tensorrt") == "no NVIDIA GPU here"
-    monkeypatch.setattr(machine, "gpu_facts", lambda: ({"name": "x"},))
+    monkeypatch.setattr(machine, "gpu_facts", lambda: ({"name": "x", "compute_capability": "9.0"},))
     assert "onnxruntime-gpu is not installed" in Machine.here().why_not("cuda")
     assert "ml-opt[rtx]" in Machine.here().why_not("rtx")
     monkeypatch.setattr(machine, "version_of", lambda name: "1.32")
@@ -218,6 +231,9 @@ def test_this_machine_is_tried_as_doctor_tries_it(monkeypatch: pytest.MonkeyPatc
     assert "openvino-native" not in Machine.here().providers, "what both can do is tried once"
     assert "openvino" in Machine.here().providers
     assert Machine.here().builders == {name for name, flavor in FLAVORS.items() if flavor.installed}
+    assert Machine.here().misfits == {"rtx"}, "TensorRT-RTX takes no H100"
+    monkeypatch.setattr(machine, "gpu_facts", lambda: ({"name": "x", "compute_capability": "8.9"},))
+    assert Machine.here().misfits == frozenset()
 
 
 def test_this_machine_has_a_plan() -> None:
