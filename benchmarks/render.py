@@ -21,6 +21,7 @@ from benchmarks import (
     export_time,
     generation_table,
     gptq,
+    gpu_check,
     harness_overhead,
     pronunciation,
     self_check,
@@ -31,7 +32,7 @@ from benchmarks.serving import tables
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
-_SECTION = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+_SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
 
 def _peers(document: Mapping[str, Any]) -> str:
@@ -53,6 +54,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "streams": tables.streams,
     "door": tables.door,
     "huge_pages": tables.huge_pages,
+    "gpu-h100-80gb-hbm3": gpu_check.to_tables,
 }
 #: Where a benchmark lies in a package of its own.
 _PACKAGES = dict.fromkeys(("throughput", "overload", "streams", "door"), "serving.")

@@ -15,6 +15,7 @@ A message says what is wrong and names the thing; a hint says what to type next.
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 from collections.abc import Iterable
 
 __all__ = [
@@ -148,6 +149,10 @@ _EXTRA_OF = {
 }
 
 
+#: Extras that bring ONNX Runtime for processors, and those that bring its build for GPUs, which is the same module.
+_ON_GPU = {"cpu": "gpu", "genai": "genai-gpu", "serve": "serve-gpu"}
+
+
 def missing_package(module: str, wanted_for: str) -> MissingPiece:
     """The error for an import that failed because an extra is not installed.
 
@@ -157,6 +162,17 @@ def missing_package(module: str, wanted_for: str) -> MissingPiece:
     """
     module = module.partition(".")[0]
     extra = _EXTRA_OF.get(module)
+    if extra in _ON_GPU and module != "onnxruntime" and _has_gpu_build():
+        extra = _ON_GPU[extra]
     line = f'pip install "ml-opt[{extra}]"' if extra else f"pip install {module}"
     also = '  (on an NVIDIA GPU: pip install "ml-opt[gpu]")' if module == "onnxruntime" else ""
     return MissingPiece(f"{wanted_for} needs the package {module}, which is not installed", f"run: {line}{also}")
+
+
+def _has_gpu_build() -> bool:
+    """Whether ONNX Runtime's build for GPUs is installed, beside which the one for processors must not be."""
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

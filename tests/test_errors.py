@@ -46,6 +46,10 @@ def test_unknown_name_offers_what_is_near(name: str, known: list[str], says: str
     assert says in str(UnknownName("stage", name, known))
 
 
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def test_missing_package_names_the_pip_line() -> None:
     error = missing_package("onnxruntime.capi", "bench")
     assert "onnxruntime" in error.message
@@ -54,7 +58,41 @@ def test_missing_package_names_the_pip_line() -> None:
     assert missing_package("fancylib", "x").hint == "run: pip install fancylib"
 
 
+def test_beside_the_build_for_gpus_no_other_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_has_gpu_build", lambda: True)
+    for module, extra in (("onnxruntime_genai", "genai-gpu"), ("uvicorn", "serve-gpu"), ("onnx", "gpu")):
+        assert missing_package(module, "x").hint == f'run: pip install "ml-opt[{extra}]"'
+    assert missing_package("torch", "x").hint == 'run: pip install "ml-opt[build]"'
+    monkeypatch.undo()
+    assert missing_package("onnxruntime_genai", "x").hint == 'run: pip install "ml-opt[genai]"'
+
+
+def brought(extras: list[str]) -> set[str]:
+    """Packages that extras bring, those of other extras among them."""
+    known, found = PROJECT["optional-dependencies"], set()
+    for line in (line for extra in extras for line in known[extra]):
+        name, _, rest = line.partition("[")
+        if name == "ml-opt":
+            found |= brought(rest.rstrip("]").split(","))
+        else:
+            found.add(re.split(r"[\[<>=~!]", line)[0])
+    return found
+
+
+def test_no_extra_brings_both_builds_of_onnx_runtime() -> None:
+    """They are the same module, and the one that is installed last overwrites the other."""
+    for extra in PROJECT["optional-dependencies"]:
+        assert not {"onnxruntime", "onnxruntime-gpu"} <= brought([extra]), extra
+    assert "onnxruntime" in brought(["serve"]) & brought(["genai"])
+    assert "onnxruntime-gpu" in brought(["serve-gpu"]) & brought(["genai-gpu"])
+    (line,) = re.findall(
+        r"\.venv-gpu/bin/python -m pip install -q -e \"\.\[(.*?)\]\" --group", (ROOT / "Makefile").read_text()
+    )
+    assert not {"onnxruntime", "onnxruntime-genai"} & brought(line.split(","))
+    assert "onnxruntime-gpu" in brought(line.split(","))
+
+
 def test_every_extra_that_an_error_names_exists() -> None:
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    assert set(errors._EXTRA_OF.values()) <= set(project["optional-dependencies"])
+    project = PROJECT
+    assert {*errors._EXTRA_OF.values(), *errors._ON_GPU.values()} <= set(project["optional-dependencies"])
     assert importlib.metadata.version("ml-opt") == project["version"]

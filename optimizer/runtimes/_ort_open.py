@@ -48,6 +48,13 @@ def vendor_session(
     """The vendor's session, by the plugin's devices or by the provider's name and the one behind it.
 
     Args:
+        onnxruntime: the module.
+        source: a file, or the bytes of one.
+        path: for messages.
+        row: of the provider.
+        asked: what it is asked for.
+        settings: of the session.
+        devices: of a plugin.
         more: provider options beside those of the provider's row.
     """
     name, given = asked.options.provider.name, {**row.settings(asked), **(more or {})}
