@@ -90,7 +90,7 @@ def _run(
     from optimizer.benching.candidates import check_source, parse, provider_of
     from optimizer.data.golden import Golden
     from optimizer.environment import describe
-    from optimizer.evaluate.parity import compare, judge
+    from optimizer.evaluate.parity import as_computed, compare, judge
     from optimizer.evaluate.report import VerifyReport
     from optimizer.task import get_task
 
@@ -113,10 +113,11 @@ def _run(
     model = artifact.model_info
     task = get_task(str(model.get("task") or "generic"))
     golden = Golden.load(artifact.path)
-    precision = precision_of(artifact, judged.candidate)
-    tolerance = _tolerance(precision, options)
     progress("opening the candidate")
     candidate = judged.candidate.open(options.threads, tf32=False)
+    # An engine that was built with TF32 has it, whatever is asked now.
+    precision = as_computed(precision_of(artifact, judged.candidate), candidate.facts)
+    tolerance = _tolerance(precision, options)
     try:
         if options.against == "golden":
             reference: Session = _golden_session(golden, artifact)

@@ -23,6 +23,7 @@ __all__ = [
     "Difference",
     "Inputs",
     "Tolerance",
+    "as_computed",
     "compare",
     "judge",
     "measure_difference",
@@ -58,6 +59,22 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.INT8: Tolerance(min_cosine=0.95, min_top1=0.95),
     Precision.INT4: Tolerance(min_cosine=0.85, min_top1=0.9),
 }
+
+
+def as_computed(own: Precision, facts: Mapping[str, JSON]) -> Precision:
+    """The coarsest number format on the way to an answer: what a session computes in, or the artifact's own.
+
+    TF32, which NVIDIA's GPUs make fp32 products in unless they are told not to, keeps as many digits of their factors
+    as fp16 (10 bits: NVIDIA, *A100 Tensor Core GPU Architecture*, 2020).
+
+    Args:
+        own: what most weights of the artifact are stored in.
+        facts: of the session.
+    """
+    if own is Precision.FP32 and facts.get("tf32"):
+        return Precision.FP16
+    got = str(facts.get("precision") or "")
+    return Precision(got) if got in ("bf16", "fp16") and own in (Precision.FP32, Precision.FP16) else own
 
 
 class Inputs(StrEnum):

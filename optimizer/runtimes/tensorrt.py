@@ -183,6 +183,7 @@ def _open(path: Path, options: SessionOptions, *, model: Mapping[str, JSON]) -> 
         "flavor": flavor.name,
         flavor.module: vendor.version,
         "gpu": here,
+        "tf32": record["precision"] == Precision.FP32.value and bool(artifact.manifest.options.get("tf32")),
     }
     kernels = kept.read() if kept is not None else b""
     engine = vendor.open(_plan(path), path, bool(artifact.manifest.options.get("version_compatible")), kernels)

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 from optimizer.data.golden import Golden
 from optimizer.errors import GateFailed
 from optimizer.evaluate.golden import GoldenSession
-from optimizer.evaluate.parity import TOLERANCES, Case, Inputs, Tolerance, compare, judge
+from optimizer.evaluate.parity import TOLERANCES, Case, Inputs, Tolerance, as_computed, compare, judge
 from optimizer.serving.inference import decoded, encoded, parse, written
 from optimizer.serving.problems import Problem
 from optimizer.serving.served import Served
 from optimizer.task import get_task
-from optimizer.types import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +49,7 @@ async def prove(served: Served) -> None:
         return
     if any(spec.name not in golden.inputs for spec in served.inputs):
         return  # the graph takes other inputs than the model it was made from
-    tolerance = TOLERANCES[_precision(served)]
+    tolerance = TOLERANCES[as_computed(artifact.precision, served.facts)]
     for beside in (False, True)[: batcher.lanes]:
         batcher.always_beside = beside
         await _proved(served, batcher, golden, tolerance)
@@ -80,19 +79,6 @@ async def _failures(served: Served, way: _Way, golden: Golden, tolerance: Tolera
         return judge(list(compare(reference, way, [case], get_task(served.task), served.model)), tolerance)
 
     return await asyncio.to_thread(judged)
-
-
-def _precision(served: Served) -> Precision:
-    """The coarsest number format on the way to an answer: the provider's, or the artifact's own.
-
-    TF32, which a GPU makes fp32 products in unless it is told not to, keeps as many digits of their factors as fp16.
-    """
-    assert served.artifact is not None
-    own, got = served.artifact.precision, str(served.facts.get("precision") or "")
-    if own is Precision.FP32 and served.facts.get("tf32"):
-        return Precision.FP16
-    coarse = got in ("bf16", "fp16") and own in (Precision.FP32, Precision.FP16)
-    return Precision(got) if coarse else own
 
 
 class _Way:

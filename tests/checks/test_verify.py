@@ -16,6 +16,7 @@ from optimizer.data.golden import Golden
 from optimizer.digest import digest_file
 from optimizer.errors import BadInput, Damaged, UnknownName
 from optimizer.evaluate import parity
+from optimizer.runtimes.ort import OrtSession
 from optimizer.store import Store
 from optimizer.types import Precision
 
@@ -195,6 +196,18 @@ class TestTolerances:
         assert verify(shop, small.ref, max_abs=1e-6).exit_code == 1
         strict = verify(shop, small.ref, max_abs=10.0, min_cosine=0.5, min_top1=None)
         assert strict.tolerance == parity.Tolerance(10.0, 0.5, 0.95)
+
+    def test_a_graph_that_was_compiled_with_tf32_is_held_to_what_that_can_be(self, shop, monkeypatch):
+        """It cannot be told otherwise any more; all else is opened without."""
+        real = OrtSession.__init__
+
+        def rounds(self, *given, **more):
+            real(self, *given, **more)
+            self.facts["tf32"] = True
+
+        monkeypatch.setattr(OrtSession, "__init__", rounds)
+        report = verify(shop, "bert:fp32", against="golden")
+        assert (report.precision, report.tolerance) == ("fp16", parity.TOLERANCES[Precision.FP16])
 
     def test_decisions_can_be_asked_for_where_there_are_some(self, shop, sentences):
         assert verify(shop, "classes:fp32", min_top1=1.0, sweep=False, data=sentences, samples=8).exit_code == 0

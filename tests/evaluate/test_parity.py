@@ -12,6 +12,7 @@ from optimizer.evaluate.parity import (
     Difference,
     Inputs,
     Tolerance,
+    as_computed,
     compare,
     judge,
     measure_difference,
@@ -198,3 +199,21 @@ class TestJudge:
     def test_every_precision_has_a_tolerance_that_judges_something(self):
         for precision in Precision:
             assert judge([result(cosine=[0.5] * 40, top1=[0.5] * 40, max_abs=1.0)], TOLERANCES[precision])
+
+
+@pytest.mark.parametrize(
+    ("own", "facts", "coarsest"),
+    [
+        ("fp32", {}, "fp32"),
+        ("fp32", {"precision": "fp32", "tf32": False}, "fp32"),
+        ("fp32", {"precision": "", "tf32": True}, "fp16"),
+        ("fp16", {"tf32": True}, "fp16"),
+        ("bf16", {"tf32": True}, "bf16"),
+        ("int8", {"tf32": True, "precision": "bf16"}, "int8"),
+        ("fp32", {"precision": "bf16"}, "bf16"),
+        ("fp16", {"precision": "bf16"}, "bf16"),
+        ("fp32", {"precision": "fp16"}, "fp16"),
+    ],
+)
+def test_the_coarsest_of_what_is_stored_and_what_is_computed_in(own, facts, coarsest):
+    assert as_computed(Precision(own), facts) == coarsest

@@ -454,12 +454,25 @@ def test_facts(toy):
     assert toy.facts["provider"] == "tensorrt-native"
     assert toy.facts["tensorrt_rtx"] == "1.7.1.116"
     assert toy.facts["precision"] == "fp32"
+    assert toy.facts["tf32"] is False
     assert toy.facts["nodes"] == {"tensorrt-native": 3}
     assert toy.facts["device_memory"] == 4096
     assert toy.facts["gpu"]["name"] == "Fake RTX"
     assert toy.facts["load_seconds"] > 0
     assert toy.runs() == {"float32": 3, "fell_back": []}
     assert toy.inspect() == '{"Layers": []}'
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "has"), [("fp32", True, True), ("fp32", False, False), ("fp16", True, False)]
+)
+def test_an_engine_has_the_tf32_that_it_was_built_with(machine, precision, asked, has):
+    made = machine.put(
+        plan(TOY["inputs"], TOY["outputs"], SHORT), TOY, engine={"precision": precision}, options={"tf32": asked}
+    )
+    session = machine.open(made)
+    assert session.facts["tf32"] is has
+    session.close()
 
 
 def test_kernels_are_compiled_once_for_all_sessions(machine):
