@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from optimizer.errors import BadInput, missing_package
+from optimizer.options import parse_size
 
-__all__ = ["Kept", "Memory", "Redis", "check_place", "kept_in", "parse_size"]
+__all__ = ["Kept", "Memory", "Redis", "check_place", "kept_in", "memory_of"]
 
-_SIZE = re.compile(r"(\d{1,9})\s*([KMGT]i?B)\Z", re.IGNORECASE)
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 #: What an entry costs beside its key and its value: three objects and a place in a table.
 _ENTRY = 300
 #: Seconds that an answer lies in Redis.
@@ -167,20 +165,20 @@ def _cost(place: bytes, key: bytes, value: bytes) -> int:
     return _ENTRY + len(place) + len(key) + len(value)
 
 
-def parse_size(text: str) -> int:
-    """Bytes of ``256MiB``, ``1GB``; raises :class:`BadInput`."""
-    found = _SIZE.match(text.strip())
-    if found is None or int(found[1]) == 0:
-        raise BadInput(
-            f"--cache takes a size or an address of Redis, not {text!r}", "write 256MiB, or redis://HOST:6379/0"
-        )
-    return int(found[1]) * _UNITS[found[2].lower()]
+def memory_of(text: str) -> int:
+    """Bytes of a ``--cache`` that is a size, as in ``256MiB``; raises :class:`BadInput`, for a bare number too."""
+    try:
+        if not text.strip().isdigit():  # nobody means 256 bytes
+            return parse_size(text, "--cache")
+    except BadInput:
+        pass
+    raise BadInput(f"--cache takes a size or an address of Redis, not {text!r}", "write 256MiB, or redis://HOST:6379/0")
 
 
 def check_place(text: str) -> None:
     """Whether a ``--cache`` names a place; raises :class:`BadInput`."""
     if not _is_redis(text):
-        parse_size(text)
+        memory_of(text)
 
 
 def kept_in(text: str, told: Callable[[str], None]) -> Kept:
@@ -194,7 +192,7 @@ def kept_in(text: str, told: Callable[[str], None]) -> Kept:
         BadInput: it is neither.
         MissingPiece: the package ``redis`` is not installed.
     """
-    return Redis(text, told) if _is_redis(text) else Memory(parse_size(text))
+    return Redis(text, told) if _is_redis(text) else Memory(memory_of(text))
 
 
 def _is_redis(text: str) -> bool:

@@ -85,5 +85,5 @@ def shared(settings: Settings) -> Settings:
     memory = str(max(1, parse_size(settings.memory, "--memory") // count)) if settings.memory else ""
     cache = settings.cache
     if cache and "://" not in cache:
-        cache = f"{max(1, kept.parse_size(cache) // count // 1024)}KiB"
+        cache = f"{max(1, kept.memory_of(cache) // count // 1024)}KiB"
     return dataclasses.replace(settings, threads=threads, memory=memory, cache=cache)

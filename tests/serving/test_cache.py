@@ -22,7 +22,7 @@ from serving.test_why import ids, play, why
 from optimizer.errors import BadInput
 from optimizer.serving.cache import Cache, key_of, pack, unpack
 from optimizer.serving.inference import HEADER_LENGTH
-from optimizer.serving.kept import Memory, Redis, parse_size
+from optimizer.serving.kept import Memory, Redis, memory_of
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import State
 
@@ -279,7 +279,7 @@ def test_what_is_no_place_is_refused(text: str) -> None:
 
 
 def test_sizes() -> None:
-    assert [parse_size(text) for text in ("256MiB", "1 GB", "2kib")] == [256 << 20, 10**9, 2048]
+    assert [memory_of(text) for text in ("256MiB", "1 GB", "2kib")] == [256 << 20, 10**9, 2048]
 
 
 # ---------------------------------------------------------------- Redis
