@@ -42,6 +42,8 @@ IMAGES = ROOT / "docs" / "images"
 
 #: Every operator in 8 bits, one scale a tensor: the crudest int8 there is.
 CRUDE = {"all_ops": True, "per_channel": False}
+#: The same after training.
+EVERYTHING = {"op_types": ("all",), "per_channel": False}
 SENTIMENT = {"epochs": 3, "lr": 1e-5, "smooth": True}
 MINILM = {"epochs": 3, "lr": 2e-5}
 VIT = {"epochs": 2, "lr": 5e-5, "batch": 32}
@@ -133,8 +135,7 @@ def _accuracy(result: Result, judged: Path, labels: list[int]) -> float:
 def _sentiment(store: Store, seeds: list[int]) -> dict[str, Any]:
     source, labels = sentiment_classifier(), [row["label"] for row in read_rows(TEST)]
     fp32 = optimizer.export_onnx(str(source), name="sentiment", store=store)
-    everything = {"op_types": ("all",), "per_channel": False}
-    static = optimizer.quantize_static(fp32.artifact.ref, calib=TRAIN, store=store, **everything)
+    static = optimizer.quantize_static(fp32.artifact.ref, calib=TRAIN, store=store, **EVERYTHING)
     found = {
         "products": _products(),
         "fp32": _accuracy(fp32, TEST, labels),
@@ -235,16 +236,28 @@ def _vit(store: Store) -> dict[str, Any]:
 
 
 def _speed(store: Store) -> dict[str, Any]:
-    """Times of graphs in the default form, which are the same for any weights: a few steps are training enough."""
+    """Times of graphs, which are the same for any weights: a few steps are training enough."""
     found: dict[str, Any] = {}
     digits = mnist_vit()
-    for name, source, calib, shapes in (
-        ("sentiment", sentiment_classifier(), TRAIN, ("1x16", "1x128", "8x128")),
-        ("vit", digits, digits / "calib.npz", ("1", "8")),
+    for name, source, calib, shapes, after, trained in (
+        ("sentiment", sentiment_classifier(), TRAIN, ("1x16", "1x128", "8x128"), {}, {}),
+        (
+            "sentiment, every operator",
+            sentiment_classifier(),
+            TRAIN,
+            ("1x16", "1x128", "8x128"),
+            EVERYTHING,
+            {**CRUDE, "smooth": True},
+        ),
+        ("vit", digits, digits / "calib.npz", ("1", "8"), {}, {}),
     ):
-        fp32 = optimizer.export_onnx(str(source), name=name, store=store)
-        static = optimizer.quantize_static(fp32.artifact.ref, calib=calib, store=store)
-        made = optimizer.quantize_qat(str(source), name=name, store=store, train=calib, max_steps=4, variant="speed")
+        short = name.partition(",")[0]
+        fp32 = optimizer.export_onnx(str(source), name=short, store=store)
+        static = optimizer.quantize_static(fp32.artifact.ref, calib=calib, store=store, **after)
+        label = "speed-every" if trained else "speed"
+        made = optimizer.quantize_qat(
+            str(source), name=short, store=store, train=calib, max_steps=4, variant=label, **trained
+        )
         refs = [f"{each.artifact.ref}{way}" for way in ("", "+openvino-native:fp32") for each in (static, made)]
         words = [sys.executable, "-m", "optimizer", "bench", *refs, "--store", str(store.root), "--json"]
         words += [word for shape in shapes for word in ("--shape", shape)]
