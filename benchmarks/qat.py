@@ -42,6 +42,7 @@ IMAGES = ROOT / "docs" / "images"
 
 #: Every operator in 8 bits, one scale a tensor: the crudest int8 there is.
 CRUDE = {"all_ops": True, "per_channel": False}
+SMOOTH = {**CRUDE, "smooth": True}
 #: The same after training.
 EVERYTHING = {"op_types": ("all",), "per_channel": False}
 SENTIMENT = {"epochs": 3, "lr": 1e-5, "smooth": True}

@@ -120,7 +120,7 @@ class Door:
         call = Call(request, state, asked if _ID.match(asked) else os.urandom(16).hex())
         if state.tracing is not None:
             state.tracing.begin(call, self.route)
-        status = 500
+        status, counted = 500, False
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -133,14 +133,19 @@ class Door:
         state.metrics.active.inc()
         try:
             response = await self._answered(call)
-            if not (type(response) is self._whole and self._sent_whole(call, response, start)):
+            whole = type(response) is self._whole
+            if whole and state.metrics.shared:  # a worker that is killed has counted what it answered
+                counted = True
+                self._count(call, response.status_code, time.perf_counter() - start)
+            if not (whole and self._sent_whole(call, response, start)):
                 await response(scope, receive, sent)
             else:
                 status = response.status_code
         finally:
             state.in_flight -= 1
             state.metrics.active.dec()
-            self._count(call, status, time.perf_counter() - start)
+            if not counted:
+                self._count(call, status, time.perf_counter() - start)
 
     def _sent_whole(self, call: Call, response: Response, start: float) -> bool:
         """Send a response that is all there in one piece, where the connection can."""

@@ -32,6 +32,8 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self.registry = registry = CollectorRegistry(auto_describe=True)
+        #: Several workers count together.
+        self.shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
         labels = (*_MODEL, "endpoint", "status")
         self.requests = Counter("ml_requests", "Requests answered.", labels, registry=registry)
         self.duration = Histogram(

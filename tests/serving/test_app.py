@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("starlette")
 
+from starlette.responses import Response
+
 from optimizer.serving.app import build_app, routes
+from optimizer.serving.guard.connection import WHOLE
 from optimizer.serving.guard.scopes import Admitted
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.problems import Problem
@@ -118,6 +121,41 @@ def test_a_failure_is_answered_counted_and_logged(
     assert event["status"] == status
     assert ("a secret" in event.get("traceback", "")) == (status == 500)
     assert state.in_flight == 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_a_worker_answers_is_counted_before_it_can_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Else a client has an answer that no worker ever counted. A server alone takes its counts along when it ends."""
+
+    async def answers(call: Any) -> Response:
+        return Response("yes")
+
+    state = made(tmp_path)
+    state.metrics.shared = shared
+    monkeypatch.setattr("optimizer.serving.app.routes", lambda state: (Route("/x", ("GET",), Scope.OPEN, answers),))
+    labels = {"model": "", "version": "", "endpoint": "/x", "status": "200"}
+    seen: list[float] = []
+
+    def counted() -> float:
+        return state.metrics.registry.get_sample_value("ml_requests_total", labels) or 0.0
+
+    def whole(status: int, headers: Any, body: bytes) -> bool:
+        seen.append(counted())
+        return False  # this connection cannot; it goes out in pieces
+
+    async def scene() -> None:
+        app = build_app(state)
+
+        async def with_whole(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "extensions": {WHOLE: whole}}, receive, send)
+
+        assert (await call(with_whole, "GET", "/x"))[:2] == (200, b"yes")
+
+    asyncio.run(scene())
+    assert seen == [float(shared)]
+    assert counted() == 1.0, "once"
 
 
 def test_openapi_names_every_route(tmp_path: Path) -> None:
