@@ -12,7 +12,8 @@ IDS = np.array([[1, 5, 9, 2], [1, 7, 3, 2]])
 FEEDS = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
 
 
-def saved(path, layers=2):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -20,19 +21,15 @@ def saved(path, layers=2):
     config = BertConfig(
         vocab_size=40,
         hidden_size=32,
-        num_hidden_layers=layers,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=16,
         num_labels=3,
     )
+    path = tmp_path_factory.mktemp("bert")
     BertForSequenceClassification(config).save_pretrained(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("bert"))
 
 
 def opened(folder, provider="torch", **model):
@@ -81,8 +78,7 @@ def compilations():
     return counters["stats"]["unique_graphs"]
 
 
-def test_compiled_answers_what_eager_does_with_code_for_each_shape(tmp_path):
-    folder = saved(tmp_path, layers=1)  # it is compiled six times
+def test_compiled_answers_what_eager_does_with_code_for_each_shape(folder):
     eager, compiled = opened(folder), opened(folder, "torch:compiled")
     assert (compiled.facts["precision"], compiled.facts["compiled"]) == ("fp32", True)
     assert not eager.facts["compiled"]
