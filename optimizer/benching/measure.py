@@ -273,6 +273,7 @@ def _prepare(lanes: list[Lane], plan: Plan, feeds: Feeds, progress: Progress) ->
                 else:
                     reply = ask("shape", plan.timeout, shape=shape, feeds=files[0])
                 lane.first_s[load] = float(reply["first_s"])
+                lane.opened["facts"] |= reply.get("facts", {})
                 reply = ask("warm", plan.timeout + plan.warm_limit_s, shape=shape, limit_s=plan.warm_limit_s)
                 lane.warm[load] = list(reply["windows_ns"])
                 if not reply["stable"]:

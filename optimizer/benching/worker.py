@@ -5,7 +5,7 @@ anything a library prints goes to stderr. A peer that is no part of ml-opt can t
 the same few requests, or by calling :func:`main` with what opens its models, in an environment of its own:
 
     {"do": "open", "candidate": {…}, "threads": 2}       → {"ok": true, "load_s", "inputs", "outputs", "facts"}
-    {"do": "shape", "shape": "8x128", "feeds": "….npz"}  → {"ok": true, "first_s", "outputs"}
+    {"do": "shape", "shape": "8x128", "feeds": "….npz"}  → {"ok": true, "first_s", "outputs", "facts"}
     {"do": "pass", "shape": "512 rows", "feeds": ["….npz", …]}      → {"ok": true, "first_s"}
     {"do": "warm", "shape": "8x128", "limit_s": 3.0}     → {"ok": true, "windows_ns": […], "stable": true}
     {"do": "time", "shape": "8x128", "seconds": 0.25, "samples": 8}  → {"ok": true, "ns": […]}
@@ -18,9 +18,9 @@ the same few requests, or by calling :func:`main` with what opens its models, in
 
 What "pass" names is timed like a shape: one call of it feeds every file of the list, inputs and outputs copied as in
 serving. "serve" is an open loop (:mod:`optimizer.benching.openloop`) over a shape, answered in nanoseconds from its
-beginning. "runs" is asked of what was opened with ``"watch": true``, after an answer. Every answer carries
-``peak_rss`` in bytes. "copies" times calls with and without the copies of inputs and outputs in turns. A failure
-answers ``{"ok": false, "error", "hint"}``, and the process lives on.
+beginning. "facts" of a shape may be left out. "runs" is asked of what was opened with ``"watch": true``, after an
+answer. Every answer carries ``peak_rss`` in bytes. "copies" times calls with and without the copies of inputs and
+outputs in turns. A failure answers ``{"ok": false, "error", "hint"}``, and the process lives on.
 """
 
 from __future__ import annotations
@@ -211,7 +211,9 @@ class Worker:
         self._fed[request["shape"]] = feeds
         bind = self._binding[request["shape"]] = functools.partial(self._opened.bind, feeds)
         self._calls[request["shape"]] = bind()
-        return {"first_s": first, "outputs": {name: list(array.shape) for name, array in outputs.items()}}
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
+        # What is bound may say more of itself: whether it is a CUDA graph, say.
+        return {"first_s": first, "outputs": shapes, "facts": dict(self._opened.facts)}
 
     def _pass(self, request: dict[str, JSON]) -> dict[str, JSON]:
         batches = [self._feeds(path) for path in request["feeds"]]

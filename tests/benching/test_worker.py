@@ -100,6 +100,19 @@ def test_a_whole_conversation(worker, tmp_path):
     assert one.answer({"do": "close"})["ok"]
 
 
+def test_what_binding_found_out_is_told(worker, tmp_path, monkeypatch):
+    one = worker(latency_s=0.001)
+    feeds = saved(tmp_path, x=np.ones((2, 3), np.float32))
+    bind = one._session.bind
+
+    def recorded(given):
+        one._session.facts["cuda_graph"] = True
+        return bind(given)
+
+    monkeypatch.setattr(one._session, "bind", recorded)
+    assert one.answer({"do": "shape", "shape": "2x3", "feeds": feeds})["facts"]["cuda_graph"] is True
+
+
 @pytest.mark.parametrize("streams", [1, 3])
 def test_queries_of_a_schedule_are_answered(worker, tmp_path, streams):
     one = worker(latency_s=0.004, wait="sleep")
