@@ -302,17 +302,21 @@ def to_tables(found: Mapping[str, Any]) -> str:
     for row in bench["rows"]:
         cells = [f"{cell['p50_ms']:.3f}{_times_faster(cell)}" for cell in row["cells"]]
         lines.append(f"| `{row['label']}` | {row['peak_vram'] / 2**20:.0f} MiB | {' | '.join(cells)} |")
+    calls = {(row["label"], cell["shape"]): cell["p50_ms"] for row in bench["rows"] for cell in row["cells"]}
     lines += [
         "",
-        "A bound call, and the time in it that the GPU has anything to do (CUPTI):",
+        "The time in a bound call that the GPU has anything to do (CUPTI), and the call: as above, and in the process that "
+        "was traced, which was pinned to no cores:",
         "",
-        "| candidate | shape | call | of it the GPU | quotient | one CUDA graph |",
-        "|---|---|---|---|---|---|",
+        "| candidate | shape | the GPU | the call above | quotient | the call there | quotient | one CUDA graph |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in reports["the GPU's own time"]["rows"]:
+        above = calls[row["ref"], row["shape"]]
         lines.append(
-            f"| `{row['ref']}` | {row['shape'].replace('x', ' × ')} | {row['call_ms']:.3f} ms | {row['device_ms']:.3f} "
-            f"ms | {row['quotient']:.2f} | {'yes' if row['cuda_graph'] else 'no'} |"
+            f"| `{row['ref']}` | {row['shape'].replace('x', ' × ')} | {row['device_ms']:.3f} ms | {above:.3f} ms | "
+            f"{above / row['device_ms']:.2f} | {row['call_ms']:.3f} ms | {row['quotient']:.2f} | "
+            f"{'yes' if row['cuda_graph'] else 'no'} |"
         )
     return "\n".join([*lines, ""])
 
