@@ -305,8 +305,8 @@ def to_tables(found: Mapping[str, Any]) -> str:
     calls = {(row["label"], cell["shape"]): cell["p50_ms"] for row in bench["rows"] for cell in row["cells"]}
     lines += [
         "",
-        "The time in a bound call that the GPU has anything to do (CUPTI), and the call: as above, and in the process that "
-        "was traced, which was pinned to no cores:",
+        "The time in a bound call that the GPU has anything to do (CUPTI), and the call: as above, and in the process "
+        "that was traced, which was pinned to no cores:",
         "",
         "| candidate | shape | the GPU | the call above | quotient | the call there | quotient | one CUDA graph |",
         "|---|---|---|---|---|---|---|---|",
