@@ -88,6 +88,11 @@ SIZES = {
 }  # fmt: skip
 
 
+def place(family: Family, size: Literal["small", "tiny"] = "small") -> Path:
+    """Where a model lies unless another folder is named."""
+    return ROOT / ".cache" / f"decoder-{family}{'' if size == 'small' else f'-{size}'}"
+
+
 def decoder(family: Family, folder: Path | None = None, size: Literal["small", "tiny"] = "small") -> Path:
     """The model's folder, trained into it unless it is there (about five minutes on two idle cores; tiny: seconds).
 
@@ -104,8 +109,7 @@ def decoder(family: Family, folder: Path | None = None, size: Literal["small", "
     recipe = SIZES[size]
     texts = corpus(SEED, recipe.characters)
     stamp = {"version": VERSION, "seed": SEED, "family": family, "recipe": asdict(recipe), "corpus": texts.digest}
-    if folder is None:
-        folder = ROOT / ".cache" / f"decoder-{family}{'' if size == 'small' else f'-{size}'}"
+    folder = folder or place(family, size)
     return trained(folder, stamp, lambda out: _make(out, family, recipe, texts))
 
 

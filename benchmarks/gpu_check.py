@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.decoders import place
 from benchmarks.serving.throughput import with_root
 from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import describe, gpu_facts
@@ -70,10 +71,10 @@ class Step:
 
 
 class Chain:
-    """Steps on one store, each noted as it ends."""
+    """Steps on one store, which begin with one model; each is noted as it ends."""
 
-    def __init__(self, store: Path, quick: bool) -> None:
-        self.store = store
+    def __init__(self, store: Path, model: Path, quick: bool) -> None:
+        self.store, self.model = store, model
         self.quick = quick
         self.steps: list[Step] = []
         self.engines: list[str] = []
@@ -111,21 +112,20 @@ def _json(text: str) -> Any:
         return None
 
 
-def check(chain: Chain, model: Path, only: Sequence[str] = ()) -> None:
+def check(chain: Chain, only: Sequence[str] = ()) -> None:
     """The parts of the chain, in their order; the first makes what the others take."""
     chain.type("what this machine is", "doctor", store=False)
     for name, part in PARTS.items():
         if not only or name in only:
-            part(chain, model)
+            part(chain)
 
 
-def _tests(chain: Chain, model: Path) -> None:
-    del model
+def _tests(chain: Chain) -> None:
     chain.run("tests that need a GPU", [sys.executable, "-m", "pytest", "-q", "-m", "gpu"], "pytest -q -m gpu")
 
 
-def _artifacts(chain: Chain, model: Path) -> None:
-    chain.type("export", "export-onnx", str(model), "--name", "minilm")
+def _artifacts(chain: Chain) -> None:
+    chain.type("export", "export-onnx", str(chain.model), "--name", "minilm")
     chain.type("fuse for CUDA", "ort-optimize", "minilm:fp32", "--target", "cuda")
     chain.type("cast to fp16", "cast", "minilm:fp32", "--to", "fp16")
     chain.type("cast what is fused to fp16", "cast", "minilm:fp32-ort-cuda", "--to", "fp16")
@@ -135,8 +135,7 @@ def _artifacts(chain: Chain, model: Path) -> None:
     )  # fmt: skip
 
 
-def _engines(chain: Chain, model: Path) -> None:
-    del model
+def _engines(chain: Chain) -> None:
     for flavor in FLAVORS.values():
         if not flavor.installed:
             continue
@@ -153,14 +152,12 @@ def _engines(chain: Chain, model: Path) -> None:
                 chain.type(f"{engine}: answers", "verify", engine)
 
 
-def _answers(chain: Chain, model: Path) -> None:
-    del model
+def _answers(chain: Chain) -> None:
     for ref in _on_gpu():
         chain.type(f"{ref}: answers", "verify", ref)
 
 
-def _times(chain: Chain, model: Path) -> None:
-    del model
+def _times(chain: Chain) -> None:
     torch = ["source:cuda", "source:cuda-fp16", "source:cuda-compiled-fp16"]
     shapes = [word for shape in ("1x16", "8x128", "32x128") for word in ("--shape", shape)]
     times = ["--duration", "1s"] if chain.quick else ["--duration", "3s", "--rounds", "12"]
@@ -183,19 +180,17 @@ def _on_gpu() -> list[str]:
     ]
 
 
-def _search(chain: Chain, model: Path) -> None:
-    del model
+def _search(chain: Chain) -> None:
     chain.type(
         "optimize on the GPU", "optimize", "minilm:fp32", "--device", "cuda", "--min-cosine", "0.999",
         "--eval", str(TEST), "--calib", str(CALIB),
     )  # fmt: skip
 
 
-def _texts(chain: Chain, model: Path) -> None:
+def _texts(chain: Chain) -> None:
     """A decoder of seconds, or one that has learned something; both are written by onnxruntime-genai."""
-    del model
     size: Literal["tiny", "small"] = "tiny" if chain.quick else "small"
-    decoder = ROOT / ".cache" / f"decoder-llama{'' if size == 'small' else '-tiny'}"
+    decoder = place("llama", size)
     words = [sys.executable, "-c", f"from benchmarks.decoders import decoder; decoder('llama', size='{size}')"]
     if not chain.run("train a decoder", words, f"decoder('llama', size='{size}')").ok:
         return
@@ -219,8 +214,7 @@ def _texts(chain: Chain, model: Path) -> None:
     )  # fmt: skip
 
 
-def _training(chain: Chain, model: Path) -> None:
-    del model
+def _training(chain: Chain) -> None:
     words = [sys.executable, "-m", "benchmarks.sentiment"]
     if chain.run("train a classifier", words, "python -m benchmarks.sentiment").ok:
         steps = ["--max-steps", "100"] if chain.quick else []
@@ -230,13 +224,12 @@ def _training(chain: Chain, model: Path) -> None:
         )  # fmt: skip
 
 
-def _serving(chain: Chain, model: Path) -> None:
-    del model
+def _serving(chain: Chain) -> None:
     words = ["-m", "benchmarks.serving.on_gpu", str(chain.store)]
     chain.run("serve on the GPU", [sys.executable, *words], f"python {' '.join(words)}")
 
 
-PARTS: Mapping[str, Callable[[Chain, Path], None]] = {
+PARTS: Mapping[str, Callable[[Chain], None]] = {
     "tests": _tests,
     "artifacts": _artifacts,
     "engines": _engines,
@@ -338,7 +331,7 @@ def _table(steps: Sequence[Mapping[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter times, to see that all works")
-    parser.add_argument("--only", default="", help=f"of {', '.join(PARTS)}; all but tests need the artifacts")
+    parser.add_argument("--only", default="", help=f"of {', '.join(PARTS)}; engines are timed where they are built")
     parser.add_argument("--store", type=Path, help="keep what is made here [a folder that is removed]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="steps are added to a report that is there")
     options = parser.parse_args()
@@ -353,9 +346,9 @@ def main() -> None:
     file = options.out / f"gpu-{name}.json"
     before = json.loads(file.read_text(encoding="utf-8"))["steps"] if options.only and file.is_file() else []
     with tempfile.TemporaryDirectory(prefix="ml-opt-gpu-") as home:
-        chain = Chain(options.store or Path(home) / "models", options.quick)
+        chain = Chain(options.store or Path(home) / "models", minilm_folder(), options.quick)
         try:
-            check(chain, minilm_folder(), [name for name in options.only.split(",") if name])
+            check(chain, [name for name in options.only.split(",") if name])
         finally:  # whoever stops it keeps what was found so far
             options.out.mkdir(parents=True, exist_ok=True)
             _write(file, before, chain.steps)

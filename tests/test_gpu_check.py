@@ -29,7 +29,7 @@ def test_every_command_of_the_chain_exists(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Chain, "run", noted)
     monkeypatch.setattr(gpu_check, "works", lambda name: Availability(name, True))
     monkeypatch.setattr(Flavor, "installed", property(lambda self: True))
-    check(Chain(tmp_path, quick=True), tmp_path / "model")
+    check(Chain(tmp_path, tmp_path / "model", quick=True))
     assert len(typed) > 20
     for words in typed:
         parse(list(words))
@@ -41,16 +41,16 @@ def test_every_command_of_the_chain_exists(tmp_path: Path, monkeypatch: pytest.M
 def test_a_part_can_be_run_alone_and_is_added_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(gpu_check, "PARTS", {name: lambda *_, name=name: ran.append(name) for name in ("one", "two")})
-    chain = Chain(tmp_path, quick=True)
+    chain = Chain(tmp_path, tmp_path / "model", quick=True)
     monkeypatch.setattr(chain, "type", lambda *words, **more: ran.append(words[1]))
-    check(chain, tmp_path, only=["two"])
+    check(chain, only=["two"])
     assert ran == ["doctor", "two"]
     before = [{"name": "a", "exit_code": 1}, {"name": "b", "exit_code": 0}]
     assert added(before, [{"name": "a", "exit_code": 0}]) == [before[1], {"name": "a", "exit_code": 0}]
 
 
 def test_a_step_that_fails_is_noted_and_does_not_end_the_run(tmp_path: Path) -> None:
-    chain = Chain(tmp_path, quick=True)
+    chain = Chain(tmp_path, tmp_path / "model", quick=True)
     good = chain.type("what this machine is", "doctor", store=False)
     bad = chain.type("nothing", "inspect", "nothing:fp32")
     assert (good.ok, good.report["report"]) == (True, "doctor")

@@ -14,10 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.serving.load import closed
-from benchmarks.serving.throughput import SENTENCES, Server, judged, measured, ours
+from benchmarks.serving.throughput import SENTENCES, Server, judged, measured, ours, vectors
 from optimizer.environment import cpu_threads, describe
 
 
@@ -38,7 +35,7 @@ def main() -> None:
                 server = ours(name, asked.store.resolve(), cpu_threads(), ref, "--provider", provider)
                 servers.append(server)
                 server.start(Path(folder) / f"{place}.log")
-            truth = _truth(servers[0], texts, asked.clients)
+            truth = vectors(servers[0], texts, asked.clients)
             likeness = {server.name: judged(server, texts, truth, asked.clients) for server in servers}
             rows = measured(servers, texts, asked.rounds, asked.seconds, asked.clients)
         finally:
@@ -49,12 +46,6 @@ def main() -> None:
         for name, row in rows.items()
     }
     print(json.dumps({"report": "on-gpu", "clients": asked.clients, "rows": found, "environment": describe()}))
-
-
-def _truth(server: Server, texts: list[str], clients: int) -> np.ndarray:
-    asked = closed(server.port, [server.request(text) for text in texts], clients, None, keep=True)
-    answers = sorted(asked.answers, key=lambda answer: answer.asked)
-    return np.array([server.vector(json.loads(answer.body)) for answer in answers], np.float32)
 
 
 if __name__ == "__main__":

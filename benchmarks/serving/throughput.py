@@ -196,14 +196,19 @@ def alone(artifact: Artifact, texts: Sequence[str]) -> NDArray[np.float32]:
     return np.array([embedder.vectors([text])[0] for text in texts], np.float32)
 
 
-def judged(server: Server, texts: Sequence[str], truth: NDArray[np.float32], clients: int) -> dict[str, float]:
-    """The largest difference from the truth, and the worst cosine, of answers given beside each other."""
+def vectors(server: Server, texts: Sequence[str], clients: int) -> NDArray[np.float32]:
+    """What a server says to each text, asked beside each other; ``[texts, width]``."""
     asked = closed(server.port, [server.request(text) for text in texts], clients, None, keep=True)
-    found = np.zeros_like(truth)
     for answer in asked.answers:
         if answer.status != 200:
             raise RuntimeError(f"{server.name} answers {answer.status}: {answer.body[:200]!r}")
-        found[answer.asked] = server.vector(json.loads(answer.body))
+    answers = sorted(asked.answers, key=lambda answer: answer.asked)
+    return np.array([server.vector(json.loads(answer.body)) for answer in answers], np.float32)
+
+
+def judged(server: Server, texts: Sequence[str], truth: NDArray[np.float32], clients: int) -> dict[str, float]:
+    """The largest difference from the truth, and the worst cosine, of answers given beside each other."""
+    found = vectors(server, texts, clients)
     cosine = (found * truth).sum(1) / np.linalg.norm(found, axis=1)
     return {"largest_difference": float(abs(found - truth).max()), "worst_cosine": float(cosine.min())}
 

@@ -9,7 +9,11 @@ from optimizer.environment import gpu_facts, has_module, version_of
 from optimizer.errors import MissingPiece
 from optimizer.types import JSON
 
-__all__ = ["FLAVORS", "Flavor", "built_on", "choose", "numbers"]
+__all__ = ["ELSEWHERE", "FLAVORS", "Flavor", "built_on", "choose", "numbers"]
+
+
+#: What to do where TensorRT-RTX does not run on a GPU.
+ELSEWHERE = 'use the provider cuda (onnxruntime-gpu), or TensorRT itself: pip install "ml-opt[tensorrt]"'
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Flavor:
             raise MissingPiece(
                 f"{self.title} runs on GPUs of compute capability {', '.join(self.capabilities)} and later, and "
                 f"{gpu['name']} here has {here}",
-                'use the provider cuda (onnxruntime-gpu), or TensorRT itself: pip install "ml-opt[tensorrt]"',
+                ELSEWHERE,
             )
 
 

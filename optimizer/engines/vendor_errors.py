@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from optimizer.engines.flavors import ELSEWHERE
 from optimizer.errors import BadInput, Damaged, GateFailed, MissingPiece, MlOptError
 from optimizer.vendor_rules import Rule, matched
 
@@ -143,7 +144,7 @@ _OPENING = (
         r"does not support this compute capability",
         MissingPiece,
         "{path}: {title} does not run on this GPU: {reason}",
-        'use the provider cuda (onnxruntime-gpu), or TensorRT itself: pip install "ml-opt[tensorrt]"',
+        ELSEWHERE,
     ),
     Rule(
         r"compute capability|[Ii]ncompatible.*(?:device|GPU)|different (?:device|GPU)|SM ?\d",

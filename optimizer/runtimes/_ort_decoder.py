@@ -20,6 +20,7 @@ from optimizer.runtime import Provider, SessionOptions
 from optimizer.runtimes._ort_errors import ort_errors
 from optimizer.runtimes._ort_gpu import Asked
 from optimizer.runtimes._ort_load import not_loaded
+from optimizer.runtimes._ort_open import vendor_session
 from optimizer.runtimes._ort_providers import PROVIDERS, devices_of, library
 
 if TYPE_CHECKING:
@@ -54,12 +55,9 @@ def open_session(path: Path, threads: int, provider: str = "cpu") -> Any:
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
-    devices_of(onnxruntime, provider, row, "")
-    options = row.settings(Asked(SessionOptions(Provider(provider))))
-    with ort_errors(path, provider):
-        session = onnxruntime.InferenceSession(
-            str(path), settings, providers=[(row.ep, options)], enable_fallback=False
-        )
+    devices = devices_of(onnxruntime, provider, row, "")
+    asked = Asked(SessionOptions(Provider(provider)))
+    session = vendor_session(onnxruntime, str(path), path, row, asked, settings, devices)
     if row.ep not in session.get_providers():
         raise not_loaded(onnxruntime, provider, row.ep)
     return session

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optimizer.errors import BadInput, GateFailed, MissingPiece
+from optimizer.runtimes._ort_load import NO_GPU
 from optimizer.vendor_rules import Rule, translated
 
 __all__ = ["ort_errors", "plain"]
@@ -111,7 +112,7 @@ _TABLE = (
         "`ml-opt doctor` says what this machine has",
     ),
     Rule(
-        r"(?P<why>CUDA driver version is insufficient[^\n;]*|no CUDA-capable device[^\n;]*)",
+        NO_GPU,
         MissingPiece,
         "{provider} finds no NVIDIA GPU that it can use: {why}",
         "`ml-opt doctor` says what this machine has",

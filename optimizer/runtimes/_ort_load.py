@@ -16,12 +16,14 @@ from typing import Any
 
 from optimizer.errors import MissingPiece
 
-__all__ = ["missing_library", "not_loaded", "preload"]
+__all__ = ["NO_GPU", "missing_library", "not_loaded", "preload"]
 
 #: A provider's part of the name of its library in onnxruntime-gpu.
 _WORDS = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
 _LIBRARY = re.compile(r"(?P<name>lib[\w+-]+)\.so(?:\.(?P<major>\d+))?[\d.]*: cannot open shared object")
 _TENSORRT = ("libnvinfer.so.*", "libnvinfer_plugin.so.*", "libnvonnxparser.so.*")
+#: What CUDA says where there is a driver too old, or none, or no GPU behind it.
+NO_GPU = r"(?P<why>CUDA driver version is insufficient[^\n;]*|no CUDA-capable device[^\n;]*)"
 _DOCTOR = "`ml-opt doctor` says what this machine has"
 
 

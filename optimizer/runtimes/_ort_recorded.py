@@ -16,34 +16,26 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OPTIONS", "recorded", "same", "unrecorded"]
+__all__ = ["NONE", "OPTIONS", "run_options", "same"]
 
 #: What a provider is opened with whose runs can be recorded.
 OPTIONS = {"enable_cuda_graph": "1"}
-_ID = "gpu_graph_id"
+#: The recording of a run that is none.
+NONE = -1
 #: How far a replay may be from the run that it repeats, as a share of the largest number: other kernels may be chosen
 #: while a graph is recorded, and they sum in another order, in 16 bits as well.
 _AS_GOOD = 1e-2
 
 
-def unrecorded(onnxruntime: Any) -> Any:
-    """Options of a run that is neither recorded nor replayed."""
-    return _options(onnxruntime, -1)
-
-
-def recorded(onnxruntime: Any, number: int) -> Any:
+def run_options(onnxruntime: Any, recording: int) -> Any:
     """Options of a run that is recorded the first time, and replayed from then on.
 
     Args:
         onnxruntime: the module.
-        number: of the recording, from 1.
+        recording: its number, from 1; :data:`NONE` for a run that is neither recorded nor replayed.
     """
-    return _options(onnxruntime, number)
-
-
-def _options(onnxruntime: Any, number: int) -> Any:
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry(_ID, str(number))
+    options.add_run_config_entry("gpu_graph_id", str(recording))
     return options
 
 
@@ -57,10 +49,7 @@ def same(wanted: Sequence[NDArray[np.generic]], got: Sequence[NDArray[np.generic
                 return False
             continue
         exact, near = right.astype(np.float64), found.astype(np.float64)
-        if not np.array_equal(np.isfinite(exact), np.isfinite(near)):
-            return False
-        finite = np.isfinite(exact)
-        scale = np.abs(exact[finite]).max(initial=0.0)
-        if (np.abs(exact - near)[finite] > _AS_GOOD * scale).any():
+        most = _AS_GOOD * np.abs(exact[np.isfinite(exact)]).max(initial=0.0)
+        if not np.allclose(near, exact, rtol=0.0, atol=most, equal_nan=True):
             return False
     return True

@@ -28,7 +28,7 @@ from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.runtimes._huge_pages import onto_huge_pages
 from optimizer.runtimes._ort_decoder import Decoder, open_session
-from optimizer.runtimes._ort_load import missing_library
+from optimizer.runtimes._ort_load import NO_GPU, missing_library
 from optimizer.runtimes._ort_providers import PROVIDERS, devices_of, library
 from optimizer.types import JSON
 
@@ -41,7 +41,6 @@ __all__ = ["GENERATOR", "GenaiGenerator"]
 #: What the engine batches without PagedAttention (``static_batch_size`` of its scheduler).
 _STATIC = 4
 _EVENTS = 64
-_NO_GPU = re.compile(r"CUDA driver version is insufficient[^\n;]*|no CUDA-capable device[^\n;]*")
 
 
 @dataclass
@@ -298,9 +297,9 @@ def _translated(error: Exception, folder: Path, provider: str) -> Exception:
         return error
     if provider != "cpu" and "Failed to load library" in str(error):
         return missing_library(provider, str(error))
-    if provider != "cpu" and (why := _NO_GPU.search(str(error))):
+    if provider != "cpu" and (found := re.search(NO_GPU, str(error))):
         return MissingPiece(
-            f"onnxruntime-genai finds no NVIDIA GPU that it can use: {why[0]}",
+            f"onnxruntime-genai finds no NVIDIA GPU that it can use: {found['why']}",
             "`ml-opt doctor` says what this machine has",
         )
     if provider != "cpu" and "provider" in str(error).lower():

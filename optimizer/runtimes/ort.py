@@ -25,7 +25,7 @@ from optimizer.runtimes._ort_gpu import tf32_allowed, without_tf32
 from optimizer.runtimes._ort_kernels import Watch
 from optimizer.runtimes._ort_open import asked_of, session_options, vendor_session
 from optimizer.runtimes._ort_providers import PROVIDERS, ProviderRow, check_got, devices_of, library
-from optimizer.runtimes._ort_recorded import OPTIONS, recorded, same, unrecorded
+from optimizer.runtimes._ort_recorded import NONE, OPTIONS, run_options, same
 from optimizer.runtimes._ort_shapes import Shapes, check_shapes, shapes_of
 from optimizer.runtimes._tiny import TINY
 from optimizer.types import JSON, TensorSpec
@@ -152,7 +152,7 @@ class OrtSession:
         except MlOptError as error:
             self._cannot_record(error.message)
             return
-        self._plain = (unrecorded(library()),)
+        self._plain = (run_options(library(), NONE),)
         self.facts["cuda_graph"] = True
 
     def _record(self, binding: Any) -> tuple[Any, ...] | None:
@@ -161,7 +161,7 @@ class OrtSession:
         import onnxruntime
 
         self._recordings += 1
-        options = recorded(onnxruntime, self._recordings)
+        options = run_options(onnxruntime, self._recordings)
         wanted = [value.numpy() for value in binding.get_outputs()]
         why = "its replay answers otherwise"
         try:

@@ -104,7 +104,7 @@ class Metrics:
         from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
         registry = self.registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if self.shared:
             from prometheus_client.multiprocess import MultiProcessCollector
 
             registry = CollectorRegistry()
