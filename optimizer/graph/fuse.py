@@ -35,15 +35,14 @@ def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[
     if pack_attention:
         _, packed = core.optimize_for_ort(model)  # in place
         return {name: count for name, count in packed.items() if count}
-    # The steps of onnxscript's optimize_for_ort, without the last one that packs the projections.
+    # The steps of onnxscript's optimize_for_ort, without the last one that packs the projections, and without those that
+    # a session on the processor leaves out too (`SLOWER_FUSED` of optimizer/runtimes/_ort_open.py).
     rewrite(model, [core._gemm_to_matmul_add.gemm_to_matmul_add_rule])
     core._pre_optimize(model)
     counts: Counter[str] = Counter()
     for name, step in (
         ("erf_gelu", core.fuse_erfgelu),
         ("rms_normalization", core.fuse_rms_normalization),
-        ("skip_layer_normalization", core.fuse_skip_layer_normalization),
-        ("skip_rms_normalization", core.fuse_skip_rms_normalization),
         ("rotary_embedding", core.fuse_rotary_embedding),
         ("cos_sin_cache", core.fuse_cos_sin_cache),
     ):
@@ -59,7 +58,6 @@ def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[
         ("mha_scale", core.fuse_mha_scale),
         ("mha_bias", core.fuse_mha_bias),
         ("gelu", core.fuse_gelu),
-        ("bias_gelu", core.fuse_bias_gelu),
         ("sdpa_via_mha", core.replace_sdpa_by_mha),
     ):
         counts[name] += step(model)

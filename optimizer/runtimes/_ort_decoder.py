@@ -20,7 +20,7 @@ from optimizer.runtime import Provider, SessionOptions
 from optimizer.runtimes._ort_errors import ort_errors
 from optimizer.runtimes._ort_gpu import Asked
 from optimizer.runtimes._ort_load import not_loaded
-from optimizer.runtimes._ort_open import vendor_session
+from optimizer.runtimes._ort_open import plain_options, vendor_session
 from optimizer.runtimes._ort_providers import PROVIDERS, devices_of, library
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ def open_session(path: Path, threads: int, provider: str = "cpu") -> Any:
     row, onnxruntime = PROVIDERS[provider], library()
     if not path.is_file():
         raise BadInput(f"no such file: {path}", "the folder's genai_config.json names it as its decoder")
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 4
+    settings = plain_options(onnxruntime, provider, threads)
     devices = devices_of(onnxruntime, provider, row, "")
     asked = Asked(SessionOptions(Provider(provider)))
     session = vendor_session(onnxruntime, str(path), path, row, asked, settings, devices)

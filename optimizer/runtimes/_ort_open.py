@@ -14,7 +14,12 @@ from optimizer.runtimes._ort_gpu import Asked
 from optimizer.runtimes._ort_load import not_loaded
 from optimizer.runtimes._ort_providers import PROVIDERS, ProviderRow
 
-__all__ = ["asked_of", "session_options", "vendor_session"]
+__all__ = ["SLOWER_FUSED", "asked_of", "plain_options", "session_options", "vendor_session"]
+
+#: Fusions of ONNX Runtime whose kernels on a processor are slower than the operators that they replace. In 1.32
+#: SkipLayerNormalization adds up element by element where LayerNormalization computes in vectors: 6 ns an element, beside
+#: .8 of an Add and a LayerNormalization; BiasGelu takes 1.0 ns, Add and Gelu .8 (benchmarks/fusions.py).
+SLOWER_FUSED = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
 def asked_of(options: SessionOptions, row: ProviderRow) -> Asked:
@@ -23,12 +28,20 @@ def asked_of(options: SessionOptions, row: ProviderRow) -> Asked:
     return Asked(options, precision, max(1, (options.threads or cpu_threads()) // options.streams))
 
 
-def session_options(onnxruntime: Any, asked: Asked) -> Any:
-    """Session options without a provider."""
+def plain_options(onnxruntime: Any, provider: str, threads: int) -> Any:
+    """Session options of every session here: threads, a log that is silent, and no fusion that costs time."""
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = asked.threads
+    settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    if provider == "cpu":
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(SLOWER_FUSED))
+    return settings
+
+
+def session_options(onnxruntime: Any, asked: Asked) -> Any:
+    """Session options without a provider."""
+    settings = plain_options(onnxruntime, asked.options.provider.name, asked.threads)
     if not asked.options.spin:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -3,13 +3,15 @@
 import re
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from runtimes.graphs import FLOAT, WEIGHT, X, cdist, matmul, opened, opened_in_a_child, write
+from runtimes.graphs import FLOAT, WEIGHT, X, cdist, matmul, opened, opened_in_a_child, value, write
 
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.runtime import Provider, get_runtime
-from optimizer.runtimes import _ort_providers
+from optimizer.runtimes import _ort_open, _ort_providers
 
 
 @pytest.fixture
@@ -32,6 +34,26 @@ def test_a_bound_call_answers_again_without_copies(model):
     call = session.bind({"x": X})
     call()
     call()
+
+
+@pytest.mark.parametrize(("provider", "fused"), [("cpu", False), ("cuda", True)])
+def test_fusions_that_are_slower_on_a_processor_are_left_out(tmp_path, provider, fused):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["product", "b"], ["with_bias"]),
+        helper.make_node("Gelu", ["with_bias"], ["wide"]),
+        helper.make_node("Add", ["x", "wide"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "s", "b"], ["y"]),
+    ]
+    weights = {"w": np.eye(4, dtype=np.float32), "b": X[0], "s": X[1]}
+    optimized, [x, y] = tmp_path / "optimized.onnx", [value(name, ["batch", 3, 4]) for name in "xy"]
+    path = write(tmp_path / "m.onnx", nodes, inputs=[x], outputs=[y], weights=weights)
+    settings = _ort_open.plain_options(onnxruntime, provider, 1)
+    settings.optimized_model_filepath = str(optimized)
+    onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    operators = {node.op_type for node in onnx.load(optimized).graph.node}
+    assert ({"SkipLayerNormalization", "BiasGelu"} <= operators) is fused
+    assert ({"LayerNormalization", "Gelu", "Add"} <= operators) is not fused
 
 
 @pytest.mark.parametrize(
