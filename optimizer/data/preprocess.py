@@ -299,9 +299,12 @@ def _fitted(array: NDArray[np.generic], spec: TensorSpec, rows: Sequence[Row]) -
     """The array in the element type of the input, or :class:`BadInput` when type or shape do not fit."""
     import numpy as np
 
+    fits = len(spec.shape) == array.ndim
+    if fits and array.dtype.name == spec.dtype and not any(isinstance(size, int) for size in spec.shape):
+        return array  # what nearly all are, without looking closer
     where = str(rows[0]) if len(rows) == 1 else f"{rows[0]} to {rows[-1].number}"
     wanted = [d if isinstance(d, int) else None for d in spec.shape]
-    if len(wanted) != array.ndim or any(w not in (None, h) for w, h in zip(wanted, array.shape, strict=True)):
+    if not fits or any(w not in (None, h) for w, h in zip(wanted, array.shape, strict=True)):
         raise BadInput(
             f"{where}: {spec.name} is {list(array.shape)}, and the model takes {list(spec.shape)}",
             "the first axis counts the rows of the batch",

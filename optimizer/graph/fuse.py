@@ -35,8 +35,8 @@ def fuse_for_onnxruntime(model: onnx_ir.Model, *, pack_attention: bool) -> dict[
     if pack_attention:
         _, packed = core.optimize_for_ort(model)  # in place
         return {name: count for name, count in packed.items() if count}
-    # The steps of onnxscript's optimize_for_ort, without the last one that packs the projections, and without those that
-    # a session on the processor leaves out too (`SLOWER_FUSED` of optimizer/runtimes/_ort_open.py).
+    # The steps of onnxscript's optimize_for_ort, without the last one that packs the projections, and without those
+    # that a session on the processor leaves out too (`SLOWER_FUSED` of optimizer/runtimes/_ort_open.py).
     rewrite(model, [core._gemm_to_matmul_add.gemm_to_matmul_add_rule])
     core._pre_optimize(model)
     counts: Counter[str] = Counter()

@@ -8,7 +8,7 @@ import pkgutil
 import re
 import time
 import traceback
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optimizer.serving.routes as tables
@@ -35,6 +35,13 @@ _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _BROWSERS = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"))
 #: The status of a request whose client went away; nobody is sent it (nginx' number).
 _HUNG_UP = 499
+
+
+def _ids() -> Iterator[str]:
+    """Ids of requests that nobody can guess: a system call for many of them."""
+    while True:
+        many = os.urandom(16 * 256)
+        yield from (many[place : place + 16].hex() for place in range(0, len(many), 16))
 
 
 def routes(state: State) -> tuple[Route, ...]:
@@ -106,6 +113,7 @@ class Door:
         from starlette.responses import Response
 
         self.route = route
+        self._ids = _ids()
         self._state = state
         self._whole = Response
 
@@ -117,7 +125,7 @@ class Door:
         state = self._state
         request = Request(scope, receive)
         asked = request.headers.get("x-request-id", "")
-        call = Call(request, state, asked if _ID.match(asked) else os.urandom(16).hex())
+        call = Call(request, state, asked if _ID.match(asked) else next(self._ids))
         if state.tracing is not None:
             state.tracing.begin(call, self.route)
         status, counted = 500, False

@@ -29,6 +29,8 @@ __all__ = ["Answered", "ask", "named_model", "rows_of"]
 #: Characters that a request's texts have together at most to be tokenized on the event loop. They take a third of a
 #: millisecond; a thread that is woken, and wakes the loop again, takes as long, and the others wait for it as well.
 _SHORT = 1000
+#: Where rows come from, in messages.
+_SOURCE = Path("input")
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _arrays(served: Served, rows: Sequence[dict[str, Any]], truncate: bool) -> l
     longest = served.model.get("max_length")
     found = []
     for place, values in enumerate(rows):
-        row = Row(Path("input"), place, values)
+        row = Row(_SOURCE, place, values)
         try:
             feeds = preprocessor.feeds([row])
             # One that comes out at the longest may have been cut there: only then it is worth tokenizing it again.

@@ -75,11 +75,14 @@ class Plan:
         length = max((feeds[name].shape[axis] for name, axes in self.inputs.items() for axis in axes), default=1)
         if not self.joins or not rows:
             return Size(max(rows, 1), max(length, 1), None)
-        like = []
-        for name, array in feeds.items():
+        like: list[tuple[Any, ...]] = []
+        for name, array in sorted(feeds.items()):
+            if self.pads and self.inputs[name] == (1,) and array.ndim == 2:
+                like.append((name, -1))  # a sequence and nothing beside it, as nearly all are
+                continue
             steps = self.inputs[name] if self.pads else ()
             like.append((name, *(-1 if axis in steps else size for axis, size in enumerate(array.shape) if axis)))
-        return Size(rows, max(length, 1), tuple(sorted(like)))
+        return Size(rows, max(length, 1), tuple(like))
 
     def join(self, requests: Sequence[Arrays]) -> dict[str, NDArray[np.generic]]:
         """One run's inputs: the rows of every request in their order, padded to the longest."""

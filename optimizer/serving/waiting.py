@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimizer.serving.guard.connection import LINE, Line
 from optimizer.serving.problems import Problem
 from optimizer.serving.record import parts, unfinished
 
@@ -73,20 +74,27 @@ async def _in_time(call: Call, everything: asyncio.Future[Any], end: float) -> A
     loop = asyncio.get_running_loop()
     listening: list[asyncio.Task[None]] = []
     why: list[Problem] = []
+    line: Line | None = call.request.scope.get("extensions", {}).get(LINE)
 
     def give_up(problem: Problem) -> None:
         why.append(problem)
         everything.cancel()
 
-    def heard(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and not everything.done():
+    def gone() -> None:
+        if not everything.done():
             give_up(Problem(499, "the client hung up", reason="disconnected"))
 
     def listen() -> None:
         listening.append(asyncio.ensure_future(call.hung_up()))
-        listening[0].add_done_callback(heard)
+        listening[0].add_done_callback(lambda task: None if task.cancelled() else gone())
 
-    timers = [loop.call_later(_LISTEN_AFTER, listen)]
+    timers = []
+    if line is None:  # not a connection of ours: another server's, or gRPC's
+        timers.append(loop.call_later(_LISTEN_AFTER, listen))
+    elif line.lost:
+        gone()
+    else:
+        line.told.add(gone)
     if end < math.inf:
         late = Problem(504, "its time was over before it was answered", reason="late")
         timers.append(loop.call_later(end - time.perf_counter(), give_up, late))
@@ -97,6 +105,8 @@ async def _in_time(call: Call, everything: asyncio.Future[Any], end: float) -> A
             raise why[0] from None
         raise
     finally:
+        if line is not None:
+            line.told.discard(gone)
         for timer in timers:
             timer.cancel()
         for task in listening:

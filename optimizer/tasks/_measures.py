@@ -90,6 +90,9 @@ def real_rows(output: Array, feeds: Arrays) -> Iterator[Array]:
         return
     have, width = output.shape[1], mask.shape[1]
     if have == width:
+        if mask.all():
+            yield from output
+            return
         for row, keep in zip(output, mask.astype(bool), strict=True):
             yield row[keep]
     elif output.ndim >= 3 and "input_values" in feeds and have < width:

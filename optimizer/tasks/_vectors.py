@@ -40,7 +40,7 @@ def pooled(states: Array, pooling: str) -> Array:
 
     match pooling:
         case "mean":
-            return np.asarray(np.mean(states.astype(np.float64), axis=0))
+            return np.asarray(np.add.reduce(states, axis=0, dtype=np.float64) / len(states))
         case "weightedmean":  # sentence-transformers': later tokens count more
             return np.average(states.astype(np.float64), axis=0, weights=np.arange(1, len(states) + 1))
         case "max":

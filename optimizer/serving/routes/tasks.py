@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,8 @@ def _unit(row: Answered, served: Served) -> NDArray[np.float32]:
     (vector,) = vectors(row.outputs, row.feeds, served.model)
     if vector.ndim != 1:
         raise Problem(400, f"{served.name} answers with a vector a token, and says no pooling; use V2's infer")
-    wide = vector.astype(np.float64)
-    length = float(np.linalg.norm(wide))
+    wide = vector.astype(np.float64, copy=False)
+    length = math.sqrt(float(wide @ wide))
     return (wide / length if length else wide).astype("<f4")
 
 
