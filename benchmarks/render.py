@@ -19,6 +19,7 @@ from benchmarks import (
     conformance,
     engines,
     export_time,
+    fusions,
     generation_table,
     gptq,
     gpu_check,
@@ -54,6 +55,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "streams": tables.streams,
     "door": tables.door,
     "huge_pages": tables.huge_pages,
+    "fusions": fusions.to_markdown,
     "gpu-h100-80gb-hbm3": gpu_check.to_tables,
 }
 #: Where a benchmark lies in a package of its own.

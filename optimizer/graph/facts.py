@@ -74,6 +74,8 @@ def graph_facts(model: onnx_ir.Model) -> dict[str, JSON]:
 
 def quantized_as(node: onnx_ir.Node) -> str:
     """How a node is quantized: ``dynamic``, ``qlinear``, ``weight_only``, ``qdq``, ``stored``; empty when it is not."""
+    if node.op_type == "MatMulIntegerToFloat" and node.inputs[2] is not None and node.inputs[2].const_value is not None:
+        return "qlinear"  # its activations have the scale that was calibrated
     if node.op_type in _DYNAMIC_OPS:
         return "dynamic"
     if node.op_type in _QLINEAR_OPS:

@@ -87,7 +87,7 @@ def test_what_calibrating_loses_training_brings_back(home: Path, only_static: No
 
 def test_rows_to_train_on_are_rows_to_calibrate_on(home: Path) -> None:
     ideas = {idea.name: idea for idea in search(home, dry_run=True).plan.ideas}
-    assert ideas["int8-static"].steps == (StepOf(STATIC, {"calib": str(home / "train.jsonl"), **EXACT}),)
+    assert ideas["int8-static"].steps[0] == StepOf(STATIC, {"calib": str(home / "train.jsonl"), **EXACT})
 
 
 def test_it_is_judged_on_rows_of_their_own(tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ def test_each_machine_gets_what_it_is_good_at() -> None:
     assert "onnxscript" in reason(plan(Machine(AMX.features, fusing=False)), "fp32-fused")
 
 
+@pytest.mark.parametrize("fusing", [True, False])
+def test_static_int8_on_onnx_runtime_takes_its_biases_in_where_that_can_be_done(fusing: bool) -> None:
+    ideas = {idea.name: idea for idea in plan(Machine(VNNI.features, INTEL, fusing=fusing), calib=CALIB).ideas}
+    static = [name for name in ideas if name.startswith("int8-static")]
+    fused = [name for name in static if any(step.stage == "ort-optimize" for step in ideas[name].steps)]
+    on_ort = ["int8-static", "int8-static-percentile", "int8-static-smooth"]
+    assert sorted(static) == sorted([*on_ort, "int8-static-openvino", "int8-static-smooth-openvino"])
+    assert sorted(fused) == (on_ort if fusing else [])
+
+
 def test_what_a_provider_lacks_is_said_in_its_own_words() -> None:
     assert reason(plan(AMD, calib=CALIB), "bf16-openvino") == "it finds no device"
     assert reason(plan(AMD, calib=CALIB), "int8-static-openvino") == "it finds no device"
