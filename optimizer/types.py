@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["JSON", "Device", "Kind", "Precision", "TensorSpec"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["JSON", "Device", "Kind", "Precision", "TensorSpec", "dtype_name"]
 
 #: A value that JSON can hold. (A recursive alias would say more, and make every use of it a cast.)
 JSON = Any
@@ -54,6 +58,12 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+@functools.lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Numpy's name of an element type, which numpy itself puts together anew each time that it is asked."""
+    return dtype.name
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from optimizer.data.columns import Columns, label_of
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput, Damaged
-from optimizer.types import JSON, TensorSpec
+from optimizer.types import JSON, TensorSpec, dtype_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -300,7 +300,7 @@ def _fitted(array: NDArray[np.generic], spec: TensorSpec, rows: Sequence[Row]) -
     import numpy as np
 
     fits = len(spec.shape) == array.ndim
-    if fits and array.dtype.name == spec.dtype and not any(isinstance(size, int) for size in spec.shape):
+    if fits and dtype_name(array.dtype) == spec.dtype and not any(isinstance(size, int) for size in spec.shape):
         return array  # what nearly all are, without looking closer
     where = str(rows[0]) if len(rows) == 1 else f"{rows[0]} to {rows[-1].number}"
     wanted = [d if isinstance(d, int) else None for d in spec.shape]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.errors import BadInput, UnknownName
-from optimizer.types import TensorSpec
+from optimizer.types import TensorSpec, dtype_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +44,8 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[np.gene
         array = feeds.get(spec.name)
         if array is None:
             raise BadInput(f"input {spec.name!r} is missing", f"this model takes: {', '.join(names)}")
-        if array.dtype.name != spec.dtype:
-            raise BadInput(f"input {spec.name!r} takes {spec.dtype}, not {array.dtype.name}")
+        if (given := dtype_name(array.dtype)) != spec.dtype:
+            raise BadInput(f"input {spec.name!r} takes {spec.dtype}, not {given}")
         if spec.name in limits and array.dtype.kind in "iu" and array.size:
             low, high = limits[spec.name]
             if not _within(array, low, high):

@@ -114,6 +114,8 @@ class Door:
 
         self.route = route
         self._ids = _ids()
+        #: Counters that were found by their labels once, by model, version and status.
+        self._counts: dict[tuple[str, str, int], tuple[Any, Any]] = {}
         self._state = state
         self._whole = Response
 
@@ -198,9 +200,13 @@ class Door:
 
     def _count(self, call: Call, status: int, seconds: float) -> None:
         state = self._state
-        labels = (call.model, call.version, self.route.path, str(status))
-        state.metrics.requests.labels(*labels).inc()
-        state.metrics.duration.labels(*labels).observe(seconds)
+        of = (call.model, call.version, status)
+        if (counts := self._counts.get(of)) is None:
+            labels = (call.model, call.version, self.route.path, str(status))
+            counts = state.metrics.requests.labels(*labels), state.metrics.duration.labels(*labels)
+            self._counts[of] = counts
+        counts[0].inc()
+        counts[1].observe(seconds)
         for told in state.watchers:
             told(call, self.route, status, seconds)
         if not state.settings.access_log:

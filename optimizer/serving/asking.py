@@ -125,8 +125,11 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
     call.times["tokenize"] = took = time.perf_counter() - start
     if served.metrics is not None:
         served.metrics.tokenize.observe(took)
-    async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
+    if call.admitted.who.tokens is None:
         outputs = await answered(call, served, prepared, end)
+    else:
+        async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
+            outputs = await answered(call, served, prepared, end)
     served.statistics.answered(len(rows))
     return [Answered(feeds, output) for feeds, output in zip(prepared, outputs, strict=True)]
 

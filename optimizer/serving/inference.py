@@ -12,7 +12,7 @@ from optimizer.runtimes._feeds import check_feeds
 from optimizer.serving.answers import parsed
 from optimizer.serving.problems import Problem
 from optimizer.serving.tensors import DATATYPES, datatype, from_bytes, from_json, shape_of, to_bytes, to_json
-from optimizer.types import JSON, TensorSpec
+from optimizer.types import JSON, TensorSpec, dtype_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +138,7 @@ def encoded(asked: Asked, answers: Mapping[str, Array], model: str, version: str
     blobs: list[bytes] = []
     for name, binary in asked.outputs.items():
         array = answers[name]
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype.name), "shape": array.shape}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype(dtype_name(array.dtype)), "shape": array.shape}
         if binary:
             blob = to_bytes(array)
             blobs.append(blob)
@@ -165,7 +165,7 @@ def written(feeds: Mapping[str, Array]) -> tuple[bytes, str]:
         {
             "name": name,
             "shape": array.shape,
-            "datatype": datatype(array.dtype.name),
+            "datatype": datatype(dtype_name(array.dtype)),
             "parameters": {"binary_data_size": len(blobs[name])},
         }
         for name, array in feeds.items()

@@ -39,9 +39,7 @@ def test_every_product_of_minilm_takes_its_bias_in_and_no_answer_changes(static:
     assert facts["quantized"]["qlinear"] == 36
     assert facts["quantized"]["total"] == static.manifest.facts["quantized"]["total"]
     assert facts["ops"]["Add"] == static.manifest.facts["ops"]["Add"] - 36
-    before, after = (
-        Candidate(each.ref, each.model_file, Provider("cpu")).open(threads=1) for each in (static, made)
-    )
+    before, after = (Candidate(each.ref, each.model_file, Provider("cpu")).open(threads=1) for each in (static, made))
     random = np.random.default_rng(0)
     for rows, length in ((1, 7), (3, 21), (8, 40)):
         feeds = {spec.name: np.ones((rows, length), np.int64) for spec in before.inputs}
