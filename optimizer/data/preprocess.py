@@ -299,8 +299,8 @@ def _fitted(array: NDArray[np.generic], spec: TensorSpec, rows: Sequence[Row]) -
     """The array in the element type of the input, or :class:`BadInput` when type or shape do not fit."""
     import numpy as np
 
-    fits = len(spec.shape) == array.ndim
-    if fits and dtype_name(array.dtype) == spec.dtype and not any(isinstance(size, int) for size in spec.shape):
+    fits, free = len(spec.shape) == array.ndim, not any(isinstance(size, int) for size in spec.shape)
+    if fits and free and dtype_name(array.dtype) == spec.dtype:
         return array  # what nearly all are, without looking closer
     where = str(rows[0]) if len(rows) == 1 else f"{rows[0]} to {rows[-1].number}"
     wanted = [d if isinstance(d, int) else None for d in spec.shape]

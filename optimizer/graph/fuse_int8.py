@@ -36,8 +36,7 @@ class _Found:
 def fuse_int8_biases(model: onnx_ir.Model) -> int:
     """Give every int8 product of unsigned activations by weights the bias that is added behind it, in place.
 
-    Signed activations are left to ONNX Runtime, which brings them into unsigned ones first; so is a product whose
-    answer is quantized again, as it computes that whole (``QLinearMatMul``).
+    Signed activations are left to ONNX Runtime, which brings them into unsigned ones first.
 
     Returns:
         how many products were given one.
@@ -76,9 +75,6 @@ def _biased(product: onnx_ir.Node) -> _Found | None:
     (addition,) = readers
     bias = next((value for value in addition.inputs if value is not answer), None)
     if bias is None or bias.const_value is None or tuple(bias.const_value.shape) != (columns,):
-        return None
-    after = [use.node.op_type for use in addition.outputs[0].uses()]
-    if after and all(op == "QuantizeLinear" for op in after):
         return None
     return _Found(product, addition, bias)
 
