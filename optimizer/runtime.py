@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "SHAPED",
     "STREAMING",
     "TENSORRT_NATIVE",
     "Availability",
@@ -220,6 +221,8 @@ _PACKAGES = {
 STREAMING = ("cpu", "openvino-native")
 #: The two ways that OpenVINO comes, the better known first.
 _OPENVINO = ("openvino", "openvino-native")
+#: Providers that prepare kernels and memory for every shape that comes, and keep them.
+SHAPED = _OPENVINO
 
 
 def works(provider: str) -> Availability:

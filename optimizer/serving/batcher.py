@@ -280,7 +280,7 @@ class Batcher:
         alive = [ticket for ticket in self._waiting if not ticket.dropped]
         late = [ticket for ticket in alive if ticket.deadline < now]
         alive = [ticket for ticket in alive if ticket.deadline >= now] if late else alive
-        sizes = [ticket.size for ticket in alive]
+        sizes = [self.plan.as_run(ticket.size) for ticket in alive]
         lane, most = self._alone_lane, self.limits.rows
         rows, longest = sum(size.rows for size in sizes), max((size.length for size in sizes), default=0)
         one_run = rows <= most and rows * longest <= self._budget(lane)
@@ -290,7 +290,7 @@ class Batcher:
             most = min(most, -(-rows // (self.threads - len(self._running))))
         places = choose(sizes, most, self._budget(lane), lane.curve.overhead) if alive else []
         batch = [alive[place] for place in places]
-        chosen = [ticket.size for ticket in batch]
+        chosen = [sizes[place] for place in places]
         picked = set(places)
         self._waiting = [ticket for place, ticket in enumerate(alive) if place not in picked]
         self._count_waiting()
@@ -317,7 +317,7 @@ class Batcher:
             answers = [_problem(error)] if len(batch) == 1 else [_asked_alone(lane, ticket) for ticket in batch]
         seconds = time.perf_counter() - start
         rows = sum(size.rows for size in sizes)
-        computed = rows * max(size.length for size in sizes)
+        computed = rows * self.plan.padded(max(size.length for size in sizes))
         tokens = sum(size.tokens for size in sizes)
         with self._lock:
             lane.curve.add(computed, seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optimizer.data.golden import counts_rows, is_batch, is_sequence
@@ -60,6 +60,8 @@ class Plan:
         inputs: input → axes that count steps.
         outputs: output → axes that count steps of the same sequence; empty where none do.
         fill: input → what it is padded with; 0 where nothing is said.
+        multiple: lengths are padded up to a multiple of this, where rows can be padded.
+        longest: which no padding goes beyond; 0 where that is not known.
     """
 
     joins: bool
@@ -67,6 +69,19 @@ class Plan:
     inputs: Mapping[str, tuple[int, ...]]
     outputs: Mapping[str, tuple[int, ...]]
     fill: Mapping[str, int] = field(default_factory=dict)
+    multiple: int = 1
+    longest: int = 0
+
+    def padded(self, length: int) -> int:
+        """The length that a run of rows of at most this length has."""
+        if not self.pads or self.multiple == 1:
+            return length
+        up = -(-length // self.multiple) * self.multiple
+        return max(length, min(up, self.longest)) if self.longest else up
+
+    def as_run(self, size: Size) -> Size:
+        """A request as large as it is in a run that is its own."""
+        return size if self.multiple == 1 else replace(size, length=self.padded(size.length))
 
     def size(self, feeds: Arrays) -> Size:
         """Rows, length and kin of a request whose arrays fit the model."""
@@ -88,16 +103,20 @@ class Plan:
         """One run's inputs: the rows of every request in their order, padded to the longest."""
         import numpy as np
 
-        if len(requests) == 1:
+        if len(requests) == 1 and (not self.pads or self.multiple == 1):
             return dict(requests[0])
         joined: dict[str, Any] = {}
         for name, first in requests[0].items():
             arrays = [request[name] for request in requests]
             shapes = {array.shape[1:] for array in arrays}
-            if len(shapes) == 1:
+            steps = self.inputs[name] if self.pads else ()
+            inner = tuple(
+                self.padded(max(sizes)) if axis in steps else max(sizes)
+                for axis, sizes in enumerate(zip(*shapes, strict=True), 1)
+            )
+            if shapes == {inner}:
                 joined[name] = np.concatenate(arrays)
                 continue
-            inner = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
             rows = sum(len(array) for array in arrays)
             padded = np.full((rows, *inner), self.fill.get(name, 0), first.dtype)
             row = 0
@@ -113,12 +132,12 @@ class Plan:
         Raises:
             ValueError: an output does not count the rows of the run: the model's requests cannot be joined.
         """
-        if len(sizes) == 1:
+        longest = self.padded(max(size.length for size in sizes))
+        if len(sizes) == 1 and sizes[0].length == longest:
             return [dict(outputs)]
         rows = sum(size.rows for size in sizes)
         if wrong := [name for name, array in outputs.items() if not array.ndim or len(array) != rows]:
             raise ValueError(f"output {wrong[0]!r} does not count the rows of a batch")
-        longest = max(size.length for size in sizes)
         answers, row = [], 0
         for size in sizes:
             mine: dict[str, Any] = {}
@@ -133,13 +152,21 @@ class Plan:
         return answers
 
 
-def plan_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], fill: Mapping[str, int]) -> Plan:
+def plan_of(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    fill: Mapping[str, int],
+    multiple: int = 1,
+    longest: int = 0,
+) -> Plan:
     """How requests to a model with these inputs and outputs can be joined.
 
     Args:
         inputs: of the session.
         outputs: of the session.
         fill: what inputs are padded with.
+        multiple: of which lengths are to be.
+        longest: that the model takes; 0 where that is not known.
     """
     rows = [spec.shape[0] if spec.shape else 1 for spec in (*inputs, *outputs)]
     joins = bool(rows) and all(counts_rows(dim, 0) for dim in rows)
@@ -154,7 +181,7 @@ def plan_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], fill: M
     )
     # One sequence, by one name, and a mask over it: then what is behind a row's end is hidden from the row.
     pads = joins and mask is not None and is_sequence(mask.shape[1]) and len(names) == 1 and said
-    return Plan(joins, pads, steps, cuts, dict(fill))
+    return Plan(joins, pads, steps, cuts, dict(fill), multiple, longest)
 
 
 def _axes(spec: TensorSpec) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from optimizer.serving.joining import Plan, plan_of
 from optimizer.serving.priority import in_the_background
 from optimizer.serving.problems import Problem
 from optimizer.serving.tickets import Limits, Run
+from optimizer.types import TensorSpec
 
 PLAIN = FakeSession(FakeModel(), SessionOptions())
 PLAN = plan_of(PLAIN.inputs, PLAIN.outputs, {})
@@ -71,6 +72,32 @@ def test_batched_equals_unbatched(shapes: list[tuple[int, int]], rows: int, toke
     answers = asyncio.run(asked(PLAIN.run, requests, rows=rows, tokens=tokens, threads=threads))
     for request, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer["y"], PLAIN.run(request)["y"])
+
+
+def test_lengths_that_are_padded_up_are_counted_as_they_are_computed() -> None:
+    specs = [TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")]
+    plan = plan_of(specs, specs, {}, 8, 100)
+    seen: list[tuple[int, ...]] = []
+    runs: list[Run] = []
+
+    def run(feeds: Any) -> dict[str, Any]:
+        seen.append(feeds["input_ids"].shape)
+        return dict(feeds)
+
+    async def scene() -> None:
+        batcher = Batcher(run, plan, Limits(tokens=24), watch=runs.append)
+        requests = [{name: np.ones((1, length), np.int64) for name in plan.inputs} for length in (3, 5, 8, 9)]
+        tickets = batcher.submit_all(requests)
+        answers = await asyncio.gather(*(ticket.answer for ticket in tickets))
+        assert [answer["input_ids"].shape for answer in answers] == [(1, 3), (1, 5), (1, 8), (1, 9)]
+        await asyncio.sleep(0)
+        batcher.close()
+        await asyncio.to_thread(batcher.join)
+
+    asyncio.run(scene())
+    assert sorted(seen) == [(1, 16), (3, 8)]
+    assert sorted(run.computed for run in runs) == [16, 24]
+    assert sum(run.tokens for run in runs) == 25
 
 
 def test_what_comes_while_the_model_is_busy_shares_the_next_run() -> None:

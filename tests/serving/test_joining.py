@@ -62,6 +62,40 @@ def test_rows_go_in_padded_with_what_was_said_and_come_out_as_they_were(shapes: 
         assert (answer["last_hidden_state"][..., 0] == request["input_ids"]).all()
 
 
+@given(requests, st.integers(2, 8), st.integers(0, 12))
+def test_lengths_are_padded_to_a_multiple_and_cut_again(
+    shapes: list[tuple[int, int]], multiple: int, longest: int
+) -> None:
+    plan = plan_of((IDS, MASK), (STATES, LOGITS), {"input_ids": 7}, multiple, longest)
+    asked = [feeds(rows, length, seed) for seed, (rows, length) in enumerate(shapes)]
+    most = max(length for _, length in shapes)
+    joined = plan.join(asked)
+    width = joined["input_ids"].shape[1]
+    assert width == joined["attention_mask"].shape[1] == plan.padded(most)
+    assert most <= width < most + multiple
+    if longest:
+        assert width <= max(most, longest)
+        assert width % multiple == 0 or width == max(most, longest)
+    else:
+        assert width % multiple == 0
+    assert ((joined["input_ids"] == 7) == (joined["attention_mask"] == 0)).all()
+    states = np.repeat(joined["input_ids"][..., None], 4, axis=2).astype(np.float32)
+    sizes = [plan.size(each) for each in asked]
+    assert [size.length for size in sizes] == [length for _, length in shapes]
+    assert plan.as_run(sizes[0]).length == plan.padded(sizes[0].length)
+    answers = plan.split({"last_hidden_state": states, "logits": np.zeros((len(states), 3))}, sizes)
+    for request, answer in zip(asked, answers, strict=True):
+        np.testing.assert_array_equal(answer["last_hidden_state"][..., 0], request["input_ids"])
+        assert answer["logits"].shape == (len(request["input_ids"]), 3)
+
+
+def test_a_model_that_cannot_be_padded_is_not() -> None:
+    plan = plan_of((IDS,), (STATES,), {}, 8, 512)
+    only = {"input_ids": np.ones((2, 5), np.int64)}
+    assert plan.join([only])["input_ids"].shape == (2, 5)
+    assert plan.padded(5) == plan.as_run(plan.size(only)).length == 5
+
+
 def test_an_output_that_does_not_count_rows_cannot_be_split() -> None:
     sizes = [PLAN.size(feeds(1, 2, 0)), PLAN.size(feeds(2, 2, 1))]
     with pytest.raises(ValueError, match="'logits' does not count the rows"):

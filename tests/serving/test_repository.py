@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -311,6 +312,38 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
     artifacts.put(store, "classes")
     artifacts.put(store, "vectors", "last_hidden_state")
     return store
+
+
+@pytest.mark.parametrize("name", ["classes", "vectors"])
+def test_openvino_is_asked_for_few_shapes(
+    real: Store, openvino_provider: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: set[int] = set()
+
+    async def scene(repository: Repository) -> None:
+        await repository.start([name])
+        served = repository.get(name)
+        run = served.batcher._alone_lane.run
+        requests = [{spec.name: np.full((1, n), 5) for spec in served.inputs} for n in range(1, 20)]
+        for request in requests:
+            request["attention_mask"] = np.ones_like(request["attention_mask"])
+
+        def noted(feeds: Any) -> Any:
+            lengths.add(feeds["input_ids"].shape[1])
+            return run(feeds)
+
+        monkeypatch.setattr(served.batcher, "_alone_lane", replace(served.batcher._alone_lane, run=noted))
+        for request in requests:
+            (answer,) = [await served.batcher.submit(request).answer]
+            wanted = served.session.run(request)
+            assert {each: array.shape for each, array in answer.items()} == {
+                each: array.shape for each, array in wanted.items()
+            }
+            for each in wanted:
+                np.testing.assert_allclose(answer[each], wanted[each], atol=1e-3)
+
+    within(real, scene, provider=openvino_provider, threads=1)
+    assert lengths == {8, 16, 24}
 
 
 rows = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(0, 2**31)), min_size=1, max_size=8)
