@@ -33,8 +33,8 @@ __all__ = ["Repository"]
 
 #: Seconds between two looks at a queue that is to become empty.
 _MOMENT = 0.01
-#: Lengths are padded to a multiple of so many tokens where a session keeps what it prepared for every shape that came
-#: (benchmarks.serving.throughput: half the memory, and as many answers).
+#: Lengths are padded to a multiple of so many tokens where a session keeps what it prepared for every shape that came:
+#: half the memory, and 1.1 to 1.4 times as many answers (docs/serving.md).
 _MULTIPLE = 8
 
 
