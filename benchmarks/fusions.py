@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import optimizer
 from benchmarks.serving.door import ROOT, STORE, minilm
 from optimizer.environment import describe
+from optimizer.files import write_report
 from optimizer.store import Store
 
 RESULT = ROOT / "benchmarks" / "results" / "fusions.json"
@@ -194,8 +196,6 @@ def to_markdown(document: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    import tempfile
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--calls", type=int, default=100)
@@ -206,7 +206,7 @@ def main() -> None:
         print(f"{name:24s} {statistics.median(found):.2f} ns a number")
     rows = models(asked.rounds, asked.calls)
     document = {"models": rows, "operators": alone, "calls": asked.calls, "environment": describe()}
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_report(RESULT, document)
 
 
 if __name__ == "__main__":

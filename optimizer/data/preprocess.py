@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from optimizer.data.columns import Columns, label_of
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput, Damaged
-from optimizer.types import JSON, TensorSpec, dtype_name
+from optimizer.types import JSON, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -299,14 +299,10 @@ def _fitted(array: NDArray[np.generic], spec: TensorSpec, rows: Sequence[Row]) -
     """The array in the element type of the input, or :class:`BadInput` when type or shape do not fit."""
     import numpy as np
 
-    fits, free = len(spec.shape) == array.ndim, not any(isinstance(size, int) for size in spec.shape)
-    if fits and free and dtype_name(array.dtype) == spec.dtype:
-        return array  # what nearly all are, without looking closer
-    where = str(rows[0]) if len(rows) == 1 else f"{rows[0]} to {rows[-1].number}"
     wanted = [d if isinstance(d, int) else None for d in spec.shape]
-    if not fits or any(w not in (None, h) for w, h in zip(wanted, array.shape, strict=True)):
+    if len(wanted) != array.ndim or any(w not in (None, h) for w, h in zip(wanted, array.shape, strict=True)):
         raise BadInput(
-            f"{where}: {spec.name} is {list(array.shape)}, and the model takes {list(spec.shape)}",
+            f"{_place(rows)}: {spec.name} is {list(array.shape)}, and the model takes {list(spec.shape)}",
             "the first axis counts the rows of the batch",
         )
     try:
@@ -316,8 +312,15 @@ def _fitted(array: NDArray[np.generic], spec: TensorSpec, rows: Sequence[Row]) -
     if array.dtype == dtype:
         return array
     if not np.can_cast(array.dtype, dtype, casting="same_kind"):
-        raise BadInput(f"{where}: {spec.name} is {array.dtype}, and the model takes {dtype}", "convert it in the file")
+        raise BadInput(
+            f"{_place(rows)}: {spec.name} is {array.dtype}, and the model takes {dtype}", "convert it in the file"
+        )
     cast = array.astype(dtype)
     if np.issubdtype(dtype, np.integer) and not np.array_equal(cast, array):
-        raise BadInput(f"{where}: {spec.name} holds numbers that do not fit into {dtype}")
+        raise BadInput(f"{_place(rows)}: {spec.name} holds numbers that do not fit into {dtype}")
     return cast
+
+
+def _place(rows: Sequence[Row]) -> str:
+    """Where a batch comes from, for messages alone: it takes longer to put together than an array to look at."""
+    return str(rows[0]) if len(rows) == 1 else f"{rows[0]} to {rows[-1].number}"

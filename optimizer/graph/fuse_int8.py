@@ -24,11 +24,15 @@ class _Found:
 
     Attributes:
         product: between two DequantizeLinear nodes.
+        activation: the first of them.
+        weight: the second.
         addition: that adds the bias, and alone reads the product.
         bias: ``[columns]``.
     """
 
     product: onnx_ir.Node
+    activation: onnx_ir.Node
+    weight: onnx_ir.Node
     addition: onnx_ir.Node
     bias: onnx_ir.Value
 
@@ -76,7 +80,7 @@ def _biased(product: onnx_ir.Node) -> _Found | None:
     bias = next((value for value in addition.inputs if value is not answer), None)
     if bias is None or bias.const_value is None or tuple(bias.const_value.shape) != (columns,):
         return None
-    return _Found(product, addition, bias)
+    return _Found(product, activation, weight, addition, bias)
 
 
 def _dequantized(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
@@ -110,10 +114,8 @@ def _has_a_scale_for_each(node: onnx_ir.Node, columns: int) -> bool:
 def _exchange(graph: onnx_ir.Graph, found: _Found) -> None:
     import onnx_ir
 
-    left, right = (_dequantized(value) for value in found.product.inputs)
-    assert left is not None
-    assert right is not None
-    inputs = [left.inputs[0], right.inputs[0], left.inputs[1], right.inputs[1], left.inputs[2], right.inputs[2]]
+    # Both values, then both scales, then both zero points.
+    inputs = [part for both in zip(found.activation.inputs, found.weight.inputs, strict=True) for part in both]
     fused = onnx_ir.Node(_DOMAIN, _OPERATOR, [*inputs, found.bias], name=found.product.name)
     (answer,), (after,) = fused.outputs, found.addition.outputs
     answer.name, answer.shape, answer.type = after.name, after.shape, after.type

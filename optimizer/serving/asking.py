@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,10 +125,7 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
     call.times["tokenize"] = took = time.perf_counter() - start
     if served.metrics is not None:
         served.metrics.tokenize.observe(took)
-    budget: Any = contextlib.nullcontext()
-    if call.admitted.who.tokens is not None:
-        budget = call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared))
-    async with budget:
+    async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
         outputs = await answered(call, served, prepared, end)
     served.statistics.answered(len(rows))
     return [Answered(feeds, output) for feeds, output in zip(prepared, outputs, strict=True)]

@@ -72,16 +72,20 @@ class Plan:
     multiple: int = 1
     longest: int = 0
 
+    @property
+    def _rounds(self) -> bool:
+        return self.pads and self.multiple > 1
+
     def padded(self, length: int) -> int:
         """The length that a run of rows of at most this length has."""
-        if not self.pads or self.multiple == 1:
+        if not self._rounds:
             return length
         up = -(-length // self.multiple) * self.multiple
         return max(length, min(up, self.longest)) if self.longest else up
 
     def as_run(self, size: Size) -> Size:
         """A request as large as it is in a run that is its own."""
-        return size if self.multiple == 1 else replace(size, length=self.padded(size.length))
+        return replace(size, length=self.padded(size.length)) if self._rounds else size
 
     def size(self, feeds: Arrays) -> Size:
         """Rows, length and kin of a request whose arrays fit the model."""
@@ -90,20 +94,17 @@ class Plan:
         length = max((feeds[name].shape[axis] for name, axes in self.inputs.items() for axis in axes), default=1)
         if not self.joins or not rows:
             return Size(max(rows, 1), max(length, 1), None)
-        like: list[tuple[Any, ...]] = []
-        for name, array in sorted(feeds.items()):
-            if self.pads and self.inputs[name] == (1,) and array.ndim == 2:
-                like.append((name, -1))  # a sequence and nothing beside it, as nearly all are
-                continue
+        like = []
+        for name, array in feeds.items():
             steps = self.inputs[name] if self.pads else ()
             like.append((name, *(-1 if axis in steps else size for axis, size in enumerate(array.shape) if axis)))
-        return Size(rows, max(length, 1), tuple(like))
+        return Size(rows, max(length, 1), tuple(sorted(like)))
 
     def join(self, requests: Sequence[Arrays]) -> dict[str, NDArray[np.generic]]:
         """One run's inputs: the rows of every request in their order, padded to the longest."""
         import numpy as np
 
-        if len(requests) == 1 and (not self.pads or self.multiple == 1):
+        if len(requests) == 1 and not self._rounds:
             return dict(requests[0])
         joined: dict[str, Any] = {}
         for name, first in requests[0].items():

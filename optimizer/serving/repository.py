@@ -242,10 +242,9 @@ class Repository:
             run_s=settings.slo / 2 if settings.slo else None,
             wait_s=settings.slo / 2 if settings.slo else None,
         )
-        shaped = str(served.facts.get("provider", "")) in SHAPED
         longest = int(served.model.get("max_length") or 0)
         # What is not known to fit is not made longer.
-        multiple = _MULTIPLE if shaped and longest else 1
+        multiple = _MULTIPLE if session.facts["provider"] in SHAPED and longest else 1
         plan = plan_of(session.inputs, session.outputs, _fill(served), multiple, longest)
         beside = served.beside
         served.batcher = Batcher(
