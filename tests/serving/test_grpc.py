@@ -384,9 +384,11 @@ def test_a_full_queue_is_exhausted_and_says_when_to_come_again(channel: Any) -> 
         except grpc.RpcError as error:
             return error
 
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(16)))
-    refused = [each for each in answers if isinstance(each, grpc.RpcError)]
+    def burst() -> list[Any]:
+        with ThreadPoolExecutor(16) as pool:
+            return [each for each in pool.map(ask, range(16)) if isinstance(each, grpc.RpcError)]
+
+    refused = eventually(burst)  # on a machine with other work the sixteen may come one after another
     assert 0 < len(refused) < 16
     for error in refused:
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
