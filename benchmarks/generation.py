@@ -14,6 +14,7 @@ over those of one after another.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -38,12 +39,9 @@ from optimizer.store import Store
 
 RESULT = ROOT / "benchmarks" / "results" / "generation.json"
 CACHE = ROOT / ".cache" / "generation"
-#: Precision of the weights, and where that artifact is run. Each is made once; OpenVINO computes int8 and int4 as its
-#: own pipelines do, with what is between the products in bf16 where the processor has it.
-OURS = (
-    *(("fp32", provider) for provider in ("", "openvino-native", "openvino-native:bf16")),
-    *((precision, provider) for precision in ("int8", "int4") for provider in ("", "openvino-native:bf16")),
-)
+#: Precision of the weights, and where that artifact is run: each is made once, and run by ONNX Runtime and by OpenVINO,
+#: there with what is between the products in float, and in bf16 where the processor has it.
+OURS = tuple(itertools.product(("fp32", "int8", "int4"), ("", "openvino-native", "openvino-native:bf16")))
 
 
 def untrained() -> Path:

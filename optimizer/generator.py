@@ -53,6 +53,13 @@ class Sampling:
         top_logprobs: with ``logprobs``, say it also of so many of the likeliest tokens at each place.
         min_tokens: no end token is chosen before so many new tokens; with as many as ``max_tokens`` every text is of
             the same length, as in a benchmark.
+        min_p: leave out tokens less likely than this share of the likeliest one's probability; 0 leaves none out.
+        repetition_penalty: logits of tokens in the prompt and the text so far are divided by this, negative ones
+            multiplied; 1 changes nothing.
+        presence_penalty: taken off the logit of each token that was written.
+        frequency_penalty: taken off it for each time that it was.
+        no_repeat_ngram_size: no sequence of so many tokens comes twice, the prompt included; 0 for no such limit.
+        logit_bias: tokens, and what is added to the logit of each.
     """
 
     max_tokens: int = 128
@@ -66,6 +73,12 @@ class Sampling:
     logprobs: bool = False
     min_tokens: int = 0
     top_logprobs: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 def room(prompt: int, context: int, answers: int) -> int:

@@ -49,13 +49,17 @@ def reference() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
 
 
-def greedy(prompt: list[int], new: int) -> list[int]:
-    """What ``transformers.generate`` writes, without end tokens."""
+def greedy(prompt: list[int], new: int, **settings: Any) -> list[int]:
+    """What ``transformers.generate`` writes with some settings, without end tokens."""
     import torch
 
     model = reference()[0]
     with torch.inference_mode():
         written = model.generate(
-            torch.tensor([prompt]), max_new_tokens=new, do_sample=False, attention_mask=torch.ones(1, len(prompt))
+            torch.tensor([prompt]),
+            max_new_tokens=new,
+            do_sample=False,
+            attention_mask=torch.ones(1, len(prompt)),
+            **settings,
         )
     return [token for token in written[0].tolist()[len(prompt) :] if token != model.config.eos_token_id]

@@ -32,6 +32,14 @@ class Generate(Options):
     temperature: float = opt(0.0, "Divides the logits before a token is drawn; 0 takes the likeliest.", ge=0)
     top_p: float = opt(1.0, "Draw from the smallest set of tokens that is at least this likely.", ge=0, le=1)
     top_k: int = opt(0, "Draw from so many of the likeliest tokens; 0 for all.", ge=0)
+    min_p: float = opt(0.0, "Leave out tokens less likely than this share of the likeliest.", ge=0, le=1)
+    repetition_penalty: float = opt(
+        1.0, "Divides the logits of tokens in the prompt and the text so far; 1 changes nothing.", ge=0
+    )
+    presence_penalty: float = opt(0.0, "Taken off the logits of tokens that were written.")
+    frequency_penalty: float = opt(0.0, "Taken off them for each time that they were.")
+    no_repeat_ngram_size: int = opt(0, "No sequence of so many tokens comes twice; 0 for no such limit.", ge=0)
+    min_tokens: int = opt(0, "Do not end before so many new tokens.", ge=0)
     seed: int | None = opt(None, "The same seed gives the same text.", ge=0)
     stop: tuple[str, ...] = opt((), "A string that ends the text, and is not in it.", metavar="TEXT")
     json_schema: Path | None = opt(None, "The text is JSON that fits this schema.", data=True, metavar="FILE")
@@ -45,6 +53,14 @@ class Generate(Options):
     def check(self) -> None:
         if self.top_p == 0:
             raise BadInput("--top-p must be above 0 and at most 1, not 0.0")
+        if self.repetition_penalty == 0:
+            raise BadInput("--repetition-penalty must be above 0, not 0.0", "1 changes nothing")
+        if self.min_tokens > self.max_tokens:
+            raise BadInput(f"--min-tokens is {self.min_tokens}, and --max-tokens {self.max_tokens}")
+        if self.no_repeat_ngram_size and (self.json_schema is not None or self.regex is not None):
+            raise BadInput(
+                "--no-repeat-ngram-size forbids what --json-schema and --regex have to repeat", "leave one of them out"
+            )
         if "" in self.stop:
             raise BadInput("--stop may not be empty: it would end every text before it began")
         if self.json_schema is not None and self.regex is not None:
@@ -108,6 +124,12 @@ def open_talk(refs: tuple[str, ...], options: Generate, store: Store, progress: 
         options.seed,
         json_schema=schema,
         regex=options.regex or "",
+        min_tokens=options.min_tokens,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
     )
     folder = _folder(refs, store)
     progress("opening the model")

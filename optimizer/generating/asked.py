@@ -61,8 +61,36 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
         raise BadInput(f"the seed must be from 0 to 2^64 - 1, not {sampling.seed}")
     if not 0 <= sampling.top_logprobs <= vocabulary:
         raise BadInput(f"top logprobs must be from 0 to {vocabulary}, not {sampling.top_logprobs}")
+    if not 0 <= sampling.min_p <= 1:
+        raise BadInput(f"min-p must be from 0 to 1, not {sampling.min_p}")
+    if sampling.min_tokens < 0:
+        raise BadInput(f"min tokens must be 0 or more, not {sampling.min_tokens}")
     if sampling.json_schema and sampling.regex:
         raise BadInput("a text follows a JSON schema or a regular expression, not both")
+    _check_penalties(sampling, vocabulary)
+
+
+def _check_penalties(sampling: Sampling, vocabulary: int) -> None:
+    """Refuse penalties that are no numbers, or of no token; raises :class:`BadInput`."""
+    if not (math.isfinite(sampling.repetition_penalty) and sampling.repetition_penalty > 0):
+        raise BadInput(
+            f"the repetition penalty must be a number above 0, not {sampling.repetition_penalty}", "1 changes nothing"
+        )
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not math.isfinite(value := getattr(sampling, name)):
+            raise BadInput(f"the {name.replace('_', ' ')} must be a number, not {value}")
+    if sampling.no_repeat_ngram_size < 0:
+        raise BadInput(f"the n-gram size must be 0 (no limit) or more, not {sampling.no_repeat_ngram_size}")
+    if sampling.no_repeat_ngram_size and (sampling.json_schema or sampling.regex):
+        raise BadInput(
+            "a text that is held to a grammar has to repeat what the grammar repeats, and an n-gram size forbids it",
+            "leave one of them out",
+        )
+    for token, bias in sampling.logit_bias:
+        if not 0 <= token < vocabulary:
+            raise BadInput(f"the logit bias is about token {token}, and tokens are from 0 to {vocabulary - 1}")
+        if not math.isfinite(bias):
+            raise BadInput(f"the logit bias of token {token} must be a number, not {bias}")
 
 
 def check_read(tokens: NDArray[np.int64], read: NDArray[np.int64] | None, answers: int) -> None:

@@ -18,7 +18,8 @@ class Sampler:
     """Draws tokens for one text; the same seed and logits give the same tokens.
 
     Temperature first, then the ``top_k`` likeliest, then the smallest set of those whose probability is at least
-    ``top_p`` (nucleus sampling, Holtzman et al. 2020): the order of ``transformers``.
+    ``top_p`` (nucleus sampling, Holtzman et al. 2020), then those at least ``min_p`` times as likely as the likeliest
+    (Nguyen et al. 2024): the order of ``transformers``.
     """
 
     def __init__(self, sampling: Sampling) -> None:
@@ -53,12 +54,18 @@ class Sampler:
             logits = logits[kept]
         # The largest is taken off first, so that no temperature, however low, overflows.
         chances = np.exp((logits - top) / np.float32(max(asked.temperature, 1e-30)), dtype=np.float64)
+        # The likeliest one has the chance 1 here, before they are made to sum up to it.
+        enough = chances >= asked.min_p if asked.min_p else None
         if asked.top_p < 1:
             order = np.argsort(-chances, kind="stable")
             upto = np.cumsum(chances[order])
             # Of rounded sums the last one counts as all of it.
             size = min(int(np.searchsorted(upto, asked.top_p * upto[-1])) + 1, order.size)
+            if enough is not None:
+                size = min(size, int(np.count_nonzero(enough)))
             return self._of(kept, int(order[self._place(upto[:size])]))
+        if enough is not None:
+            chances[~enough] = 0
         return self._of(kept, self._place(np.cumsum(chances)))
 
     def _place(self, upto: NDArray[np.float64]) -> int:

@@ -16,6 +16,7 @@ from optimizer.errors import BadInput
 from optimizer.generating.asked import check_asked, check_read
 from optimizer.generating.config import DecoderConfig
 from optimizer.generating.guide import Guide, Guides
+from optimizer.generating.penalties import Penalties, penalties
 from optimizer.generating.sampler import Sampler, logprob, top_logprobs
 from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, Piece, Sampling
@@ -72,6 +73,7 @@ class _Text:
     stream: Stream
     sampler: Sampler
     guide: Guide | None
+    penalties: Penalties | None
     ends: frozenset[int]
     left: int
     length: int = 0
@@ -84,10 +86,12 @@ class _Text:
             logits = self.guide.allow(logits)
         if self.written < self.sampling.min_tokens:
             logits = _without(logits, self.ends)
-        self.token = self.sampler.pick(logits)
+        self.token = self.sampler.pick(self.penalties.apply(logits) if self.penalties else logits)
         if self.token in self.ends:
             self.stream.end(Finish.STOP)
             return False
+        if self.penalties:
+            self.penalties.take(self.token)
         complete = self.guide.take(self.token) if self.guide else False
         self.left -= 1
         self.written += 1
@@ -141,6 +145,7 @@ class LoopGenerator:
             stream,
             Sampler(sampling),
             self._guides.guide(sampling),
+            penalties(sampling, self._config.start if self.answers else prompt),
             frozenset((*self.end_tokens, *sampling.stop_tokens)),
             min(sampling.max_tokens, self._config.room(len(prompt))),
         )

@@ -41,6 +41,8 @@ __all__ = ["GENERATOR", "GenaiGenerator"]
 #: What the engine batches without PagedAttention (``static_batch_size`` of its scheduler).
 _STATIC = 4
 _EVENTS = 64
+#: Of :class:`Sampling`, what a turn of it has no word for.
+_UNKNOWN = ("min_p", "presence_penalty", "frequency_penalty", "logit_bias")
 
 
 @dataclass
@@ -137,6 +139,8 @@ class GenaiGenerator:
             raise BadInput(
                 "onnxruntime-genai takes no seed for one text on a processor", "leave the runtime out, or the seed"
             )
+        if lacking := [name for name in _UNKNOWN if getattr(sampling, name)]:
+            raise BadInput(f"onnxruntime-genai knows no {lacking[0].replace('_', ' ')}", "leave the runtime out")
         if sampling.json_schema:
             check_schema(sampling.json_schema, "the JSON schema")
         left = min(sampling.max_tokens, self.context - len(prompt))
@@ -271,6 +275,10 @@ def _turn(request: Any, sampling: Sampling, left: int) -> Any:
     turn.set_max_generated_tokens(left)
     if sampling.min_tokens:
         turn.set_min_generated_tokens(min(sampling.min_tokens, left))
+    if sampling.repetition_penalty != 1:
+        turn.set_repetition_penalty(sampling.repetition_penalty)
+    if sampling.no_repeat_ngram_size:
+        turn.set_no_repeat_ngram_size(sampling.no_repeat_ngram_size)
     turn.set_do_sample(sampling.temperature > 0)
     if sampling.temperature > 0:
         turn.set_temperature(sampling.temperature)

@@ -189,10 +189,13 @@ class TorchGenerator:
             "do_sample": sampling.temperature > 0,
             "use_cache": True,
             "num_beams": 1,
-            "repetition_penalty": 1.0,
+            "repetition_penalty": sampling.repetition_penalty,
+            "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
+            "sequence_bias": {(token,): bias for token, bias in sampling.logit_bias} or None,
         }
         if sampling.temperature > 0:
-            settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+            drawn = ("temperature", "top_p", "top_k", "min_p")
+            settings |= {name: getattr(sampling, name) for name in drawn}
         with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None), quiet_libraries():
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
@@ -260,6 +263,8 @@ def _check(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: 
         raise BadInput(f"top_p is {sampling.top_p}", "it is more than 0 and at most 1")
     if sampling.top_k < 0:
         raise BadInput(f"top_k is {sampling.top_k}", "it is 0 or more")
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        raise BadInput("PyTorch knows no presence and frequency penalties", "ask an exported generator")
     if sampling.json_schema or sampling.regex:
         raise BadInput("PyTorch writes no text to a schema or an expression", "ask an exported generator")
 

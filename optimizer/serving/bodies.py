@@ -62,6 +62,13 @@ _SAMPLING: dict[str, JSON] = {
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
     "seed": {"type": "integer"},
+    "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+    "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+    "repetition_penalty": {"type": "number", "minimum": 0.01, "maximum": 100},
+    "no_repeat_ngram_size": {"type": "integer", "minimum": 0, "maximum": 1000},
+    "min_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "min_tokens": {"type": "integer", "minimum": 0},
+    "logit_bias": {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
     "stop": _either(_STRING, _list(_STRING, 0), {"type": "null"}),
     "stream": _TRUTH,
 }

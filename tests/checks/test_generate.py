@@ -106,6 +106,25 @@ def test_a_seed_gives_the_same_text(llama_generator: Path, capfd: pytest.Capture
 
 
 @pytest.mark.usefixtures("at_a_terminal")
+def test_options_bend_the_choice_as_those_of_transformers(
+    llama_generator: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The penalty and the size by what transformers writes; each of the others makes another text."""
+    tokenizer = reference()[1]
+
+    def text(*words: str) -> str:
+        assert run(["generate", str(llama_generator), PROMPT, "--max-tokens", "40", *words]) == 0
+        return capfd.readouterr().out[:-1]
+
+    for option, value in (("repetition_penalty", 1.6), ("no_repeat_ngram_size", 2)):
+        asked = greedy(tokenizer(PROMPT)["input_ids"], 40, **{option: value})
+        assert text(f"--{option.replace('_', '-')}", str(value)) == tokenizer.decode(asked)
+    assert len({text(), text("--presence-penalty", "1"), text("--frequency-penalty", "2")}) == 3
+    drawn = ("--temperature", "2", "--seed", "1")
+    assert text(*drawn, "--min-p", "1") == text() != text(*drawn)
+
+
+@pytest.mark.usefixtures("at_a_terminal")
 def test_json_by_a_schema(llama_generator: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     (tmp_path / "schema.json").write_text(json.dumps(schema))
@@ -129,6 +148,13 @@ def test_json_by_a_schema(llama_generator: Path, tmp_path: Path, capfd: pytest.C
         (["x", "--top-p", "0"], "--top-p"),
         (["x", "--top-p", "1.5"], "--top-p"),
         (["x", "--top-k", "-1"], "--top-k"),
+        (["x", "--min-p", "2"], "--min-p"),
+        (["x", "--repetition-penalty", "0"], "--repetition-penalty must be above 0"),
+        (["x", "--repetition-penalty", "nan"], "--repetition-penalty"),
+        (["x", "--presence-penalty", "nan"], "--presence-penalty"),
+        (["x", "--no-repeat-ngram-size", "-1"], "--no-repeat-ngram-size"),
+        (["x", "--no-repeat-ngram-size", "2", "--regex", "a"], "leave one of them out"),
+        (["x", "--min-tokens", "9", "--max-tokens", "8"], "--min-tokens is 9, and --max-tokens 8"),
         (["x", "--stop", ""], "--stop"),
         (["x", "--regex", "("], "regular expression"),
         (["x", "--json-schema", "missing.json"], "cannot be read"),

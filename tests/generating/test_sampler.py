@@ -19,7 +19,7 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     return scaled / scaled.sum()
 
 
-def kept(chances: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+def kept(chances: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
     """The chances that are left, by the words of the definition and not by the sampler's code."""
     order = sorted(range(len(chances)), key=lambda n: -chances[n])
     if top_k:
@@ -31,19 +31,24 @@ def kept(chances: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
         mass += chances[token] / total
         if mass >= top_p:
             break
+    chosen = [token for token in chosen if chances[token] >= min_p * chances[order[0]]]
     left = np.zeros_like(chances)
     left[chosen] = chances[chosen]
     return left / left.sum()
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 1.0), (3.0, 0, 1.0), (1.0, 4, 1.0), (1.0, 0, 0.7), (0.8, 6, 0.9), (1.0, 99, 0.05)],
-)
-def test_the_distribution_is_the_softmax(temperature: float, top_k: int, top_p: float) -> None:
-    sampler = Sampler(Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=1))
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0), (0.5, 0, 1.0, 0.0), (3.0, 0, 1.0, 0.0), (1.0, 4, 1.0, 0.0), (1.0, 0, 0.7, 0.0),
+        (0.8, 6, 0.9, 0.0), (1.0, 99, 0.05, 0.0), (1.0, 0, 1.0, 0.2), (2.0, 0, 1.0, 0.2), (1.0, 3, 1.0, 0.1),
+        (1.0, 0, 0.6, 0.1), (1.0, 0, 0.95, 0.25), (1.0, 0, 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_the_distribution_is_the_softmax(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=1))
     counts = np.bincount([sampler.pick(LOGITS) for _ in range(DRAWS)], minlength=LOGITS.size)
-    wanted = kept(softmax(LOGITS, temperature), top_k, top_p)
+    wanted = kept(softmax(LOGITS, temperature), top_k, top_p, min_p)
     assert not counts[wanted == 0].any()
     if (wanted > 0).sum() > 1:
         assert stats.chisquare(counts[wanted > 0], DRAWS * wanted[wanted > 0]).pvalue > 1e-3

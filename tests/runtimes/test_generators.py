@@ -76,6 +76,14 @@ def test_greedy_tokens_are_those_of_transformers(generator: Generator) -> None:
         assert tokens(generator.submit(prompt, Sampling(max_tokens=128))) == greedy(prompt, 128 - len(prompt))
 
 
+@pytest.mark.parametrize("asked", [{"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}])
+def test_what_bends_the_choice_is_that_of_transformers(generator: Generator, asked: dict[str, Any]) -> None:
+    """Of texts beside each other: each minds what it has said itself."""
+    begun = [generator.submit(prompt, Sampling(max_tokens=60, **asked)) for prompt in prompts(12)]
+    assert [tokens(text) for text in begun] == [greedy(prompt, 60, **asked) for prompt in prompts(12)]
+    assert tokens(generator.submit(prompts(1)[0], Sampling(max_tokens=60))) != greedy(prompts(1)[0], 60, **asked)
+
+
 def test_texts_beside_others_are_those_written_alone(generator: Generator) -> None:
     """More than there are rows, of different lengths, asked from several threads."""
     asked = [(prompt, 5 + 7 * number % 60) for number, prompt in enumerate(prompts(24))]
@@ -174,6 +182,16 @@ def test_guided_texts_fit(generator: Generator, how: dict[str, str]) -> None:
         ([5], {"json_schema": "{", "regex": ""}, "is not JSON"),
         ([5], {"json_schema": "[]"}, "is not a JSON schema"),
         ([5], {"json_schema": "{}", "regex": "a"}, "not both"),
+        ([5], {"min_p": 1.5}, "min-p"),
+        ([5], {"min_tokens": -1}, "min tokens"),
+        ([5], {"repetition_penalty": 0.0}, "repetition penalty"),
+        ([5], {"repetition_penalty": float("inf")}, "repetition penalty"),
+        ([5], {"presence_penalty": float("nan")}, "presence penalty"),
+        ([5], {"frequency_penalty": float("inf")}, "frequency penalty"),
+        ([5], {"no_repeat_ngram_size": -1}, "n-gram size"),
+        ([5], {"no_repeat_ngram_size": 2, "regex": "a"}, "held to a grammar"),
+        ([5], {"logit_bias": ((512, 1.0),)}, "token 512"),
+        ([5], {"logit_bias": ((5, float("nan")),)}, "token 5"),
     ],
 )
 def test_what_cannot_be_is_refused(generator: Generator, prompt: list[int], sampling: dict[str, Any], why: str) -> None:
@@ -232,6 +250,29 @@ def test_logprobs_are_the_scores_of_the_tokens(own: Generator) -> None:
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
     wanted = [scores[len(prompt) - 1 + n, token] for n, token in enumerate(written)]
     assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_what_was_written_and_what_is_leaned_to_count_in_the_choice(own: Generator) -> None:
+    """Each token is the likeliest by the scores of the text, bent by the formulas; logprobs are the model's own."""
+    prompt, bias = prompts(3)[2], ((40, 2.0), (41, -100.0))
+    sampling = Sampling(
+        max_tokens=50, presence_penalty=1.0, frequency_penalty=0.7, logit_bias=bias, min_tokens=50, logprobs=True
+    )
+    pieces = list(own.submit(prompt, sampling))
+    written = [t for piece in pieces for t in piece.tokens]
+    scores = own.score(np.array([prompt + written]))[0].astype(np.float64)[len(prompt) - 1 : -1]
+    bent = scores.copy()
+    for token, value in bias:
+        bent[:, token] += value
+    bent[:, list(own.end_tokens)] = -np.inf
+    for place in range(len(written)):
+        times = np.bincount(written[:place], minlength=own.vocabulary)
+        bent[place] -= 1.0 * (times > 0) + 0.7 * times
+    assert written == bent.argmax(1).tolist() != scores.argmax(1).tolist()
+    scores[:, list(own.end_tokens)] = -np.inf
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    wanted = scores[np.arange(len(written)), written]
+    assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted.tolist(), abs=1e-3)
 
 
 def test_a_cancelled_text_frees_its_row_within_a_step(llama_generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +354,9 @@ def test_genai_says_what_it_cannot(llama_generator: Path) -> None:
             opened.submit([5], Sampling(temperature=1.0, seed=1))
         with pytest.raises(BadInput, match="how likely"):
             opened.submit([5], Sampling(logprobs=True))
+        for unknown in ({"min_p": 0.1}, {"presence_penalty": 1.0}, {"logit_bias": ((5, 1.0),)}):
+            with pytest.raises(BadInput, match=next(iter(unknown)).replace("_", " ")):
+                opened.submit([5], Sampling(**unknown))
     finally:
         opened.close()
     with pytest.raises(BadInput, match="at most 4 texts"):

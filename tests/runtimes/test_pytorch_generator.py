@@ -77,6 +77,20 @@ def test_logits_are_those_of_a_forward_pass(folder: Path, opened: Any) -> None:
     assert opened.score(ids) == pytest.approx(wanted, abs=1e-5)
 
 
+def test_what_bends_the_choice_reaches_generate(folder: Path, opened: Any) -> None:
+    import torch
+
+    model, usual = reference(folder), text(opened, PROMPTS[0], max_tokens=24)[0]
+    for asked, theirs in (
+        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 2}),
+        ({"logit_bias": ((usual[0], -100.0),)}, {"sequence_bias": {(usual[0],): -100.0}}),
+    ):
+        whole = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=24, do_sample=False, **theirs)
+        got = text(opened, PROMPTS[0], max_tokens=24, **asked)[0]
+        assert got == [token for token in whole[0, 4:].tolist() if token not in opened.end_tokens] != usual
+
+
 def test_an_end_token_ends_a_text_and_is_left_out(opened: Any) -> None:
     written, _ = text(opened, PROMPTS[0], max_tokens=12, min_tokens=12)
     last = written[5]
@@ -118,6 +132,7 @@ def test_one_that_waits_can_be_cancelled(opened: Any) -> None:
         ([1], {"top_p": 0}, "top_p"),
         ([1], {"top_k": -1}, "top_k"),
         ([1], {"regex": "a"}, "expression"),
+        ([1], {"frequency_penalty": 1.0}, "frequency penalties"),
     ],
 )
 def test_what_cannot_be_written_is_refused(opened: Any, prompt: list[int], asked: Any, said: str) -> None:

@@ -103,8 +103,8 @@ def prompts(count: int = 12) -> list[list[int]]:
     return [[3 + (37 * (place + 1) * (n + 3)) % 500 for n in range(1 + 5 * place % 31)] for place in range(count)]
 
 
-def greedy(folder: Path, prompt: list[int], new: int) -> list[int]:
-    """What ``transformers.generate`` answers, without what every answer begins with and ends in."""
+def greedy(folder: Path, prompt: list[int], new: int, **settings: Any) -> list[int]:
+    """What ``transformers.generate`` answers with some settings, without what every answer begins with and ends in."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
@@ -113,13 +113,17 @@ def greedy(folder: Path, prompt: list[int], new: int) -> list[int]:
     with torch.inference_mode():
         # Where an answer is cut off, BART's settings end it with a token of their own.
         (row,) = model.generate(
-            torch.tensor([prompt]), max_new_tokens=new + forced, do_sample=False, num_beams=1, forced_eos_token_id=None
+            torch.tensor([prompt]),
+            max_new_tokens=new + forced,
+            do_sample=False,
+            forced_eos_token_id=None,
+            **{"num_beams": 1, **settings},
         )
     return [token for token in row.tolist()[1 + forced :] if token != END]
 
 
-def written(generator: Generator, asked: list[list[int]], new: int) -> list[list[int]]:
-    begun = [generator.submit(prompt, Sampling(max_tokens=new)) for prompt in asked]
+def written(generator: Generator, asked: list[list[int]], new: int, **sampling: Any) -> list[list[int]]:
+    begun = [generator.submit(prompt, Sampling(max_tokens=new, **sampling)) for prompt in asked]
     return [[token for piece in text for token in piece.tokens] for text in begun]
 
 
@@ -134,6 +138,10 @@ def test_it_answers_as_pytorch_whoever_writes_beside_it(name: str, folders: Any,
     assert len({tuple(each) for each in wanted}) > len(asked) / 2  # they answer what they read
     try:
         assert written(generator, asked, 24) == wanted
+        # What was read is none of the text: it may be said again.
+        for bent in ({"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}):
+            asked_so = [greedy(folders(name), prompt, 24, **bent) for prompt in asked]
+            assert written(generator, asked, 24, **bent) == asked_so != wanted
         # Texts that begin while others are under way are of other lengths: each keeps what it reads.
         one = generator.submit(asked[0], Sampling(max_tokens=24))
         pieces = iter(one)

@@ -10,7 +10,7 @@ from typing import Any
 from optimizer.generator import Sampling
 from optimizer.serving.problems import Problem
 
-__all__ = ["Asked", "Fields", "stops"]
+__all__ = ["PENALTIES", "Asked", "Fields", "penalties", "stops"]
 
 #: As many stop strings as OpenAI takes.
 _STOPS = 4
@@ -18,6 +18,15 @@ _STOPS = 4
 _STOP_LENGTH = 1000
 #: Texts of one request.
 _TEXTS = 128
+#: Fields that bend how tokens are chosen, in every dialect: OpenAI's first, then those that other servers call so.
+PENALTIES = (
+    "presence_penalty", "frequency_penalty", "logit_bias", "repetition_penalty", "no_repeat_ngram_size", "min_p",
+    "min_tokens",
+)  # fmt: skip
+#: Tokens that one request has a bias for, and the largest, as OpenAI has it.
+_BIASES, _BIAS = 1024, 100.0
+#: A longer sequence than this comes twice in no text that anybody would miss.
+_NGRAM = 1000
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Asked:
         max_field: what the field is called.
         prompt_field: what the field is called that has the prompts.
         guided_field: what the field is called that holds the text to a grammar.
+        bias_field: what the field is called that leans to tokens.
         n: answers to each prompt.
         stop: strings that end a text.
         stream: answer while it is written.
@@ -46,6 +56,7 @@ class Asked:
     max_field: str = "max_tokens"
     prompt_field: str = "prompt"
     guided_field: str = "response_format"
+    bias_field: str = "logit_bias"
     n: int = 1
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -166,6 +177,52 @@ def stops(fields: Fields, name: str = "stop") -> tuple[str, ...]:
     if any(len(one) > _STOP_LENGTH for one in strings):
         raise fields.refuse(name, f"may have {_STOP_LENGTH} characters")
     return strings
+
+
+def penalties(fields: Fields, most: int | None, guided: bool) -> dict[str, Any]:
+    """What :data:`PENALTIES` say, as arguments of :class:`~optimizer.generator.Sampling`.
+
+    Args:
+        fields: of the body.
+        most: tokens that were asked for at most; None where nobody said.
+        guided: the text is held to a grammar.
+
+    Raises:
+        Problem: 400, naming the field.
+    """
+    least = fields.integer("min_tokens", 0, 2**31) or 0
+    if most is not None and least > most:
+        raise fields.refuse("min_tokens", f"is {least}, and at most {most} tokens were asked for")
+    size = fields.integer("no_repeat_ngram_size", 0, _NGRAM) or 0
+    if size and guided:
+        raise fields.refuse("no_repeat_ngram_size", "forbids what a grammar has to repeat: leave one of them out")
+    return {
+        "presence_penalty": fields.number("presence_penalty", 0.0, -2.0, 2.0),
+        "frequency_penalty": fields.number("frequency_penalty", 0.0, -2.0, 2.0),
+        "repetition_penalty": fields.number("repetition_penalty", 1.0, 0.01, 100.0),
+        "min_p": fields.number("min_p", 0.0, 0.0, 1.0),
+        "no_repeat_ngram_size": size,
+        "min_tokens": least,
+        "logit_bias": _biases(fields),
+    }
+
+
+def _biases(fields: Fields) -> tuple[tuple[int, float], ...]:
+    """Tokens and what is added to their logits; JSON has the tokens as strings."""
+    if "logit_bias" not in fields:
+        return ()
+    given = fields.raw("logit_bias")
+    if not isinstance(given, dict):
+        raise fields.refuse("logit_bias", f"must be an object, not {_sort(given)}", "invalid_type")
+    if len(given) > _BIASES:
+        raise fields.refuse("logit_bias", f"may have {_BIASES} tokens, not {len(given)}")
+    inner = Fields(given, "logit_bias.")
+    found: dict[int, float] = {}
+    for name in given:
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            raise fields.refuse("logit_bias", f"is by token, and {name[:30]!r} is no whole number from 0 up")
+        found[int(name)] = inner.number(name, 0.0, -_BIAS, _BIAS)
+    return tuple(found.items())
 
 
 def _sort(value: Any) -> str:

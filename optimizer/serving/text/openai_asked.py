@@ -1,7 +1,7 @@
 """Bodies of ``/v1/completions`` and ``/v1/chat/completions`` as OpenAI documents them, read into what is asked.
 
 Fields that change nothing here are taken and not used; those that would change the answer and cannot be honoured are
-refused, as are fields that OpenAI does not know. ``top_k`` and ``regex`` are ours.
+refused, as are fields that OpenAI does not know. ``top_k``, ``regex``, and the last of the penalties are ours.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from optimizer.generator import Sampling
-from optimizer.serving.text.asked import Asked, Fields, stops
+from optimizer.serving.text.asked import PENALTIES, Asked, Fields, penalties, stops
 
 __all__ = ["chat_asked", "completion_asked"]
 
 #: What both take and use.
 _USED = {
     "model", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options", "stop", "seed", "logprobs",
-    "response_format", "top_k", "regex",
+    "response_format", "top_k", "regex", *PENALTIES,
 }  # fmt: skip
 #: What both take and do not use: it says nothing of the text.
 _UNUSED = {
@@ -31,9 +31,8 @@ _UNUSED = {
     "prompt_cache_retention",
 }
 #: What cannot be honoured, with the value that asks for nothing.
-_HARMLESS: dict[str, Any] = {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": None}
 _CHAT_HARMLESS: dict[str, Any] = {
-    **_HARMLESS, "tools": None, "functions": None, "tool_choice": "none", "function_call": "none",
+    "tools": None, "functions": None, "tool_choice": "none", "function_call": "none",
     "parallel_tool_calls": None, "modalities": ["text"], "audio": None, "prediction": None,
     "reasoning_effort": "none", "web_search_options": None, "verbosity": "medium",
 }  # fmt: skip
@@ -55,8 +54,8 @@ def completion_asked(body: Any, screen: Callable[[str, str], str]) -> Asked:
         Problem: 400, naming the field.
     """
     fields = Fields(body)
-    fields.only({*_USED, *_UNUSED, *_HARMLESS, "prompt", "echo", "best_of", "suffix"})
-    fields.not_used({**_HARMLESS, "suffix": ""})
+    fields.only({*_USED, *_UNUSED, "prompt", "echo", "best_of", "suffix"})
+    fields.not_used({"suffix": ""})
     n = fields.integer("n", 1, 128) or 1
     if fields.integer("best_of", 1, 128) not in (None, n):
         raise fields.refuse("best_of", "other than n is not supported by this server")
@@ -67,10 +66,11 @@ def completion_asked(body: Any, screen: Callable[[str, str], str]) -> Asked:
     if echo and not all(isinstance(one, str) for one in _prompts(fields)):
         raise fields.refuse("echo", "needs prompts that are text")
     prompts = tuple(screen(one, "prompt") if isinstance(one, str) else one for one in _prompts(fields))
+    most = fields.integer("max_tokens", 1, 2**31)
     return Asked(
         prompts,
-        _sampling(fields, top is not None, top or 0),
-        fields.integer("max_tokens", 1, 2**31),
+        _sampling(fields, most, top is not None, top or 0),
+        most,
         default_tokens=16,
         guided_field="regex" if "regex" in fields else "response_format",
         n=n,
@@ -116,7 +116,7 @@ def chat_asked(body: Any, screen: Callable[[str, str], str]) -> Asked:
         raise fields.refuse("max_tokens", "and max_completion_tokens say different things")
     return Asked(
         (_messages(fields, screen),),
-        _sampling(fields, logprobs, top or 0),
+        _sampling(fields, most or newer, logprobs, top or 0),
         most or newer,
         max_field="max_tokens" if most else "max_completion_tokens",
         prompt_field="messages",
@@ -159,7 +159,7 @@ def _content(message: Fields) -> str:
     return "".join(texts)
 
 
-def _sampling(fields: Fields, logprobs: bool, top: int) -> Sampling:
+def _sampling(fields: Fields, most: int | None, logprobs: bool, top: int) -> Sampling:
     top_p = fields.number("top_p", 1.0, 0.0, 1.0)
     top_k = fields.integer("top_k", 0, 2**31) or 0
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
@@ -176,6 +176,7 @@ def _sampling(fields: Fields, logprobs: bool, top: int) -> Sampling:
         regex=regex,
         logprobs=logprobs,
         top_logprobs=top,
+        **penalties(fields, most, bool(schema or regex)),
     )
 
 

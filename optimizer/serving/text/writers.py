@@ -139,6 +139,10 @@ class Writer:
         """
         if any(not prompt for prompt in asked.prompts):  # a begin token alone is nothing to go on from
             raise Problem(400, "the prompt is empty", param=asked.prompt_field)
+        vocabulary = self.generator.vocabulary
+        if strange := [token for token, _ in asked.sampling.logit_bias if token >= vocabulary]:
+            message = f"logit_bias has the token {strange[0]}, and tokens are from 0 to {vocabulary - 1}"
+            raise Problem(400, message, param=asked.bias_field)
         prompts = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in asked.prompts])
         for prompt in prompts:
             self._room(prompt, asked)

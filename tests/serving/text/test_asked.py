@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimizer.generating.asked import check_asked
 from optimizer.generator import Sampling
 from optimizer.serving.problems import Problem
 from optimizer.serving.text.asked import Asked
@@ -25,7 +26,8 @@ NAMES = [
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "n",
     "stream", "stream_options", "stop", "seed", "logprobs", "top_logprobs", "response_format", "regex", "echo",
     "best_of", "suffix", "tools", "tool_choice", "logit_bias", "user", "id", "text_input", "parameters", "role",
-    "content", "type", "schema", "json_schema", "include_usage", "details", "text",
+    "repetition_penalty", "no_repeat_ngram_size", "min_p", "min_tokens", "presence_penalty", "frequency_penalty",
+    "7", "content", "type", "schema", "json_schema", "include_usage", "details", "text",
 ]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=8),
@@ -65,6 +67,7 @@ def test_any_body_is_read_or_refused(name: str) -> None:
         assert asked.sampling.seed is None or 0 <= asked.sampling.seed < 2**64
         assert asked.max_tokens is None or asked.max_tokens >= 1
         assert len(asked.stop) <= 4
+        check_asked([7], asked.sampling, 128, 10**9)
         assert all(asked.stop)
 
     check()

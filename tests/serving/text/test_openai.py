@@ -66,6 +66,21 @@ def test_a_greedy_completion_is_that_of_transformers(client: openai.OpenAI) -> N
     assert complete(client, echo=True).choices[0].text == PROMPT + got.choices[0].text
 
 
+def test_penalties_bend_the_text_and_are_those_of_transformers(client: openai.OpenAI) -> None:
+    tokenizer = reference()[1]
+    asked = tokenizer(PROMPT)["input_ids"]
+    usual = complete(client).choices[0].text
+    for theirs in ({"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}):
+        wanted = tokenizer.decode(greedy(asked, 24, **theirs))
+        assert complete(client, extra_body=theirs).choices[0].text == wanted != usual
+    first = greedy(asked, 1)[0]
+    wanted = tokenizer.decode(greedy(asked, 24, sequence_bias={(first,): -100.0}))
+    assert complete(client, logit_bias={str(first): -100}).choices[0].text == wanted != usual
+    for name in ("presence_penalty", "frequency_penalty"):
+        assert complete(client, **{name: 2.0}).choices[0].text != usual
+        assert chat(client, **{name: 2.0}).choices[0].message.content != chat(client).choices[0].message.content
+
+
 def test_a_conversation_goes_through_the_template(client: openai.OpenAI) -> None:
     prompt = "# system: be kind\n# user: hello\ndef "
     messages = [
@@ -215,8 +230,17 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
     "seed": ({"seed": "x"}, "seed"),
     "seed too large": ({"extra_body": {"seed": 2**63}}, "seed"),
     "logprobs": ({"logprobs": 6}, "logprobs"),
-    "penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "bias": ({"logit_bias": {"1": 5}}, "logit_bias"),
+    "penalty": ({"presence_penalty": 2.5}, "presence_penalty"),
+    "penalty of another sort": ({"frequency_penalty": "1"}, "frequency_penalty"),
+    "bias": ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    "bias of no token": ({"logit_bias": {"def": 5}}, "logit_bias"),
+    "bias of another model's token": ({"logit_bias": {"512": 5}}, "logit_bias"),
+    "bias of another sort": ({"logit_bias": [5]}, "logit_bias"),
+    "too many biases": ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+    "repetition": ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+    "least": ({"extra_body": {"min_tokens": 25}}, "min_tokens"),
+    "min_p": ({"extra_body": {"min_p": -0.1}}, "min_p"),
+    "n-gram": ({"extra_body": {"no_repeat_ngram_size": 2, "regex": "a+"}}, "no_repeat_ngram_size"),
     "suffix": ({"suffix": "end"}, "suffix"),
     "best of": ({"best_of": 3}, "best_of"),
     "stream": ({"extra_body": {"stream": "yes"}}, "stream"),

@@ -85,6 +85,10 @@ def test_v2_generate(text_server: str) -> None:
     both = {"text_input": PROMPT, "parameters": {**GREEDY, "exclude_input_in_output": False}}
     assert ok(f"{url}/generate", both)["text_output"] == PROMPT + wanted
     assert "".join(part["text_output"] for part in events(f"{url}/generate_stream", both)) == PROMPT + wanted
+    bent = {"text_input": PROMPT, "parameters": {**GREEDY, "repetition_penalty": 1.6}}
+    guides = {"model": "llama", "prompt": PROMPT, **GREEDY, "repetition_penalty": 1.6}
+    assert ok(f"{url}/generate", bent)["text_output"] != wanted
+    assert ok(f"{text_server}/generate", guides)["generated_text"] == ok(f"{url}/generate", bent)["text_output"]
     digits = {"text_input": PROMPT, "parameters": {"regex": "[0-9]{5}"}}
     assert ok(f"{url}/generate", digits)["text_output"].isdigit()
 
@@ -104,6 +108,7 @@ def test_v2_generate(text_server: str) -> None:
         ("generate", {"model": "llama", "prompt": "a", "top_p": 0}, 400, "top_p"),
         ("generate", {"model": "llama", "prompt": "a", "stream": 1}, 400, "stream"),
         ("generate", {"model": "llama", "prompt": "a", "tokens": 1}, 400, "tokens"),
+        ("generate", {"model": "llama", "prompt": "a", "repetition_penalty": 0}, 400, "repetition_penalty"),
         ("generate", b"{", 400, "JSON"),
         ("v2/models/nobody/generate", {"text_input": "a"}, 404, "nobody"),
         ("v2/models/llama/versions/9/generate", {"text_input": "a"}, 404, "9"),
@@ -114,6 +119,12 @@ def test_v2_generate(text_server: str) -> None:
         ("v2/models/llama/generate", {"text_input": "a", "id": 5}, 400, "id"),
         ("v2/models/llama/generate", {"text_input": "a", "parameters": [1]}, 400, "parameters"),
         ("v2/models/llama/generate", {"text_input": "a", "parameters": {"beams": 3}}, 400, "parameters.beams"),
+        (
+            "v2/models/llama/generate",
+            {"text_input": "a", "parameters": {"logit_bias": {"512": 1}}},
+            400,
+            "logit_bias has the token 512",
+        ),
         ("v2/models/llama/generate", {"text_input": "a", "parameters": {"stream": True}}, 400, "parameters.stream"),
         ("v2/models/llama/generate", {"text_input": "a", "parameters": {"json_schema": "{"}}, 400, "JSON"),
         ("v2/models/llama/generate_stream", {"text_input": "a", "parameters": {"top_p": 2}}, 400, "parameters.top_p"),
