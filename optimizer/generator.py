@@ -60,6 +60,10 @@ class Sampling:
         frequency_penalty: taken off it for each time that it was.
         no_repeat_ngram_size: no sequence of so many tokens comes twice, the prompt included; 0 for no such limit.
         logit_bias: tokens, and what is added to the logit of each.
+        num_beams: so many texts are followed at once, and the best is the answer; 1 for the likeliest token each time.
+        length_penalty: with beams, a text's score is its log-probability over its length to this power: the larger,
+            the longer.
+        early_stopping: with beams, end when as many texts have ended as there are beams.
     """
 
     max_tokens: int = 128
@@ -79,6 +83,9 @@ class Sampling:
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
 
 
 def room(prompt: int, context: int, answers: int) -> int:

@@ -40,6 +40,11 @@ class Generate(Options):
     frequency_penalty: float = opt(0.0, "Taken off them for each time that they were.")
     no_repeat_ngram_size: int = opt(0, "No sequence of so many tokens comes twice; 0 for no such limit.", ge=0)
     min_tokens: int = opt(0, "Do not end before so many new tokens.", ge=0)
+    num_beams: int = opt(
+        1, "Follow so many texts at once, and take the best; 1 for the likeliest token each time.", ge=1
+    )
+    length_penalty: float = opt(1.0, "With beams: the larger, the longer the text.")
+    early_stopping: bool = opt(False, "With beams: end when as many texts have ended as there are beams.")
     seed: int | None = opt(None, "The same seed gives the same text.", ge=0)
     stop: tuple[str, ...] = opt((), "A string that ends the text, and is not in it.", metavar="TEXT")
     json_schema: Path | None = opt(None, "The text is JSON that fits this schema.", data=True, metavar="FILE")
@@ -53,6 +58,10 @@ class Generate(Options):
     def check(self) -> None:
         if self.top_p == 0:
             raise BadInput("--top-p must be above 0 and at most 1, not 0.0")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise BadInput("--num-beams searches, and --temperature draws", "leave one of them out")
+        if self.num_beams > 1 and (self.json_schema is not None or self.regex is not None):
+            raise BadInput("--num-beams searches no text by --json-schema or --regex", "leave one of them out")
         if self.repetition_penalty == 0:
             raise BadInput("--repetition-penalty must be above 0, not 0.0", "1 changes nothing")
         if self.min_tokens > self.max_tokens:
@@ -130,6 +139,9 @@ def open_talk(refs: tuple[str, ...], options: Generate, store: Store, progress: 
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
+        num_beams=options.num_beams,
+        length_penalty=options.length_penalty,
+        early_stopping=options.early_stopping,
     )
     folder = _folder(refs, store)
     progress("opening the model")

@@ -68,6 +68,7 @@ def check_asked(prompt: Sequence[int], sampling: Sampling, context: int, vocabul
     if sampling.json_schema and sampling.regex:
         raise BadInput("a text follows a JSON schema or a regular expression, not both")
     _check_penalties(sampling, vocabulary)
+    _check_beams(sampling)
 
 
 def _check_penalties(sampling: Sampling, vocabulary: int) -> None:
@@ -91,6 +92,22 @@ def _check_penalties(sampling: Sampling, vocabulary: int) -> None:
             raise BadInput(f"the logit bias is about token {token}, and tokens are from 0 to {vocabulary - 1}")
         if not math.isfinite(bias):
             raise BadInput(f"the logit bias of token {token} must be a number, not {bias}")
+
+
+def _check_beams(sampling: Sampling) -> None:
+    """Refuse a search that is none; raises :class:`BadInput`."""
+    if sampling.num_beams < 1:
+        raise BadInput(f"the number of beams must be at least 1, not {sampling.num_beams}")
+    if not math.isfinite(sampling.length_penalty):
+        raise BadInput(f"the length penalty must be a number, not {sampling.length_penalty}")
+    if sampling.num_beams == 1:
+        return
+    if sampling.temperature > 0:
+        raise BadInput("beams are searched, and a temperature draws", "leave one of them out")
+    if sampling.json_schema or sampling.regex:
+        raise BadInput("a text that is held to a grammar is not searched with beams", "leave one of them out")
+    if sampling.logprobs:
+        raise BadInput("how likely its tokens were is not told of a text that was searched with beams")
 
 
 def check_read(tokens: NDArray[np.int64], read: NDArray[np.int64] | None, answers: int) -> None:

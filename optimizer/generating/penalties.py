@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -76,6 +77,14 @@ class Penalties:
         self._written[token] += 1
         if self._sampling.no_repeat_ngram_size:
             self._run_on(token)
+
+    def after(self, token: int) -> Penalties:
+        """Another one that has gone on by a token; this one stays where it is."""
+        other = copy.copy(self)
+        other._seen, other._written = dict(self._seen), Counter(self._written)
+        other._followed = defaultdict(set, {run: set(tokens) for run, tokens in self._followed.items()})
+        other.take(token)
+        return other
 
     def _run_on(self, token: int) -> None:
         length = self._sampling.no_repeat_ngram_size - 1

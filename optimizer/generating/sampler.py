@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from optimizer.errors import GateFailed
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Sampler", "logprob", "top_logprobs"]
+__all__ = ["Sampler", "check_top", "logprob", "top_logprobs"]
 
 
 class Sampler:
@@ -41,10 +42,7 @@ class Sampler:
 
         likeliest = int(np.argmax(logits))  # the place of a NaN, where there is one
         top = logits[likeliest]
-        if not np.isfinite(top):
-            raise GateFailed(
-                f"the model answered {top} in its logits", "its precision may be too low: export it in fp32 and compare"
-            )
+        check_top(float(top))
         asked = self._sampling
         if asked.temperature == 0 or asked.top_k == 1:
             return likeliest
@@ -76,6 +74,14 @@ class Sampler:
     @staticmethod
     def _of(kept: NDArray[np.intp] | None, place: int) -> int:
         return place if kept is None else int(kept[place])
+
+
+def check_top(logit: float) -> None:
+    """Refuse the largest of a model's logits where it is no number; raises :class:`GateFailed`."""
+    if not math.isfinite(logit):
+        raise GateFailed(
+            f"the model answered {logit} in its logits", "its precision may be too low: export it in fp32 and compare"
+        )
 
 
 def logprob(logits: NDArray[np.float32], token: int) -> float:

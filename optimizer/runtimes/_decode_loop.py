@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from optimizer.errors import BadInput
 from optimizer.generating.asked import check_asked, check_read
+from optimizer.generating.beams import BeamSearch
 from optimizer.generating.config import DecoderConfig
 from optimizer.generating.guide import Guide, Guides
 from optimizer.generating.penalties import Penalties, penalties
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SLOTS", "LoopGenerator", "Rows"]
+__all__ = ["SLOTS", "BeamRows", "LoopGenerator", "Rows"]
 
 #: Texts written at once when nobody says how many.
 SLOTS = 16
@@ -56,7 +57,7 @@ class Rows(Protocol):
         """
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Put the first tokens of a row in place of another row's."""
+        """Put the first tokens of a row in place of another row's, which is not read any more."""
 
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row. ``read`` are
@@ -64,9 +65,20 @@ class Rows(Protocol):
         """
 
 
-@dataclass
+@runtime_checkable
+class BeamRows(Rows, Protocol):
+    """Rows that may have the same text before them."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Put the first tokens of a row into the first one behind those in use."""
+
+    def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
+        """Let rows go on from what others of them have, each of which has ``length`` tokens of the same prompt."""
+
+
+@dataclass(eq=False)
 class _Text:
-    """One text: what was asked, and where it is."""
+    """One text: what was asked, and where it is. With beams it has a row for each of them, and no token of its own."""
 
     prompt: NDArray[np.int64]
     sampling: Sampling
@@ -76,6 +88,8 @@ class _Text:
     penalties: Penalties | None
     ends: frozenset[int]
     left: int
+    never: tuple[int, ...]
+    search: BeamSearch | None = None
     length: int = 0
     token: int = field(default=-1)
     written: int = 0
@@ -84,6 +98,8 @@ class _Text:
         """Take the next token and hand it on; whether there is more to come."""
         if self.guide:
             logits = self.guide.allow(logits)
+        if self.never:
+            logits = _without(logits, self.never)
         if self.written < self.sampling.min_tokens:
             logits = _without(logits, self.ends)
         self.token = self.sampler.pick(self.penalties.apply(logits) if self.penalties else logits)
@@ -103,7 +119,19 @@ class _Text:
         return finish is None
 
 
-def _without(logits: NDArray[np.float32], tokens: frozenset[int]) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _Row:
+    """Whose row it is: a text's, or one of its beams'."""
+
+    text: _Text
+    beam: int = 0
+
+    @property
+    def token(self) -> int:
+        return self.text.search.tokens[self.beam] if self.text.search else self.text.token
+
+
+def _without(logits: NDArray[np.float32], tokens: Collection[int]) -> NDArray[np.float32]:
     """Logits by which none of these tokens comes."""
     kept = logits.copy()
     kept[list(tokens)] = -math.inf
@@ -127,7 +155,7 @@ class LoopGenerator:
         self.answers = config.answers
         self.facts: dict[str, JSON] = {**facts, "slots": rows.slots, "batching": "continuous"}
         self._waiting: deque[_Text] = deque()
-        self._rows: list[_Text] = []
+        self._rows: list[_Row] = []
         self._awake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="ml-opt-generate", daemon=True)
@@ -138,23 +166,39 @@ class LoopGenerator:
         import numpy as np
 
         check_asked(prompt, sampling, self.context, self.vocabulary, self.answers)
-        stream = Stream(self._wake)
+        if sampling.num_beams > 1:
+            self._check_beams(sampling.num_beams)
+        stream, config = Stream(self._wake), self._config
+        bent = penalties(sampling, config.start if self.answers else prompt)
+        ends = frozenset((*self.end_tokens, *sampling.stop_tokens))
+        most = min(sampling.max_tokens, config.room(len(prompt)))
         text = _Text(
             np.asarray(prompt, np.int64),
             sampling,
             stream,
             Sampler(sampling),
             self._guides.guide(sampling),
-            penalties(sampling, self._config.start if self.answers else prompt),
-            frozenset((*self.end_tokens, *sampling.stop_tokens)),
-            min(sampling.max_tokens, self._config.room(len(prompt))),
+            bent,
+            ends,
+            most,
+            config.never,
         )
+        if sampling.num_beams > 1:
+            text.search = BeamSearch(sampling, bent, ends, config.never, len(config.start[1:]), most)
         with self._awake:
             if self._closing:
                 raise BadInput("the generator is closed")
             self._waiting.append(text)
             self._awake.notify()
         return stream
+
+    def _check_beams(self, count: int) -> None:
+        if not isinstance(self._decoder, BeamRows):
+            raise BadInput(
+                f"{self.facts['runtime']} follows no beams", "leave the provider out: ONNX Runtime on a processor does"
+            )
+        if count > self._decoder.slots:
+            raise BadInput(f"{count} beams were asked for, and {self._decoder.slots} texts are written at once")
 
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token; from any thread, beside texts that are being written."""
@@ -185,29 +229,32 @@ class LoopGenerator:
                 if self._rows:
                     self._step()
             except Exception as error:  # one that no text is to blame for: it ends them all, and the next may do better
-                for text in self._rows:
-                    text.stream.fail(error)
+                for row in self._rows:
+                    row.text.stream.fail(error)
                 self._rows = []
-        for text in (*self._rows, *self._waiting):
+        for text in (*(row.text for row in self._rows), *self._waiting):
             text.stream.end(Finish.CANCELLED)
 
     def _drop_cancelled(self) -> None:
-        for row in reversed(range(len(self._rows))):
-            if self._rows[row].stream.cancelled:
-                self._rows[row].stream.end(Finish.CANCELLED)
-                self._leave(row)
+        for text in {row.text for row in self._rows}:
+            if text.stream.cancelled:
+                text.stream.end(Finish.CANCELLED)
+                self._leave(text)
         with self._awake:
             gone = [text for text in self._waiting if text.stream.cancelled]
             self._waiting = deque(text for text in self._waiting if not text.stream.cancelled)
         for text in gone:
             text.stream.end(Finish.CANCELLED)
 
-    def _leave(self, row: int) -> None:
-        """Free a row: the last one takes its place, so that those in use are the first."""
-        last = self._rows.pop()
-        if row < len(self._rows):
-            self._rows[row] = last
-            self._decoder.move(len(self._rows), row, last.length)
+    def _leave(self, text: _Text) -> None:
+        """Free a text's rows: the last one takes the place of each, so that those in use are the first."""
+        for row in reversed(range(len(self._rows))):
+            if self._rows[row].text is not text:
+                continue
+            last = self._rows.pop()
+            if row < len(self._rows):
+                self._rows[row] = last
+                self._decoder.move(len(self._rows), row, last.text.length)
 
     def _admit(self) -> None:
         read = 0
@@ -225,38 +272,63 @@ class LoopGenerator:
                 text.length = text.prompt.size
                 read += text.length
             first = len(self._rows)
-            self._rows += texts  # those that are over with their first token leave again, as each has its row already
+            # Those that are over with their first token leave again, as each has its row already.
+            self._rows += [_Row(text) for text in texts]
             self._go_on(first, logits)
 
     def _next(self, room: int) -> list[_Text]:
         """Texts that wait, as many as are read in one run: the first, and others while their tokens have room."""
-        most = min(self._decoder.together, self._decoder.slots - len(self._rows))
+        free = self._decoder.slots - len(self._rows)
         found: list[_Text] = []
         with self._awake:
-            while self._waiting and len(found) < most:
-                if found and self._waiting[0].prompt.size > room:
+            while self._waiting and len(found) < self._decoder.together:
+                following = self._waiting[0]
+                if following.sampling.num_beams > free or (found and following.prompt.size > room):
                     break
                 found.append(self._waiting.popleft())
-                room -= found[-1].prompt.size
+                free -= following.sampling.num_beams
+                room -= following.prompt.size
         return found
 
     def _step(self) -> None:
         """One token more for every text."""
-        logits = self._decoder.step([text.token for text in self._rows], [text.length for text in self._rows])
-        for text in self._rows:
+        logits = self._decoder.step([row.token for row in self._rows], [row.text.length for row in self._rows])
+        for text in {row.text for row in self._rows}:
             text.length += 1
         self._go_on(0, logits)
 
     def _go_on(self, first: int, logits: NDArray[np.float32]) -> None:
-        """Hand the next token of each text from a row on to it; those that are over leave."""
+        """Hand the next tokens of each text from a row on to it; those that are over leave."""
+        places: dict[_Text, list[int]] = {}
+        for place in sorted(range(first, len(self._rows)), key=lambda place: self._rows[place].beam):
+            places.setdefault(self._rows[place].text, []).append(place)
         over = []
-        for row, text in enumerate(self._rows[first:], first):
+        for text, of_text in places.items():
             try:
-                more = text.go_on(logits[row - first])
+                if text.search is None:
+                    more = text.go_on(logits[of_text[0] - first])
+                else:
+                    more = self._search_on(text, text.search, of_text, logits[[place - first for place in of_text]])
             except Exception as error:
                 text.stream.fail(error)
                 more = False
             if not more:
-                over.append(row)
-        for row in reversed(over):
-            self._leave(row)
+                over.append(text)
+        for text in over:
+            self._leave(text)
+
+    def _search_on(self, text: _Text, search: BeamSearch, places: list[int], logits: NDArray[np.float32]) -> bool:
+        """One step of a search, whose beams are in these rows; whether there is more to come."""
+        rows = self._decoder
+        assert isinstance(rows, BeamRows)  # else it was refused
+        parents = search.step(logits)
+        if parents is None:
+            tokens, finish = search.best()
+            text.stream.put(Piece(tokens, finish))
+            return False
+        for beam in range(len(places), len(parents)):  # the first step: all go on from the prompt alone
+            places.append(len(self._rows))
+            rows.copy(places[0], places[-1], text.length)
+            self._rows.append(_Row(text, beam))
+        rows.reorder(places, [places[parent] for parent in parents], text.length)
+        return True

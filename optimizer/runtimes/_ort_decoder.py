@@ -261,6 +261,20 @@ class Decoder:
         for buffer in self._buffers:
             buffer[target, :, :length] = buffer[source, :, :length]
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of a row into one behind the others."""
+        self._room(target + 1, length + 1)
+        self.move(source, target, length)
+
+    def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
+        """Let rows go on from what others of them have."""
+        changed = [(row, source) for row, source in zip(rows, sources, strict=True) if row != source]
+        if not changed:
+            return
+        into, out = (list(each) for each in zip(*changed, strict=True))
+        for buffer in self._buffers:
+            buffer[into, :, :length] = buffer[out, :, :length]
+
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row."""
         import numpy as np

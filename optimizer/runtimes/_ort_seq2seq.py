@@ -6,9 +6,8 @@ stacked while the same texts make the next step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
@@ -25,7 +24,7 @@ __all__ = ["EncoderDecoder"]
 _SIDES = ("key", "value")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """What texts attend to in one piece, a row each, by the names of the decoder's inputs.
 
@@ -88,7 +87,7 @@ class EncoderDecoder:
         for token in self._config.start:
             logits = self._written(texts, group, [token] * len(texts))
         self._last = texts, group
-        return self._chosen(logits)
+        return logits
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
         """One more token of each of the first rows; logits of what follows, ``[rows, vocabulary]``."""
@@ -97,7 +96,7 @@ class EncoderDecoder:
         group = self._group(texts)
         logits = self._written(texts, group, tokens)
         self._last = texts, group
-        return self._chosen(logits)
+        return logits
 
     def _encoded(self, prompts: Sequence[NDArray[np.int64]]) -> _Group:
         """What answers to prompts attend to, before their first token."""
@@ -112,12 +111,6 @@ class EncoderDecoder:
             found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
         read, past = dict(zip(self._read, found, strict=True)), self._rows(self._past, len(prompts), 0)
         return _Group(mask, read, past, np.zeros(len(prompts), np.int64))
-
-    def _chosen(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits by which no token comes that never does."""
-        if self._config.never:
-            logits[:, list(self._config.never)] = -math.inf
-        return logits
 
     def _group(self, texts: list[_Text]) -> _Group:
         """What texts attend to in one piece: as the last step left it, where they made it together."""
@@ -177,6 +170,23 @@ class EncoderDecoder:
         """Put a text in another row's place."""
         del length
         self._texts[target] = self._texts[source]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a row behind the others go on from the same tokens."""
+        del length
+        self._texts[target:] = [replace(self._texts[source])]
+
+    def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
+        """Let rows go on from what others of them have; what they read stays, as it is the same."""
+        del length
+        changed = [(row, source) for row, source in zip(rows, sources, strict=True) if row != source]
+        if not changed:
+            return
+        texts = self._texts
+        (group,) = {texts[row].group for row in rows}  # they made the last step together, or were just read
+        into, out = zip(*((texts[row].row, texts[source].row) for row, source in changed), strict=True)
+        for array in group.past.values():
+            array[list(into)] = array[list(out)]
 
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token of answers to prompts that are equally long, written one by one, as they would be;

@@ -139,6 +139,8 @@ class GenaiGenerator:
             raise BadInput(
                 "onnxruntime-genai takes no seed for one text on a processor", "leave the runtime out, or the seed"
             )
+        if sampling.num_beams > 1:
+            raise BadInput("onnxruntime-genai's engine follows no beams", "leave the runtime out")
         if lacking := [name for name in _UNKNOWN if getattr(sampling, name)]:
             raise BadInput(f"onnxruntime-genai knows no {lacking[0].replace('_', ' ')}", "leave the runtime out")
         if sampling.json_schema:

@@ -263,6 +263,8 @@ def _check(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: 
         raise BadInput(f"top_p is {sampling.top_p}", "it is more than 0 and at most 1")
     if sampling.top_k < 0:
         raise BadInput(f"top_k is {sampling.top_k}", "it is 0 or more")
+    if sampling.num_beams > 1:
+        raise BadInput("PyTorch follows no beams here", "ask an exported generator")
     if sampling.presence_penalty or sampling.frequency_penalty:
         raise BadInput("PyTorch knows no presence and frequency penalties", "ask an exported generator")
     if sampling.json_schema or sampling.regex:

@@ -116,7 +116,7 @@ def test_options_bend_the_choice_as_those_of_transformers(
         assert run(["generate", str(llama_generator), PROMPT, "--max-tokens", "40", *words]) == 0
         return capfd.readouterr().out[:-1]
 
-    for option, value in (("repetition_penalty", 1.6), ("no_repeat_ngram_size", 2)):
+    for option, value in (("repetition_penalty", 1.6), ("no_repeat_ngram_size", 2), ("num_beams", 4)):
         asked = greedy(tokenizer(PROMPT)["input_ids"], 40, **{option: value})
         assert text(f"--{option.replace('_', '-')}", str(value)) == tokenizer.decode(asked)
     assert len({text(), text("--presence-penalty", "1"), text("--frequency-penalty", "2")}) == 3
@@ -155,6 +155,11 @@ def test_json_by_a_schema(llama_generator: Path, tmp_path: Path, capfd: pytest.C
         (["x", "--no-repeat-ngram-size", "-1"], "--no-repeat-ngram-size"),
         (["x", "--no-repeat-ngram-size", "2", "--regex", "a"], "leave one of them out"),
         (["x", "--min-tokens", "9", "--max-tokens", "8"], "--min-tokens is 9, and --max-tokens 8"),
+        (["x", "--num-beams", "0"], "--num-beams"),
+        (["x", "--num-beams", "2", "--temperature", "1"], "--num-beams searches, and --temperature draws"),
+        (["x", "--num-beams", "2", "--regex", "a"], "--num-beams searches no text"),
+        (["x", "--num-beams", "17"], "17 beams were asked for, and 16 texts"),
+        (["x", "--num-beams", "2", "--provider", "openvino-native"], "follows no beams"),
         (["x", "--stop", ""], "--stop"),
         (["x", "--regex", "("], "regular expression"),
         (["x", "--json-schema", "missing.json"], "cannot be read"),

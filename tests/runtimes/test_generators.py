@@ -84,6 +84,29 @@ def test_what_bends_the_choice_is_that_of_transformers(generator: Generator, ask
     assert tokens(generator.submit(prompts(1)[0], Sampling(max_tokens=60))) != greedy(prompts(1)[0], 60, **asked)
 
 
+def test_beams_are_those_of_transformers(llama_generator: Path) -> None:
+    """Of searches of unequal size and length that wait for rows, beside texts that are not searched."""
+    opened = open_generator(llama_generator, GeneratorOptions(threads=1, slots=6))
+    asked: list[tuple[list[int], int, dict[str, Any]]] = [
+        (prompt, 12 + 9 * number % 40, {"num_beams": 1 + number % 5, "early_stopping": bool(number % 2)})
+        for number, prompt in enumerate(prompts(14))
+    ]
+    try:
+        begun = [opened.submit(prompt, Sampling(max_tokens=new, **how)) for prompt, new, how in asked]
+        begun[9].cancel()
+        found = [tokens(text) for text in begun]
+        assert [found[n] for n in range(14) if n != 9] == [
+            greedy(prompt, new, **how) for number, (prompt, new, how) in enumerate(asked) if number != 9
+        ]
+        assert found != [greedy(prompt, new) for prompt, new, _ in asked]
+        last = list(opened.submit(asked[1][0], Sampling(max_tokens=9, num_beams=2)))[-1]
+        assert (len(last.tokens), last.finish) == (9, Finish.LENGTH)
+        with pytest.raises(BadInput, match="7 beams were asked for, and 6 texts"):
+            opened.submit([5], Sampling(num_beams=7))
+    finally:
+        opened.close()
+
+
 def test_texts_beside_others_are_those_written_alone(generator: Generator) -> None:
     """More than there are rows, of different lengths, asked from several threads."""
     asked = [(prompt, 5 + 7 * number % 60) for number, prompt in enumerate(prompts(24))]
@@ -192,6 +215,11 @@ def test_guided_texts_fit(generator: Generator, how: dict[str, str]) -> None:
         ([5], {"no_repeat_ngram_size": 2, "regex": "a"}, "held to a grammar"),
         ([5], {"logit_bias": ((512, 1.0),)}, "token 512"),
         ([5], {"logit_bias": ((5, float("nan")),)}, "token 5"),
+        ([5], {"num_beams": 0}, "number of beams"),
+        ([5], {"num_beams": 2, "temperature": 1.0}, "a temperature draws"),
+        ([5], {"num_beams": 2, "regex": "a"}, "held to a grammar"),
+        ([5], {"num_beams": 2, "logprobs": True}, "how likely"),
+        ([5], {"num_beams": 2, "length_penalty": float("nan")}, "length penalty"),
     ],
 )
 def test_what_cannot_be_is_refused(generator: Generator, prompt: list[int], sampling: dict[str, Any], why: str) -> None:
@@ -354,6 +382,8 @@ def test_genai_says_what_it_cannot(llama_generator: Path) -> None:
             opened.submit([5], Sampling(temperature=1.0, seed=1))
         with pytest.raises(BadInput, match="how likely"):
             opened.submit([5], Sampling(logprobs=True))
+        with pytest.raises(BadInput, match="no beams"):
+            opened.submit([5], Sampling(num_beams=2))
         for unknown in ({"min_p": 0.1}, {"presence_penalty": 1.0}, {"logit_bias": ((5, 1.0),)}):
             with pytest.raises(BadInput, match=next(iter(unknown)).replace("_", " ")):
                 opened.submit([5], Sampling(**unknown))

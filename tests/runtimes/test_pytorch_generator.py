@@ -133,6 +133,7 @@ def test_one_that_waits_can_be_cancelled(opened: Any) -> None:
         ([1], {"top_k": -1}, "top_k"),
         ([1], {"regex": "a"}, "expression"),
         ([1], {"frequency_penalty": 1.0}, "frequency penalties"),
+        ([1], {"num_beams": 2}, "no beams"),
     ],
 )
 def test_what_cannot_be_written_is_refused(opened: Any, prompt: list[int], asked: Any, said: str) -> None:

@@ -66,7 +66,9 @@ def build(name: str) -> Any:
     for place, weight in model.named_parameters():
         if weight.dim() > 1:
             # What is read counts for more than what was written: else all answers are one.
-            spread = 1.0 if "shared" in place else 2.4 if "encoder_attn" in place or "EncDec" in place else 0.3
+            # And where a token stands counts: else texts are equally likely that say the same in another order.
+            apart = "shared" in place or "embed_positions" in place
+            spread = 1.0 if apart else 2.4 if "encoder_attn" in place or "EncDec" in place else 0.3
             torch.nn.init.normal_(weight, 0.0, spread)
     return model.eval()
 
@@ -103,12 +105,18 @@ def prompts(count: int = 12) -> list[list[int]]:
     return [[3 + (37 * (place + 1) * (n + 3)) % 500 for n in range(1 + 5 * place % 31)] for place in range(count)]
 
 
+@functools.cache
+def original(folder: Path) -> Any:
+    from transformers import AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
 def greedy(folder: Path, prompt: list[int], new: int, **settings: Any) -> list[int]:
     """What ``transformers.generate`` answers with some settings, without what every answer begins with and ends in."""
     import torch
-    from transformers import AutoModelForSeq2SeqLM
 
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    model = original(folder)
     forced = model.generation_config.forced_bos_token_id is not None
     with torch.inference_mode():
         # Where an answer is cut off, BART's settings end it with a token of their own.
@@ -159,6 +167,37 @@ def test_it_answers_as_pytorch_whoever_writes_beside_it(name: str, folders: Any,
     assert [list(each.tokens) for each in kept if END not in each.tokens] == [
         greedy(folders(name), list(each.prompt), 32) for each in kept if END not in each.tokens
     ]
+
+
+BEAMS: tuple[dict[str, Any], ...] = (
+    {"num_beams": 2},
+    {"num_beams": 5, "early_stopping": True},
+    {"num_beams": 4, "length_penalty": 3.0},
+    {"num_beams": 4, "length_penalty": -2.0, "early_stopping": True},
+    {"num_beams": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
+    {"num_beams": 3, "min_tokens": 6},
+)
+
+
+@pytest.mark.parametrize("name", kin("marian", "m2m_100", "umt5"))
+def test_beams_find_what_transformers_finds(name: str, folders: Any, exported: Any) -> None:
+    """Several searches beside each other, and beside texts that are not searched."""
+    generator = open_generator(exported(name).path)
+    # A prompt of one token makes whole texts equally likely that have the same tokens in another order.
+    asked, forced = prompts(7)[1:], name == "bart"
+    try:
+        plain = [generator.submit(prompt, Sampling(max_tokens=24)) for prompt in asked]
+        for sampling in BEAMS:
+            settings = dict(sampling)
+            if "min_tokens" in settings:
+                settings["min_new_tokens"] = settings.pop("min_tokens") + forced
+            wanted = [greedy(folders(name), prompt, 24, **settings) for prompt in asked]
+            assert written(generator, asked, 24, **sampling) == wanted, sampling
+        likeliest = [[token for piece in text for token in piece.tokens] for text in plain]
+        assert likeliest == [greedy(folders(name), prompt, 24) for prompt in asked]
+        assert written(generator, asked, 24, num_beams=4) != likeliest
+    finally:
+        generator.close()
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "marian"])

@@ -65,7 +65,7 @@ class Work:
         asked = self.asked
         usual = self._call.state.settings.deadline
         wanted = usual if self._deadline is None else min(usual, self._deadline)
-        self._places.enter_context(self._writer.places(len(asked.prompts) * asked.n, wanted))
+        self._places.enter_context(self._writer.places(asked.rows, wanted))
         with _in_time():
             async with asyncio.timeout(wanted):
                 with self._call.timed("tokenize"):

@@ -10,7 +10,7 @@ from typing import Any
 from optimizer.generator import Sampling
 from optimizer.serving.problems import Problem
 
-__all__ = ["PENALTIES", "Asked", "Fields", "penalties", "stops"]
+__all__ = ["CHOOSING", "Asked", "Fields", "choosing", "stops"]
 
 #: As many stop strings as OpenAI takes.
 _STOPS = 4
@@ -18,11 +18,13 @@ _STOPS = 4
 _STOP_LENGTH = 1000
 #: Texts of one request.
 _TEXTS = 128
-#: Fields that bend how tokens are chosen, in every dialect: OpenAI's first, then those that other servers call so.
-PENALTIES = (
-    "presence_penalty", "frequency_penalty", "logit_bias", "repetition_penalty", "no_repeat_ngram_size", "min_p",
-    "min_tokens",
+#: Fields that say how tokens are chosen, in every dialect: OpenAI's first, then what transformers and others call so.
+CHOOSING = (
+    "temperature", "presence_penalty", "frequency_penalty", "logit_bias", "repetition_penalty", "no_repeat_ngram_size",
+    "min_p", "min_tokens", "num_beams", "length_penalty", "early_stopping",
 )  # fmt: skip
+#: Beams of one text.
+_BEAMS = 64
 #: Tokens that one request has a bias for, and the largest, as OpenAI has it.
 _BIASES, _BIAS = 1024, 100.0
 #: A longer sequence than this comes twice in no text that anybody would miss.
@@ -41,7 +43,7 @@ class Asked:
         max_field: what the field is called.
         prompt_field: what the field is called that has the prompts.
         guided_field: what the field is called that holds the text to a grammar.
-        bias_field: what the field is called that leans to tokens.
+        prefix: what stands before the names of fields that say how tokens are chosen.
         n: answers to each prompt.
         stop: strings that end a text.
         stream: answer while it is written.
@@ -56,14 +58,21 @@ class Asked:
     max_field: str = "max_tokens"
     prompt_field: str = "prompt"
     guided_field: str = "response_format"
-    bias_field: str = "logit_bias"
+    prefix: str = ""
     n: int = 1
     stop: tuple[str, ...] = ()
     stream: bool = False
     usage: bool = False
     echo: bool = False
 
+    @property
+    def rows(self) -> int:
+        """Of the model, which are taken: one for each text, and for each of its beams."""
+        return len(self.prompts) * self.n * self.sampling.num_beams
+
     def __post_init__(self) -> None:
+        if self.n > 1 and self.sampling.num_beams > 1:
+            raise Problem(400, "num_beams finds the one best answer, and n asks for more", param="n")
         if len(self.prompts) * self.n > _TEXTS:
             raise Problem(400, f"one request may ask for {_TEXTS} texts, not {len(self.prompts) * self.n}", param="n")
 
@@ -179,11 +188,12 @@ def stops(fields: Fields, name: str = "stop") -> tuple[str, ...]:
     return strings
 
 
-def penalties(fields: Fields, most: int | None, guided: bool) -> dict[str, Any]:
-    """What :data:`PENALTIES` say, as arguments of :class:`~optimizer.generator.Sampling`.
+def choosing(fields: Fields, temperature: float, most: int | None, guided: bool) -> dict[str, Any]:
+    """What :data:`CHOOSING` say, as arguments of :class:`~optimizer.generator.Sampling`.
 
     Args:
         fields: of the body.
+        temperature: where nobody says one, and no beams.
         most: tokens that were asked for at most; None where nobody said.
         guided: the text is held to a grammar.
 
@@ -196,7 +206,17 @@ def penalties(fields: Fields, most: int | None, guided: bool) -> dict[str, Any]:
     size = fields.integer("no_repeat_ngram_size", 0, _NGRAM) or 0
     if size and guided:
         raise fields.refuse("no_repeat_ngram_size", "forbids what a grammar has to repeat: leave one of them out")
+    beams = fields.integer("num_beams", 1, _BEAMS) or 1
+    heat = fields.number("temperature", 0.0 if beams > 1 else temperature, 0.0, 2.0)
+    if beams > 1 and heat:
+        raise fields.refuse("temperature", "draws, and num_beams searches: leave one of them out")
+    if beams > 1 and guided:
+        raise fields.refuse("num_beams", "is not taken for a text that is held to a grammar")
     return {
+        "temperature": heat,
+        "num_beams": beams,
+        "length_penalty": fields.number("length_penalty", 1.0, -10.0, 10.0),
+        "early_stopping": fields.flag("early_stopping"),
         "presence_penalty": fields.number("presence_penalty", 0.0, -2.0, 2.0),
         "frequency_penalty": fields.number("frequency_penalty", 0.0, -2.0, 2.0),
         "repetition_penalty": fields.number("repetition_penalty", 1.0, 0.01, 100.0),

@@ -1,7 +1,7 @@
 """Bodies of ``/v1/completions`` and ``/v1/chat/completions`` as OpenAI documents them, read into what is asked.
 
 Fields that change nothing here are taken and not used; those that would change the answer and cannot be honoured are
-refused, as are fields that OpenAI does not know. ``top_k``, ``regex``, and the last of the penalties are ours.
+refused, as are fields that OpenAI does not know. ``top_k``, ``regex``, and what ``transformers`` calls so are ours.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from optimizer.generator import Sampling
-from optimizer.serving.text.asked import PENALTIES, Asked, Fields, penalties, stops
+from optimizer.serving.text.asked import CHOOSING, Asked, Fields, choosing, stops
 
 __all__ = ["chat_asked", "completion_asked"]
 
 #: What both take and use.
 _USED = {
-    "model", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options", "stop", "seed", "logprobs",
-    "response_format", "top_k", "regex", *PENALTIES,
+    "model", "max_tokens", "top_p", "n", "stream", "stream_options", "stop", "seed", "logprobs",
+    "response_format", "top_k", "regex", *CHOOSING,
 }  # fmt: skip
 #: What both take and do not use: it says nothing of the text.
 _UNUSED = {
@@ -167,8 +167,10 @@ def _sampling(fields: Fields, most: int | None, logprobs: bool, top: int) -> Sam
     regex = fields.text("regex", "")
     if schema and regex:
         raise fields.refuse("regex", "and response_format cannot both be followed")
+    chosen = choosing(fields, 1.0, most, bool(schema or regex))
+    if logprobs and chosen["num_beams"] > 1:
+        raise fields.refuse("logprobs", "are not told of a text that is searched with num_beams")
     return Sampling(
-        temperature=fields.number("temperature", 1.0, 0.0, 2.0),
         top_p=top_p or 1.0,
         top_k=top_k if top_p else 1,  # of no probability at all the likeliest token is left
         seed=None if seed is None else seed % 2**64,
@@ -176,7 +178,7 @@ def _sampling(fields: Fields, most: int | None, logprobs: bool, top: int) -> Sam
         regex=regex,
         logprobs=logprobs,
         top_logprobs=top,
-        **penalties(fields, most, bool(schema or regex)),
+        **chosen,
     )
 
 

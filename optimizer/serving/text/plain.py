@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from optimizer.generator import Sampling
-from optimizer.serving.text.asked import PENALTIES, Asked, Fields, penalties, stops
+from optimizer.serving.text.asked import CHOOSING, Asked, Fields, choosing, stops
 from optimizer.serving.text.replies import Reply, Said
 
 __all__ = ["V2", "Guide", "guide_asked", "v2_asked"]
@@ -16,7 +16,7 @@ _TOKENS = 100
 
 
 def guide_asked(body: Any, screen: Callable[[str, str], str]) -> Asked:
-    """What the guide's ``/generate`` was asked: its five fields, and ``model``, ``seed``, ``stop`` and the penalties.
+    """What the guide's ``/generate`` was asked: its five fields, ``model``, ``seed``, ``stop``, how to choose.
 
     Args:
         body: parsed JSON.
@@ -26,13 +26,12 @@ def guide_asked(body: Any, screen: Callable[[str, str], str]) -> Asked:
         Problem: 400, naming the field.
     """
     fields = Fields(body)
-    fields.only({"prompt", "max_tokens", "temperature", "top_p", "stream", "model", "seed", "stop", *PENALTIES})
+    fields.only({"prompt", "max_tokens", "top_p", "stream", "model", "seed", "stop", *CHOOSING})
     most = fields.integer("max_tokens", 1, 2**31)
     sampling = Sampling(
-        temperature=fields.number("temperature", 0.7, 0.0, 2.0),
         top_p=fields.number("top_p", 0.9, 1e-6, 1.0),
         seed=fields.integer("seed", 0, 2**64 - 1),
-        **penalties(fields, most, guided=False),
+        **choosing(fields, 0.7, most, guided=False),
     )
     return Asked(
         (screen(fields.text("prompt"), "prompt"),),
@@ -55,8 +54,8 @@ def v2_asked(body: Any, screen: Callable[[str, str], str], stream: bool) -> Aske
         fields.text("id")
     given = Fields(fields.raw("parameters") or {}, "parameters.")
     given.only({
-        "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "json_schema", "regex", "stream", "details",
-        "exclude_input_in_output", *PENALTIES,
+        "max_tokens", "top_p", "top_k", "seed", "stop", "json_schema", "regex", "stream", "details",
+        "exclude_input_in_output", *CHOOSING,
     })  # fmt: skip
     schema, regex = given.text("json_schema", ""), given.text("regex", "")
     if schema and regex:
@@ -66,13 +65,12 @@ def v2_asked(body: Any, screen: Callable[[str, str], str], stream: bool) -> Aske
     given.flag("details")
     most = given.integer("max_tokens", 1, 2**31)
     sampling = Sampling(
-        temperature=given.number("temperature", 0.0, 0.0, 2.0),
         top_p=given.number("top_p", 1.0, 1e-6, 1.0),
         top_k=given.integer("top_k", 0, 2**31) or 0,
         seed=given.integer("seed", 0, 2**64 - 1),
         json_schema=schema,
         regex=regex,
-        **penalties(given, most, bool(schema or regex)),
+        **choosing(given, 0.0, most, bool(schema or regex)),
     )
     return Asked(
         (screen(fields.text("text_input"), "text_input"),),
@@ -82,7 +80,7 @@ def v2_asked(body: Any, screen: Callable[[str, str], str], stream: bool) -> Aske
         max_field="parameters.max_tokens",
         prompt_field="text_input",
         guided_field="parameters.json_schema" if schema else "parameters.regex",
-        bias_field="parameters.logit_bias",
+        prefix="parameters.",
         stop=stops(given),
         stream=stream,
         echo="exclude_input_in_output" in given and not given.flag("exclude_input_in_output"),

@@ -139,14 +139,21 @@ class Writer:
         """
         if any(not prompt for prompt in asked.prompts):  # a begin token alone is nothing to go on from
             raise Problem(400, "the prompt is empty", param=asked.prompt_field)
-        vocabulary = self.generator.vocabulary
-        if strange := [token for token, _ in asked.sampling.logit_bias if token >= vocabulary]:
-            message = f"logit_bias has the token {strange[0]}, and tokens are from 0 to {vocabulary - 1}"
-            raise Problem(400, message, param=asked.bias_field)
+        self._check_choice(asked)
         prompts = await asyncio.to_thread(lambda: [self._encode(prompt) for prompt in asked.prompts])
         for prompt in prompts:
             self._room(prompt, asked)
         return prompts
+
+    def _check_choice(self, asked: Asked) -> None:
+        """Refuse to choose tokens in a way that is none for this model."""
+        vocabulary, beams = self.generator.vocabulary, asked.sampling.num_beams
+        if strange := [token for token, _ in asked.sampling.logit_bias if token >= vocabulary]:
+            message = f"logit_bias has the token {strange[0]}, and tokens are from 0 to {vocabulary - 1}"
+            raise Problem(400, message, param=f"{asked.prefix}logit_bias")
+        if beams > self._slots:
+            message = f"{beams} beams were asked for, and this model writes {self._slots} texts at once"
+            raise Problem(400, message, param=f"{asked.prefix}num_beams")
 
     def _encode(self, prompt: str | Sequence[int] | Sequence[Mapping[str, str]]) -> list[int]:
         if isinstance(prompt, str):

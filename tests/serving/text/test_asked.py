@@ -27,7 +27,8 @@ NAMES = [
     "stream", "stream_options", "stop", "seed", "logprobs", "top_logprobs", "response_format", "regex", "echo",
     "best_of", "suffix", "tools", "tool_choice", "logit_bias", "user", "id", "text_input", "parameters", "role",
     "repetition_penalty", "no_repeat_ngram_size", "min_p", "min_tokens", "presence_penalty", "frequency_penalty",
-    "7", "content", "type", "schema", "json_schema", "include_usage", "details", "text",
+    "num_beams", "length_penalty", "early_stopping", "7",
+    "content", "type", "schema", "json_schema", "include_usage", "details", "text",
 ]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=8),

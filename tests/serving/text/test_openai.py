@@ -70,9 +70,12 @@ def test_penalties_bend_the_text_and_are_those_of_transformers(client: openai.Op
     tokenizer = reference()[1]
     asked = tokenizer(PROMPT)["input_ids"]
     usual = complete(client).choices[0].text
-    for theirs in ({"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}):
+    beams = {"num_beams": 4, "length_penalty": 0.5, "early_stopping": True}
+    for theirs in ({"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, beams):
         wanted = tokenizer.decode(greedy(asked, 24, **theirs))
         assert complete(client, extra_body=theirs).choices[0].text == wanted != usual
+    parts = complete(client, extra_body=beams, stream=True, temperature=None)  # nothing is drawn unless it is asked for
+    assert "".join(part.choices[0].text for part in parts) == wanted
     first = greedy(asked, 1)[0]
     wanted = tokenizer.decode(greedy(asked, 24, sequence_bias={(first,): -100.0}))
     assert complete(client, logit_bias={str(first): -100}).choices[0].text == wanted != usual
@@ -240,6 +243,12 @@ BAD: dict[str, tuple[dict[str, Any], str | None]] = {
     "repetition": ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
     "least": ({"extra_body": {"min_tokens": 25}}, "min_tokens"),
     "min_p": ({"extra_body": {"min_p": -0.1}}, "min_p"),
+    "beams": ({"extra_body": {"num_beams": 0}}, "num_beams"),
+    "more beams than rows": ({"extra_body": {"num_beams": 17}}, "num_beams"),
+    "beams that are drawn": ({"extra_body": {"num_beams": 2}, "temperature": 1}, "temperature"),
+    "beams and a grammar": ({"extra_body": {"num_beams": 2, "regex": "a"}}, "num_beams"),
+    "beams and several answers": ({"extra_body": {"num_beams": 2}, "n": 2}, "n"),
+    "beams and chances": ({"extra_body": {"num_beams": 2}, "logprobs": 1}, "logprobs"),
     "n-gram": ({"extra_body": {"no_repeat_ngram_size": 2, "regex": "a+"}}, "no_repeat_ngram_size"),
     "suffix": ({"suffix": "end"}, "suffix"),
     "best of": ({"best_of": 3}, "best_of"),
