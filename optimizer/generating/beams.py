@@ -121,7 +121,8 @@ class BeamSearch:
         """The logarithms of the chances of the next tokens, in nats, and what was asked to bend them."""
         import numpy as np
 
-        top = logits.max()
+        top = logits.max()  # not a number, where one of them is none
+        check_top(float(top))
         chances: NDArray[np.float32] = logits - top - np.float32(np.log(np.exp(logits - top, dtype=np.float64).sum()))
         if beam.penalties:
             chances = beam.penalties.apply(chances)

@@ -229,14 +229,19 @@ class LoopGenerator:
                 if self._rows:
                     self._step()
             except Exception as error:  # one that no text is to blame for: it ends them all, and the next may do better
-                for row in self._rows:
-                    row.text.stream.fail(error)
+                for text in self._texts:
+                    text.stream.fail(error)
                 self._rows = []
-        for text in (*(row.text for row in self._rows), *self._waiting):
+        for text in (*self._texts, *self._waiting):
             text.stream.end(Finish.CANCELLED)
 
+    @property
+    def _texts(self) -> list[_Text]:
+        """Those under way, each once."""
+        return list(dict.fromkeys(row.text for row in self._rows))
+
     def _drop_cancelled(self) -> None:
-        for text in {row.text for row in self._rows}:
+        for text in self._texts:
             if text.stream.cancelled:
                 text.stream.end(Finish.CANCELLED)
                 self._leave(text)
@@ -293,7 +298,7 @@ class LoopGenerator:
     def _step(self) -> None:
         """One token more for every text."""
         logits = self._decoder.step([row.token for row in self._rows], [row.text.length for row in self._rows])
-        for text in {row.text for row in self._rows}:
+        for text in self._texts:
             text.length += 1
         self._go_on(0, logits)
 
