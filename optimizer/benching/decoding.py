@@ -62,7 +62,8 @@ def traffic_of(entrant: Entrant) -> Traffic | None:
     folder = entrant.candidate.path
     try:
         if (folder / "genai_config.json").is_file():
-            return _of_graph(folder, entrant.candidate.provider.precision in ("bf16", "fp16"))
+            computed, _, kept = entrant.candidate.provider.precision.partition("-")
+            return _of_graph(folder, computed in ("bf16", "fp16"), kept == "kv8")
         if (folder / "config.json").is_file():
             return _of_folder(folder, _OF_PRECISION.get(entrant.candidate.provider.precision, 4))
     except (BadInput, MissingPiece, KeyError, TypeError, ValueError, OSError):
@@ -107,9 +108,13 @@ def _cached(said: Mapping[str, Any], size: int) -> int:
     return int(2 * layers * (said.get("num_key_value_heads") or heads) * head * size)
 
 
-def _of_graph(folder: Path, halved: bool) -> Traffic:
-    """Of a generator's folder; ``halved`` where it is computed in 16 bits: what is stored in 32, blocks' scales aside,
-    was converted when it was opened.
+def _of_graph(folder: Path, halved: bool, in_8_bits: bool) -> Traffic:
+    """Of a generator's folder.
+
+    Args:
+        folder: of the graph.
+        halved: it is computed in 16 bits: what is stored in 32, blocks' scales aside, was converted when it was opened.
+        in_8_bits: keys and values are kept so; their scales, an eighth to a quarter more, are not counted.
     """
     model = load(folder / MODEL_NAME)
     weights = 0
@@ -119,7 +124,8 @@ def _of_graph(folder: Path, halved: bool) -> Traffic:
             scales = any(use.node.op_type == "MatMulNBits" for use in value.uses())
             weights += stored.nbytes // (2 if halved and stored.dtype.name == "FLOAT" and not scales else 1)
     pasts = [each for each in model.graph.inputs if (each.name or "").startswith("past_key") and each.dtype is not None]
-    return Traffic(weights, _cached(configuration(folder), 2 if halved else pasts[0].dtype.itemsize if pasts else 4))
+    size = 1 if in_8_bits else 2 if halved else pasts[0].dtype.itemsize if pasts else 4
+    return Traffic(weights, _cached(configuration(folder), size))
 
 
 def _read_whole(value: onnx_ir.Value) -> bool:

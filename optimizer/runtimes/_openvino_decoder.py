@@ -27,6 +27,8 @@ _WANTED = "rows"
 class _Pages:
     """A request, and the cache that it reads and writes: tensors ``[pages, kv_heads, tokens of a page, head_size]``.
 
+    In 8 bits scales lie beside the numbers: behind the tokens of a page's keys, and behind each token's values.
+
     Args:
         compiled: what :func:`optimizer.runtimes._openvino_paged.paged` made, compiled.
     """
@@ -36,7 +38,7 @@ class _Pages:
         self._ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
         self.chooses = any(port.get_any_name() == _WANTED for port in compiled.inputs)
         #: Tokens of a page.
-        self.size = int(self._ports[0].get_partial_shape()[2].get_length())
+        self.size = min(int(port.get_partial_shape()[2].get_length()) for port in self._ports)
         self._tensors: list[Any] = []
         self._count = 0
         self._free: list[int] = []

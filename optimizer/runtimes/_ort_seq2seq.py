@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["EncoderDecoder"]
 
 _SIDES = ("key", "value")
+#: Tokens of prompts, padding among them, that are read in one run.
+_READ_AT_ONCE = 512
 
 
 @dataclass(eq=False)
@@ -57,8 +59,8 @@ class EncoderDecoder:
         BadInput: the graphs are not an encoder and the decoder to it.
     """
 
-    #: Prompts that are read in one run, the shorter ones padded.
-    together = 8
+    #: Prompts that are read at once, if they are short.
+    together = 64
 
     def __init__(self, encoder: Any, decoder: Any, config: DecoderConfig, slots: int) -> None:
         self._encoder, self._decoder, self._config, self.slots = encoder, decoder, config, slots
@@ -81,12 +83,18 @@ class EncoderDecoder:
 
     def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Read prompts and begin their answers; logits of what follows, ``[prompts, vocabulary]``."""
-        group = self._encoded(prompts)
-        texts = [_Text(prompt.size, group, place) for place, prompt in enumerate(prompts)]
-        self._texts[row:] = texts
-        for token in self._config.start:
-            logits = self._written(texts, group, [token] * len(texts))
-        self._last = texts, group
+        import numpy as np
+
+        logits = np.empty((len(prompts), self._config.vocabulary), np.float32)
+        read: dict[int, _Text] = {}
+        for places in _runs([prompt.size for prompt in prompts]):
+            group = self._encoded([prompts[place] for place in places])
+            texts = [_Text(prompts[place].size, group, place_in_run) for place_in_run, place in enumerate(places)]
+            for token in self._config.start:
+                logits[places] = self._written(texts, group, [token] * len(texts))
+            read.update(zip(places, texts, strict=True))
+            self._last = texts, group
+        self._texts[row:] = [text for _, text in sorted(read.items())]
         return logits
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
@@ -200,6 +208,17 @@ class EncoderDecoder:
         check_scored(read, config.context, config.vocabulary)
         group = self._encoded(list(read))
         return np.stack([self._run(group, column.tolist()) for column in tokens.T], axis=1)
+
+
+def _runs(lengths: Sequence[int]) -> list[list[int]]:
+    """Which prompts are read in each run: those of like length together, so that little of a run is padding."""
+    runs: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if runs and (len(runs[-1]) + 1) * lengths[place] <= _READ_AT_ONCE:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
 
 
 def _of_layers(config: DecoderConfig, names: Mapping[str, str], part: str, usual: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 It runs what ``export-genai`` makes for processors, fp32, int8 or int4, and computes in fp32, bf16 or fp16: the provider
 says which. Its products of many rows are the faster ones (prompts, many texts at once), ONNX Runtime's those of one.
+Keys and values are kept in what is computed in, or with ``-kv8`` behind it in 8 bits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from optimizer.types import JSON
 __all__ = ["GENERATOR"]
 
 _PROVIDER = "openvino-native"
+#: Behind a precision: keys and values in 8 bits, which is OpenVINO's own default: a scale and a zero point for each
+#: channel of a page's keys, and for each token's values.
+_KV8, _IN_8_BITS = "-kv8", "u8"
 #: Types that a product's weights have in the compiled graph when they are read in integers.
 _INTEGERS = ("u8", "i8", "u4", "i4")
 
@@ -45,30 +49,33 @@ def _open(folder: Path, options: GeneratorOptions) -> LoopGenerator:
     started = time.perf_counter()
     provider = Provider.parse(options.provider)
     precision = provider.precision or next(iter(PRECISIONS))
+    computes = precision.removesuffix(_KV8)
+    kept = PRECISIONS[computes] if computes == precision else _IN_8_BITS
     graph = load(config.file)
     weights = weights_of(graph)
-    # Keys and values are kept in what is computed in: 8 bits, OpenVINO's own choice, would be another model.
-    extra = {"KV_CACHE_PRECISION": PRECISIONS[precision]}
+    extra = {"KV_CACHE_PRECISION": kept}
     if not weights.rounds_activations:
         extra["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
-    asked = SessionOptions(provider, options.threads, extra=extra)
+    asked = SessionOptions(Provider(provider.name, computes), options.threads, extra=extra)
     source = readable(graph, config.file)
     compiled, facts = compiled_model(source, config.file, asked, lambda model: paged(model, config))
-    facts |= _read_back(compiled, config, weights)
+    facts |= _read_back(compiled, config, weights, kept)
     decoder = PagedDecoder(compiled, config, options.slots or SLOTS, _PROVIDER)
     facts |= {"runtime": GENERATOR.name, "provider": options.provider, "huge_pages": onto_huge_pages()}
+    facts["precision"] = precision
     facts["load_seconds"] = time.perf_counter() - started
     return LoopGenerator(decoder, config, facts)
 
 
-def _read_back(compiled: Any, config: DecoderConfig, weights: Weights) -> dict[str, JSON]:
-    """Hold the graph that will be executed to the file.
+def _read_back(compiled: Any, config: DecoderConfig, weights: Weights, kept: str) -> dict[str, JSON]:
+    """Hold the graph that will be executed to the file, and its cache to what was asked for.
 
     Returns:
         ``products`` (how many by the type of their weights), ``cache`` (the type of keys and values).
 
     Raises:
-        GateFailed: an attention is not one kernel, or weights that are integers in the file are read in float.
+        GateFailed: an attention is not one kernel, weights that are integers in the file are read in float, or the
+            cache is kept in another type.
     """
     attention, products = 0, Counter[str]()
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -85,14 +92,16 @@ def _read_back(compiled: Any, config: DecoderConfig, weights: Weights) -> dict[s
             f"{weights.rounded} products of {config.file} have weights in integers, and OpenVINO reads {rounded} so",
             "use the provider cpu",
         )
-    cache = next(port for port in compiled.inputs if "_cache." in port.get_any_name())
-    return {"products": dict(sorted(products.items())), "cache": cache.get_element_type().get_type_name()}
+    port = next(port for port in compiled.inputs if "_cache." in port.get_any_name())
+    if (cache := port.get_element_type().get_type_name()) != kept:
+        raise GateFailed(f"OpenVINO keeps keys and values in {cache}, and not in {kept}")
+    return {"products": dict(sorted(products.items())), "cache": cache}
 
 
 GENERATOR = GeneratorRuntime(
     name="openvino",
     help="OpenVINO with a paged cache, and the same decode loop.",
-    providers=(_PROVIDER, *(f"{_PROVIDER}:{precision}" for precision in PRECISIONS)),
+    providers=(_PROVIDER, *(f"{_PROVIDER}:{precision}{kept}" for precision in PRECISIONS for kept in ("", _KV8))),
     modules=("numpy", "onnx_ir", "openvino"),
     open=_open,
     rank=10,

@@ -204,6 +204,8 @@ def test_what_a_step_of_an_artifact_reads(tmp_path: Path, precision: str) -> Non
     halved = traffic_of(Entrant(Candidate("c", tmp_path / "out", Provider("openvino-native", "bf16"))))
     assert halved is not None
     assert halved.cache == torch.cache / 2
+    kept = traffic_of(Entrant(Candidate("d", tmp_path / "out", Provider("openvino-native", "bf16-kv8"))))
+    assert kept == Traffic(halved.weights, torch.cache // 4)
     if precision == "fp32":
         assert found.weights == pytest.approx(torch.weights, rel=0.01)
         assert halved.weights == found.weights / 2

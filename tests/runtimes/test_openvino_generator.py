@@ -80,6 +80,27 @@ def test_the_precision_is_the_one_asked_for(llama_generator: Path) -> None:
     assert 1e-3 < difference < 0.5
 
 
+def test_keys_and_values_in_8_bits_are_nearly_those_in_float(
+    llama_generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several pages, which are larger than their tokens by what scales take; alone as beside others."""
+    monkeypatch.setattr(_openvino_decoder, "_PAGES", 1)
+    rows, asked = np.array([prompts(12)[11] * 20])[:, :100], prompts(12)
+    exact, kept = opened(llama_generator), opened(llama_generator, f"{NATIVE}:fp32-kv8")
+    try:
+        assert (kept.facts["precision"], kept.facts["cache"], kept.facts["products"]) == ("fp32-kv8", "u8", {"f32": 11})
+        wanted, found = exact.score(rows).astype(np.float64), kept.score(rows).astype(np.float64)
+        assert 1e-4 < np.abs(found - wanted).max() < 0.1
+        chances, others = (np.exp(each) / np.exp(each).sum(-1, keepdims=True) for each in (wanted, found))
+        assert (chances * np.log(chances / others)).sum(-1).mean() < 1e-4
+        texts = written(kept, asked, 100)
+        assert texts == [written(kept, [prompt], 100)[0] for prompt in asked]
+        assert sum(map(list.__eq__, texts, written(exact, asked, 100))) > len(asked) / 2
+    finally:
+        exact.close()
+        kept.close()
+
+
 @pytest.mark.parametrize(("at_once", "chooses"), [(7, True), (2048, False)])
 def test_pages_grow_and_prompts_are_read_in_parts(
     llama_generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, chooses: bool
@@ -158,3 +179,4 @@ def test_what_is_computed_in_16_bits_is_held_to_less() -> None:
     assert reach(facts) == reach(facts, "fp32") == 1e-3
     assert (reach(facts, "fp16"), reach(facts, "bf16")) == (pytest.approx(1 / 32), pytest.approx(1 / 4))
     assert reach({"parity": {"max_abs": 0.5}}, "bf16") == 2.0
+    assert reach(facts, "fp32-kv8") == reach(facts, "fp16-kv8") == reach(facts, "bf16-kv8") == reach(facts, "bf16")

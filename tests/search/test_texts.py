@@ -187,7 +187,7 @@ def test_what_is_tried_on_a_processor() -> None:
     assert names[0] == "fp32"
     assert {"int8", "int4", "int4-k_quant_last", "int4-k_quant_mixed", "int4-float-head", "int4-b128"} <= set(names)
     reasons = {left.name: left.reason for left in plan.left_out}
-    native = {"bf16-openvino", "int4-openvino", "int8-openvino"}
+    native = {"bf16-openvino", "int4-openvino", "int8-openvino", "int4-openvino-kv8"}
     assert set(reasons) == {"fp16", "bf16", "fp16-cuda", "bf16-cuda", "int4-cuda"} | native
     assert "lacks the kernels" in reasons["bf16"]
     assert "openvino-native does not work here" in reasons["int4-openvino"]
@@ -222,7 +222,8 @@ def test_what_is_tried_where_openvino_is() -> None:
     assert found["bf16-openvino"] == ("openvino-native:bf16", "bf16", {"precision": "fp32"})
     assert found["int8-openvino"] == ("openvino-native:bf16", "int8", {"precision": "int8"})
     plan = plan_texts(Machine(frozenset(), providers=here))
-    assert {idea.name: str(idea.provider) for idea in plan.ideas}["int4-openvino"] == "openvino-native"
+    found = {idea.name: str(idea.provider) for idea in plan.ideas}
+    assert (found["int4-openvino"], found["int4-openvino-kv8"]) == ("openvino-native", "openvino-native:fp32-kv8")
     assert "no bf16" in {left.name: left.reason for left in plan.left_out}["bf16-openvino"]
 
 

@@ -73,6 +73,9 @@ def _on_openvino(made: Callable[..., Idea], bf16: bool) -> Iterable[Idea]:
     for precision in (Precision.INT4, Precision.INT8):
         why = "weights in integers, for prompts and many texts at once"
         yield made(f"{precision}-openvino", precision, half if bf16 else Provider(_NATIVE), why)
+    why = "keys and values in 8 bits too: for many texts, and long ones"
+    kept = Provider(_NATIVE, "bf16-kv8" if bf16 else "fp32-kv8")
+    yield made("int4-openvino-kv8", Precision.INT4, kept, why)
 
 
 def plan_texts(
