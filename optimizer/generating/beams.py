@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,8 @@ class BeamSearch:
         penalties: what bends the first choice; each beam has its own from then on.
         ends: tokens that end a text.
         never: tokens that never come.
-        begun: tokens before the first one that count in the length.
+        start: tokens that an answer begins with where an encoder read the prompt; all but the first count in its
+            length.
         most: most tokens of a text.
     """
 
@@ -63,18 +64,18 @@ class BeamSearch:
         penalties: Penalties | None,
         ends: Collection[int],
         never: Collection[int],
-        begun: int,
+        start: Sequence[int],
         most: int,
     ) -> None:
         self._sampling, self._ends, self._never = sampling, frozenset(ends), list(never)
-        self._begun, self._most = begun, most
+        self._start, self._most = tuple(start), most
         self._beams = [_Beam((), 0.0, penalties)]
         self._ended: list[_Ended] = []
 
     @property
     def tokens(self) -> list[int]:
         """The last token of each beam, the likeliest beam first."""
-        return [beam.tokens[-1] for beam in self._beams]
+        return [(*self._start, *beam.tokens)[-1] for beam in self._beams]
 
     def step(self, logits: NDArray[np.float32]) -> list[int] | None:
         """Take the next token of every beam.
@@ -97,8 +98,8 @@ class BeamSearch:
         likeliest = np.argpartition(scores, scores.size - count)[scores.size - count :]
         likeliest = likeliest[np.argsort(-scores[likeliest], kind="stable")]
         check_top(float(scores[likeliest[0]]))
-        length = self._begun + len(beams[0].tokens) + 1
-        full = length == self._begun + self._most
+        written = len(beams[0].tokens) + 1
+        length, full = len(self._start[1:]) + written, written == self._most
         parents: list[int] = []
         self._beams = []
         for rank, place in enumerate(likeliest.tolist()):

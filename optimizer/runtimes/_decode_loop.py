@@ -46,9 +46,10 @@ class Rows(Protocol):
     slots: int
     together: int
 
-    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32] | None:
         """Read prompts into this row and those behind it, whatever was there; logits of what follows each of them,
-        ``[prompts, vocabulary]``.
+        ``[prompts, vocabulary]``. None where an encoder read them: the next step, which all rows make together, then
+        takes the last of the tokens that an answer begins with.
         """
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
@@ -91,7 +92,7 @@ class _Text:
     never: tuple[int, ...]
     search: BeamSearch | None = None
     length: int = 0
-    token: int = field(default=-1)
+    token: int = field(default=-1)  # the last one
     written: int = 0
 
     def go_on(self, logits: NDArray[np.float32]) -> bool:
@@ -183,8 +184,10 @@ class LoopGenerator:
             most,
             config.never,
         )
+        if config.start:
+            text.token = config.start[-1]
         if sampling.num_beams > 1:
-            text.search = BeamSearch(sampling, bent, ends, config.never, len(config.start[1:]), most)
+            text.search = BeamSearch(sampling, bent, ends, config.never, config.start, most)
         with self._awake:
             if self._closing:
                 raise BadInput("the generator is closed")
@@ -263,7 +266,7 @@ class LoopGenerator:
 
     def _admit(self) -> None:
         read = 0
-        while len(self._rows) < self._decoder.slots and (read == 0 or read < _READ_AT_ONCE):
+        while read == 0 or read < _READ_AT_ONCE:
             texts = self._next(_READ_AT_ONCE - read)
             if not texts:
                 return
@@ -279,11 +282,13 @@ class LoopGenerator:
             first = len(self._rows)
             # Those that are over with their first token leave again, as each has its row already.
             self._rows += [_Row(text) for text in texts]
-            self._go_on(first, logits)
+            if logits is not None:
+                self._go_on(first, logits)
 
     def _next(self, room: int) -> list[_Text]:
         """Texts that wait, as many as are read in one run: the first, and others while their tokens have room."""
-        free = self._decoder.slots - len(self._rows)
+        # Beams that have not had their first step have no rows yet.
+        free = self._decoder.slots - sum(text.sampling.num_beams for text in self._texts)
         found: list[_Text] = []
         with self._awake:
             while self._waiting and len(found) < self._decoder.together:

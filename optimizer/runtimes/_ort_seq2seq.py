@@ -1,7 +1,7 @@
 """An encoder-decoder in ONNX Runtime: a prompt is read once by one graph, and answered token by token by another.
 
-All texts make a step together: what the shorter ones lack is left out of their attention. What they attend to stays
-stacked while the same texts make the next step.
+All texts make a step together: what the shorter ones lack is left out of their attention. What they read stays where it
+was put, a row each; what they have written stays stacked while the same texts make the next step.
 """
 
 from __future__ import annotations
@@ -26,28 +26,94 @@ _SIDES = ("key", "value")
 _READ_AT_ONCE = 512
 
 
+class _Prompts:
+    """Keys and values of what is read, a row for each text, in arrays with room for more and longer ones.
+
+    Args:
+        names: of the decoder's inputs.
+        heads: of keys and values.
+        size: numbers of a head.
+        most: how many rows there may be.
+    """
+
+    def __init__(self, names: Sequence[str], heads: int, size: int, most: int) -> None:
+        import numpy as np
+
+        self._names, self._most = names, most
+        self._lengths: list[int] = []
+        self._mask = np.zeros((0, 0), np.int64)
+        self._arrays = {name: np.zeros((0, heads, 0, size), np.float32) for name in names}
+
+    def put(self, rows: Sequence[int], lengths: Sequence[int], found: Mapping[str, NDArray[np.float32]]) -> None:
+        """Put prompts into rows.
+
+        Args:
+            rows: which.
+            lengths: tokens of each prompt.
+            found: what its encoder made, ``[rows, heads, tokens, size]``, padding at the right.
+        """
+        self._room(max(rows) + 1, max(*lengths, self._mask.shape[1]))
+        for row, length in zip(rows, lengths, strict=True):
+            self._lengths[row] = length
+            self._mask[row] = 0
+            self._mask[row, :length] = 1
+        width = max(lengths)
+        for name, array in self._arrays.items():
+            array[list(rows), :, :width] = found[name]
+
+    def copy(self, source: int, target: int) -> None:
+        """Put what a row has into another one, which may be the first behind the others."""
+        self._room(target + 1, self._mask.shape[1])
+        self._lengths[target], self._mask[target] = self._lengths[source], self._mask[source]
+        length = self._lengths[source]
+        for array in self._arrays.values():
+            array[target, :, :length] = array[source, :, :length]
+
+    def fed(self, rows: int) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+        """What the first rows attend to: 1 for tokens, ``[rows, tokens]``; arrays ``[rows, heads, tokens, size]``."""
+        longest = max(self._lengths[:rows])
+        if 2 * longest <= self._mask.shape[1]:  # what is not read costs time all the same
+            self._resize(len(self._mask), longest)
+        return self._mask[:rows], {name: array[:rows] for name, array in self._arrays.items()}
+
+    def _room(self, rows: int, width: int) -> None:
+        high, wide = self._mask.shape
+        if high < rows:
+            high = max(rows, min(2 * high, self._most))
+        if (high, width) != self._mask.shape:
+            self._resize(high, max(width, wide))
+
+    def _resize(self, high: int, width: int) -> None:
+        import numpy as np
+
+        kept = (min(high, len(self._mask)), min(width, self._mask.shape[1]))
+        mask = np.zeros((high, width), np.int64)
+        mask[: kept[0], : kept[1]] = self._mask[: kept[0], : kept[1]]
+        self._mask = mask
+        self._lengths += [0] * (high - len(self._lengths))
+        for name, array in self._arrays.items():
+            made = np.zeros((high, array.shape[1], width, array.shape[3]), np.float32)
+            made[: kept[0], :, : kept[1]] = array[: kept[0], :, : kept[1]]
+            self._arrays[name] = made
+
+
 @dataclass(eq=False)
 class _Group:
-    """What texts attend to in one piece, a row each, by the names of the decoder's inputs.
+    """What texts have written in one piece, a row each, by the names of the decoder's inputs.
 
     Attributes:
-        mask: ``[texts, tokens]``, 1 for tokens of the prompt.
-        read: keys and values of the prompts, ``[texts, heads, tokens, head size]``.
-        past: their own, ``[texts, heads, tokens so far, head size]``, those of shorter texts at the right end.
+        past: keys and values, ``[texts, heads, tokens so far, head size]``, those of shorter texts at the right end.
         lengths: how many tokens of each text there are so far.
     """
 
-    mask: NDArray[np.int64]
-    read: dict[str, NDArray[np.float32]]
     past: dict[str, NDArray[np.float32]]
     lengths: NDArray[np.int64]
 
 
 @dataclass(eq=False)
 class _Text:
-    """One text: how many tokens its prompt has, and its row of a group."""
+    """One text: its row of a group."""
 
-    prompt: int
     group: _Group
     row: int
 
@@ -77,65 +143,68 @@ class EncoderDecoder:
             raise BadInput(f"{config.file} has no input {missing[0]}: it is no decoder that reads from an encoder")
         if missing := [name for name in self._read if name not in made]:
             raise BadInput(f"{config.encoder} has no output {missing[0]}, which the decoder beside it reads")
+        self._prompts = _Prompts(self._read, config.kv_heads, config.head_size, slots)
         self._texts: list[_Text] = []
-        #: Who made the last step together, or were read together, and what they attend to.
+        #: Who made the last step together, or were read together, and what they have written.
         self._last: tuple[list[_Text], _Group] | None = None
 
-    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Read prompts and begin their answers; logits of what follows, ``[prompts, vocabulary]``."""
-        import numpy as np
-
-        logits = np.empty((len(prompts), self._config.vocabulary), np.float32)
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> None:
+        """Read prompts and begin their answers, but for the last token that all begin with: the next step takes it."""
         read: dict[int, _Text] = {}
         for places in _runs([prompt.size for prompt in prompts]):
-            group = self._encoded([prompts[place] for place in places])
-            texts = [_Text(prompts[place].size, group, place_in_run) for place_in_run, place in enumerate(places)]
-            for token in self._config.start:
-                logits[places] = self._written(texts, group, [token] * len(texts))
+            of_run = [prompts[place] for place in places]
+            mask, found = self._encoded(of_run)
+            group = self._begun(len(places))
+            for token in self._config.start[:-1]:
+                self._run(group, mask, found, [token] * len(places))
+            texts = [_Text(group, number) for number in range(len(places))]
             read.update(zip(places, texts, strict=True))
+            self._prompts.put([row + place for place in places], [prompt.size for prompt in of_run], found)
             self._last = texts, group
         self._texts[row:] = [text for _, text in sorted(read.items())]
-        return logits
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
         """One more token of each of the first rows; logits of what follows, ``[rows, vocabulary]``."""
-        del lengths  # what is attended to knows
+        del lengths  # what was written knows
         texts = self._texts[: len(tokens)]
         group = self._group(texts)
-        logits = self._written(texts, group, tokens)
+        logits = self._run(group, *self._prompts.fed(len(tokens)), tokens)
+        for row, text in enumerate(texts):
+            text.group, text.row = group, row
         self._last = texts, group
         return logits
 
-    def _encoded(self, prompts: Sequence[NDArray[np.int64]]) -> _Group:
-        """What answers to prompts attend to, before their first token."""
+    def _encoded(
+        self, prompts: Sequence[NDArray[np.int64]]
+    ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+        """What answers to prompts attend to of them: 1 for tokens, and keys and values."""
         import numpy as np
 
-        config = self._config
         ids = np.zeros((len(prompts), max(prompt.size for prompt in prompts)), np.int64)
         mask = np.zeros_like(ids)
         for place, prompt in enumerate(prompts):
             ids[place, : prompt.size], mask[place, : prompt.size] = prompt, 1
-        with ort_errors(config.file, "cpu"):
+        with ort_errors(self._config.file, "cpu"):
             found = self._encoder.run(self._read, {"input_ids": ids, "attention_mask": mask})
-        read, past = dict(zip(self._read, found, strict=True)), self._rows(self._past, len(prompts), 0)
-        return _Group(mask, read, past, np.zeros(len(prompts), np.int64))
+        return mask, dict(zip(self._read, found, strict=True))
+
+    def _begun(self, rows: int) -> _Group:
+        """Texts before their first token."""
+        import numpy as np
+
+        return _Group(self._rows(self._past, rows, 0), np.zeros(rows, np.int64))
 
     def _group(self, texts: list[_Text]) -> _Group:
-        """What texts attend to in one piece: as the last step left it, where they made it together."""
+        """What texts have written in one piece: as the last step left it, where they made it together."""
         import numpy as np
 
         if self._last is not None and self._last[0] == texts:
             return self._last[1]
         lengths = np.array([text.group.lengths[text.row] for text in texts], np.int64)
-        prompt, past = max(text.prompt for text in texts), int(lengths.max())
-        mask = np.array([[place < text.prompt for place in range(prompt)] for text in texts], np.int64)
-        made = _Group(
-            mask, self._rows(self._read, len(texts), prompt), self._rows(self._past, len(texts), past), lengths
-        )
+        past = int(lengths.max())
+        made = _Group(self._rows(self._past, len(texts), past), lengths)
         for row, text in enumerate(texts):
             own, length = text.group, int(lengths[row])
-            for name, array in made.read.items():
-                array[row, :, : text.prompt] = own.read[name][text.row, :, : text.prompt]
             for name, array in made.past.items():
                 array[row, :, past - length :] = own.past[name][text.row, :, own.past[name].shape[2] - length :]
         return made
@@ -147,22 +216,23 @@ class EncoderDecoder:
         shape = (rows, self._config.kv_heads, tokens, self._config.head_size)
         return {name: np.zeros(shape, np.float32) for name in names}
 
-    def _written(self, texts: list[_Text], group: _Group, tokens: list[int]) -> NDArray[np.float32]:
-        """One token more for texts, which are the group's rows from then on; logits, ``[texts, vocabulary]``."""
-        logits = self._run(group, tokens)
-        for row, text in enumerate(texts):
-            text.group, text.row = group, row
-        return logits
-
-    def _run(self, group: _Group, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """One token more for each row of a group; logits, ``[rows, vocabulary]``."""
+    def _run(
+        self,
+        group: _Group,
+        mask: NDArray[np.int64],
+        read: Mapping[str, NDArray[np.float32]],
+        tokens: Sequence[int],
+    ) -> NDArray[np.float32]:
+        """One token more for each row of a group, which has read what :meth:`_encoded` makes; logits,
+        ``[rows, vocabulary]``.
+        """
         import numpy as np
 
         feeds: dict[str, Any] = {
             self._ids: np.array(tokens, np.int64)[:, None],
-            self._mask: group.mask,
+            self._mask: mask,
             self._lengths: group.lengths,
-            **group.read,
+            **read,
             **group.past,
         }
         with ort_errors(self._config.file, "cpu"):
@@ -177,11 +247,13 @@ class EncoderDecoder:
     def move(self, source: int, target: int, length: int) -> None:
         """Put a text in another row's place."""
         del length
+        self._prompts.copy(source, target)
         self._texts[target] = self._texts[source]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let a row behind the others go on from the same tokens."""
         del length
+        self._prompts.copy(source, target)
         self._texts[target:] = [replace(self._texts[source])]
 
     def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
@@ -206,8 +278,9 @@ class EncoderDecoder:
         assert read is not None  # the loop sees to it
         check_scored(tokens, config.answers + len(config.start) - 1, config.vocabulary)
         check_scored(read, config.context, config.vocabulary)
-        group = self._encoded(list(read))
-        return np.stack([self._run(group, column.tolist()) for column in tokens.T], axis=1)
+        mask, found = self._encoded(list(read))
+        group = self._begun(len(read))
+        return np.stack([self._run(group, mask, found, column.tolist()) for column in tokens.T], axis=1)
 
 
 def _runs(lengths: Sequence[int]) -> list[list[int]]:

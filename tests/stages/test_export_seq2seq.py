@@ -235,19 +235,24 @@ def test_texts_of_unequal_length_make_a_step_together(name: str, exported: Any) 
 
     def alone(prompt: list[int], tokens: list[int]) -> Any:
         rows = EncoderDecoder(encoder, decoder, config, 2)
-        return [rows.read(0, [np.array(prompt)]), *(rows.step([token], [0]) for token in tokens)][-1][0]
+        rows.read(0, [np.array(prompt)])
+        return [rows.step([token], [0]) for token in (config.start[-1], *tokens)][-1][0]
 
     counted = Counted()
     rows = EncoderDecoder(encoder, counted, config, 3)
     first, second, third = prompts(8)[3], prompts(8)[7], prompts(8)[1]
     rows.read(0, [np.array(first)])
-    for token in (40, 41, 42):
+    for token in (config.start[-1], 40, 41, 42):
         rows.step([token], [0])
     rows.read(1, [np.array(second), np.array(third)])
     before = counted.runs
-    said = rows.step([43, 50, 60], [0, 0, 0])
+    # Their first step is one of the longest's, too.
+    said = rows.step([43, config.start[-1], config.start[-1]], [0, 0, 0])
     assert counted.runs == before + 1
-    wanted = alone(first, [40, 41, 42, 43]), alone(second, [50]), alone(third, [60])
+    wanted = alone(first, [40, 41, 42, 43]), alone(second, []), alone(third, [])
+    np.testing.assert_allclose(said, wanted, atol=2e-3)
+    said = rows.step([44, 50, 60], [0, 0, 0])
+    wanted = alone(first, [40, 41, 42, 43, 44]), alone(second, [50]), alone(third, [60])
     np.testing.assert_allclose(said, wanted, atol=2e-3)
     # The longest leaves, and the last takes its place; no token of the longest stays with them.
     rows.move(2, 0, 0)
