@@ -434,63 +434,66 @@ def _beside(one: float, base: float) -> str:
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:
-    """The tables, as docs/benchmarks.md has them."""
-    parts: list[str] = []
-    if found := document.get("accuracy"):
-        head = ["", "wrong phonemes", "wrong words", "answers like PyTorch's", "perplexity", "rises by", "MB"]
-        rows = [
-            [
-                each["name"],
-                *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
-                f"{each['same']:.1%}" if "same" in each else "",
-                f"{each['perplexity']:.4f}",
-                *((f"{each['ratio'] - 1:.2%}", f"{each['bytes'] / 1e6:.1f}") if "ratio" in each else ("", "")),
-            ]
-            for each in found
+    """The tables, as docs/benchmarks.md has them, each under the machine that it is of where that is another one."""
+    tables = {"accuracy": _accuracy_table, "beams": _beams_table, "speed": _speed_table, "optimize": _optimize_table}
+    lines, before = [""], ""
+    for name, table in tables.items():
+        if name not in document:
+            continue
+        cpu = document.get("environments", {}).get(name, {}).get("cpu")
+        machine = f"{cpu['model']}, {cpu['cores']} cores." if cpu else before
+        lines += [machine, ""] if machine != before else []
+        lines += [*table(document[name]), ""]
+        before = machine
+    return "\n".join(lines)
+
+
+def _accuracy_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = ["", "wrong phonemes", "wrong words", "answers like PyTorch's", "perplexity", "rises by", "MB"]
+    rows = [
+        [
+            each["name"],
+            *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
+            f"{each['same']:.1%}" if "same" in each else "",
+            f"{each['perplexity']:.4f}",
+            *((f"{each['ratio'] - 1:.2%}", f"{each['bytes'] / 1e6:.1f}") if "ratio" in each else ("", "")),
         ]
-        parts += [*md_table(head, rows), ""]
-    if found := document.get("beams"):
-        head = [
-            "beams",
-            "wrong phonemes",
-            "wrong words",
-            "answers like transformers'",
-            "words/s",
-            "transformers' words/s",
+        for each in found
+    ]
+    return list(md_table(head, rows))
+
+
+def _beams_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = ["beams", "wrong phonemes", "wrong words", "answers like transformers'", "words/s", "transformers' own"]
+    rows = [
+        [
+            str(each["beams"]),
+            *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
+            f"{each['same']:.2%}",
+            *(f"{each[name]:,.0f}" for name in ("words_per_s", "transformers_words_per_s")),
         ]
-        rows = [
-            [
-                str(each["beams"]),
-                *(f"{each[name]:.2%}" for name in ("phonemes", "words")),
-                f"{each['same']:.2%}",
-                *(f"{each[name]:,.0f}" for name in ("words_per_s", "transformers_words_per_s")),
-            ]
-            for each in found
-        ]
-        parts += [*md_table(head, rows), ""]
-    if found := document.get("speed"):
-        loads = [name for name in found[0] if name != "name"]
-        base = next(each for each in found if each["name"] == "PyTorch")
-        rows = [
-            [each["name"], *(_beside(each[load]["tokens_per_s"], base[load]["tokens_per_s"]) for load in loads)]
-            for each in found
-        ]
-        parts += [*md_table(["tokens a second", *loads], rows), ""]
-    if found := document.get("optimize"):
-        head = [f"`optimize --max-drop 2% --shape {LOADS[0]}`", "times as fast as PyTorch", "why"]
-        rows = [
-            [f"`{each['name']}`", f"{each['faster']['value']:.1f}" if each["faster"] else "", each["reason"]]
-            for each in found["candidates"]
-        ]
-        parts += [
-            *md_table(head, rows),
-            "",
-            f"{found['verdict']}: `{found['best']}`, after {found['seconds']:.0f} s.",
-            "",
-        ]
-    if found := document.get("environments", {}).get("accuracy"):
-        parts = [f"{found['cpu']['model']}, {found['cpu']['cores']} cores.", "", *parts]
-    return "\n".join(["", *parts])
+        for each in found
+    ]
+    return list(md_table(head, rows))
+
+
+def _speed_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    loads = [name for name in found[0] if name != "name"]
+    base = next(each for each in found if each["name"] == "PyTorch")
+    rows = [
+        [each["name"], *(_beside(each[load]["tokens_per_s"], base[load]["tokens_per_s"]) for load in loads)]
+        for each in found
+    ]
+    return list(md_table(["tokens a second", *loads], rows))
+
+
+def _optimize_table(found: Mapping[str, Any]) -> list[str]:
+    head = [f"`optimize --max-drop 2% --shape {LOADS[0]}`", "times as fast as PyTorch", "why"]
+    rows = [
+        [f"`{each['name']}`", f"{each['faster']['value']:.1f}" if each["faster"] else "", each["reason"]]
+        for each in found["candidates"]
+    ]
+    return [*md_table(head, rows), "", f"{found['verdict']}: `{found['best']}`, after {found['seconds']:.0f} s."]
 
 
 def main() -> None:

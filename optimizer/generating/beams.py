@@ -35,6 +35,8 @@ class _Beam:
 
 @dataclass(frozen=True)
 class _Ended:
+    """A text that is over, without the token that ended it; its score is by its length."""
+
     tokens: tuple[int, ...]
     score: float
     finish: Finish
@@ -72,10 +74,10 @@ class BeamSearch:
         self._beams = [_Beam((), 0.0, penalties)]
         self._ended: list[_Ended] = []
 
-    @property
-    def tokens(self) -> list[int]:
-        """The last token of each beam, the likeliest beam first."""
-        return [(*self._start, *beam.tokens)[-1] for beam in self._beams]
+    def token(self, beam: int) -> int:
+        """The last token of a beam; the first beam is the likeliest one."""
+        tokens = self._beams[beam].tokens
+        return tokens[-1] if tokens else self._start[-1]
 
     def step(self, logits: NDArray[np.float32]) -> list[int] | None:
         """Take the next token of every beam.

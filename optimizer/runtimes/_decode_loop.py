@@ -129,7 +129,7 @@ class _Row:
 
     @property
     def token(self) -> int:
-        return self.text.search.tokens[self.beam] if self.text.search else self.text.token
+        return self.text.search.token(self.beam) if self.text.search else self.text.token
 
 
 def _without(logits: NDArray[np.float32], tokens: Collection[int]) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ class _Prompts:
     def __init__(self, names: Sequence[str], heads: int, size: int, most: int) -> None:
         import numpy as np
 
-        self._names, self._most = names, most
+        self._most = most
         self._lengths: list[int] = []
         self._mask = np.zeros((0, 0), np.int64)
         self._arrays = {name: np.zeros((0, heads, 0, size), np.float32) for name in names}
@@ -52,18 +52,18 @@ class _Prompts:
             lengths: tokens of each prompt.
             found: what its encoder made, ``[rows, heads, tokens, size]``, padding at the right.
         """
-        self._room(max(rows) + 1, max(*lengths, self._mask.shape[1]))
+        width = max(lengths)
+        self._room(max(rows) + 1, width)
         for row, length in zip(rows, lengths, strict=True):
             self._lengths[row] = length
             self._mask[row] = 0
             self._mask[row, :length] = 1
-        width = max(lengths)
         for name, array in self._arrays.items():
             array[list(rows), :, :width] = found[name]
 
     def copy(self, source: int, target: int) -> None:
         """Put what a row has into another one, which may be the first behind the others."""
-        self._room(target + 1, self._mask.shape[1])
+        self._room(target + 1)
         self._lengths[target], self._mask[target] = self._lengths[source], self._mask[source]
         length = self._lengths[source]
         for array in self._arrays.values():
@@ -76,12 +76,14 @@ class _Prompts:
             self._resize(len(self._mask), longest)
         return self._mask[:rows], {name: array[:rows] for name, array in self._arrays.items()}
 
-    def _room(self, rows: int, width: int) -> None:
+    def _room(self, rows: int, width: int = 0) -> None:
+        """Make the arrays large enough; what is in them stays."""
         high, wide = self._mask.shape
-        if high < rows:
+        if rows > high:
             high = max(rows, min(2 * high, self._most))
-        if (high, width) != self._mask.shape:
-            self._resize(high, max(width, wide))
+        wide = max(width, wide)
+        if (high, wide) != self._mask.shape:
+            self._resize(high, wide)
 
     def _resize(self, high: int, width: int) -> None:
         import numpy as np
