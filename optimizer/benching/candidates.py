@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from optimizer import generator
 from optimizer.artifact import Artifact, SourceModel
 from optimizer.data.batching import IN_ORDER, SORTED, Batching
 from optimizer.environment import gpu_facts, has_module, version_of
@@ -130,7 +131,9 @@ def _split(text: str) -> tuple[str, Provider | None]:
     if not plus or Path(text).is_file():
         return text, None
     provider = Provider.parse(tail)
-    get_runtime(provider)
+    # What writes text has providers of its own: how a cache is kept means nothing to a session.
+    if not any(str(provider) in runtime.providers for runtime in generator.discover().values()):
+        get_runtime(provider)
     return head, provider
 
 

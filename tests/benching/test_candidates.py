@@ -34,6 +34,13 @@ def test_a_reference_runs_on_the_cpu_unless_told_otherwise(small_store):
         assert str(parse(f"small:fp32+{provider}", small_store).candidate.provider) == provider
 
 
+def test_a_provider_of_text_generators_runs_no_graph(small_store):
+    with pytest.raises(UnknownName, match="fp32-kv8"):
+        parse("small:fp32+openvino-native:fp32-kv8", small_store)
+    with pytest.raises(UnknownName, match="fp32-kv9"):
+        parse("small:fp32+openvino-native:fp32-kv9", small_store)
+
+
 @pytest.mark.parametrize("here", ["openvino", "openvino-native"])
 def test_an_artifact_may_prefer_a_provider(small_store, tmp_path, monkeypatch, here):
     """OpenVINO is meant in either of its forms; what was asked for by name is left as it is."""

@@ -42,6 +42,20 @@ def test_blocks_are_held_to_what_is_beyond_their_rounding(store: Store) -> None:
     assert any(row.held < row.tokens for row in report.rows), "nothing is left to rounding"
 
 
+def test_how_its_cache_is_kept_is_named_behind_it(store: Store, tmp_path: Path) -> None:
+    """In a reference, as any provider is; and what it rounds is held to less, in golden texts as by its measures."""
+    report = optimizer.verify("tiny:fp32-genai+openvino-native:fp32-kv8", against="golden", store=store, threads=1)
+    assert (report.exit_code, report.reach, report.facts["candidate"]["cache"]) == (0, 0.25, "u8")
+    heldout = (decoder("llama", size="tiny") / "heldout.jsonl").read_text().splitlines()[:6]
+    texts = [json.dumps({"text": json.loads(line)["text"][:800]}) for line in heldout]
+    (tmp_path / "text.jsonl").write_text("\n".join(texts))
+    judged = optimizer.verify(
+        "tiny:fp32-genai+openvino-native:fp32-kv8", data=tmp_path / "text.jsonl", store=store, threads=1
+    )
+    assert judged.exit_code == 0
+    assert 0 < judged.compared.kl < 1e-4
+
+
 def test_another_text_is_named_with_its_place(store: Store) -> None:
     folder = store.get("tiny:fp32-genai").path
     golden = load_continuations(folder)
