@@ -60,7 +60,7 @@ def build(name: str) -> Any:
     model = getattr(transformers, classes[name])(config)
     if name == "bart":  # behind the start token comes one that is forced, as in BART's own settings
         model.generation_config.forced_bos_token_id = BEGIN
-        model.generation_config.bad_words_ids = [[206]]  # which it would write
+        model.generation_config.bad_words_ids = [[206], [509]]  # which it would write
     if name == "marian":  # it begins with its padding, and must never write it
         model.generation_config.bad_words_ids = [[PAD]]
     for place, weight in model.named_parameters():
@@ -176,6 +176,9 @@ BEAMS: tuple[dict[str, Any], ...] = (
     {"num_beams": 4, "length_penalty": -2.0, "early_stopping": True},
     {"num_beams": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
     {"num_beams": 3, "min_tokens": 6},
+    # Texts that end all the time: when the search does, and which of them is the best.
+    {"num_beams": 3, "logit_bias": ((END, 4.0),), "length_penalty": 2.0},
+    {"num_beams": 3, "logit_bias": ((END, 4.0),), "length_penalty": 2.0, "early_stopping": True},
 )
 
 
@@ -191,6 +194,8 @@ def test_beams_find_what_transformers_finds(name: str, folders: Any, exported: A
             settings = dict(sampling)
             if "min_tokens" in settings:
                 settings["min_new_tokens"] = settings.pop("min_tokens") + forced
+            if "logit_bias" in settings:
+                settings["sequence_bias"] = {(token,): bias for token, bias in settings.pop("logit_bias")}
             wanted = [greedy(folders(name), prompt, 24, **settings) for prompt in asked]
             assert written(generator, asked, 24, **sampling) == wanted, sampling
         likeliest = [[token for piece in text for token in piece.tokens] for text in plain]

@@ -406,6 +406,24 @@ def test_a_first_token_without_text_is_in_time_too(folder: Path, path: str, monk
     run(folder, test, deadline=5.0)
 
 
+def test_each_beam_is_a_place(folder: Path) -> None:
+    """As many wait as rows are wanted; what wants more than there are is refused by its name."""
+
+    async def test(server: Server) -> None:
+        writer = server.state.models.get("m").writer
+        asked = server.ask(COMPLETIONS, {**BODY, "num_beams": 2})
+        text = await server.begun(1)
+        assert writer.under_way == 2
+        text.end(Finish.STOP)
+        await asked.task
+        assert (asked.status, writer.under_way) == (200, 0)
+        refused = server.ask(COMPLETIONS, {**BODY, "num_beams": 1 + writer._slots})
+        await refused.task
+        assert (refused.status, refused.json()["error"]["param"]) == (400, "num_beams")
+
+    run(folder, test)
+
+
 def test_what_an_encoder_reads_and_what_is_answered_have_limits_of_their_own(folder: Path) -> None:
     async def test(server: Server) -> None:
         server.generator.answers = 16
