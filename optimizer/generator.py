@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "KV8",
     "Finish",
     "Generation",
     "Generator",
@@ -30,10 +31,15 @@ __all__ = [
     "GeneratorRuntime",
     "Piece",
     "Sampling",
+    "computed_and_kept",
     "discover",
     "open_generator",
     "room",
 ]
+
+
+#: Behind a provider's precision (``bf16-kv8``): keys and values are kept in 8 bits.
+KV8 = "-kv8"
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,12 @@ class Sampling:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
+
+
+def computed_and_kept(precision: str) -> tuple[str, bool]:
+    """What a provider's precision says: what is computed in, and whether keys and values are kept in 8 bits."""
+    computed = precision.removesuffix(KV8)
+    return computed, computed != precision
 
 
 def room(prompt: int, context: int, answers: int) -> int:

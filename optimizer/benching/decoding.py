@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.workload import Writing
 from optimizer.errors import BadInput, MissingPiece
+from optimizer.generator import computed_and_kept
 from optimizer.graph.io import MODEL_NAME, load
 from optimizer.types import JSON
 
@@ -62,8 +63,8 @@ def traffic_of(entrant: Entrant) -> Traffic | None:
     folder = entrant.candidate.path
     try:
         if (folder / "genai_config.json").is_file():
-            computed, _, kept = entrant.candidate.provider.precision.partition("-")
-            return _of_graph(folder, computed in ("bf16", "fp16"), kept == "kv8")
+            computed, in_8_bits = computed_and_kept(entrant.candidate.provider.precision)
+            return _of_graph(folder, computed in ("bf16", "fp16"), in_8_bits)
         if (folder / "config.json").is_file():
             return _of_folder(folder, _OF_PRECISION.get(entrant.candidate.provider.precision, 4))
     except (BadInput, MissingPiece, KeyError, TypeError, ValueError, OSError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimizer.generator import computed_and_kept
+
 __all__ = ["EQUAL", "EQUAL_IN_BLOCKS", "first_difference", "reach"]
 
 #: Rounding changes the order of tokens that are nearer to each other than this, in nats: of float and of blocks in
@@ -27,8 +29,8 @@ def reach(facts: Mapping[str, Any], precision: str = "") -> float:
     """
     parity = facts.get("parity")
     off = parity.get("max_abs") if isinstance(parity, Mapping) else None
-    computed, _, kept = precision.partition("-")
-    rounded = max(_HALVES.get(computed, 0.0), _HALVES["bf16"] if kept == "kv8" else 0.0)
+    computed, in_8_bits = computed_and_kept(precision)
+    rounded = max(_HALVES.get(computed, 0.0), _HALVES["bf16"] if in_8_bits else 0.0)
     return max(EQUAL, _ROOM * float(off or 0.0), rounded)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class Penalties:
         self._seen = dict.fromkeys(int(token) for token in before)
         self._written: Counter[int] = Counter()
         #: What followed each run of n - 1 tokens, and the run that the text ends in.
-        self._followed: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
+        self._followed: dict[tuple[int, ...], frozenset[int]] = {}
         self._end: tuple[int, ...] = ()
         if sampling.no_repeat_ngram_size:
             for token in before:
@@ -82,12 +82,12 @@ class Penalties:
         """Another one that has gone on by a token; this one stays where it is."""
         other = copy.copy(self)
         other._seen, other._written = dict(self._seen), Counter(self._written)
-        other._followed = defaultdict(set, {run: set(tokens) for run, tokens in self._followed.items()})
+        other._followed = dict(self._followed)
         other.take(token)
         return other
 
     def _run_on(self, token: int) -> None:
         length = self._sampling.no_repeat_ngram_size - 1
         if len(self._end) == length:
-            self._followed[self._end].add(token)
+            self._followed[self._end] = self._followed.get(self._end, frozenset()) | {token}
         self._end = (*self._end, token)[-length:] if length else ()

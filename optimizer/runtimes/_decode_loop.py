@@ -73,8 +73,8 @@ class BeamRows(Rows, Protocol):
     def copy(self, source: int, target: int, length: int) -> None:
         """Put the first tokens of a row into the first one behind those in use."""
 
-    def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
-        """Let rows go on from what others of them have, each of which has ``length`` tokens of the same prompt."""
+    def reorder(self, moved: Sequence[tuple[int, int]], length: int) -> None:
+        """Let rows, the first of each pair, go on from what the second has: ``length`` tokens of the same prompt."""
 
 
 @dataclass(eq=False)
@@ -99,10 +99,8 @@ class _Text:
         """Take the next token and hand it on; whether there is more to come."""
         if self.guide:
             logits = self.guide.allow(logits)
-        if self.never:
-            logits = _without(logits, self.never)
-        if self.written < self.sampling.min_tokens:
-            logits = _without(logits, self.ends)
+        if banned := (*self.never, *(self.ends if self.written < self.sampling.min_tokens else ())):
+            logits = _without(logits, banned)
         self.token = self.sampler.pick(self.penalties.apply(logits) if self.penalties else logits)
         if self.token in self.ends:
             self.stream.end(Finish.STOP)
@@ -340,5 +338,7 @@ class LoopGenerator:
             places.append(len(self._rows))
             rows.copy(places[0], places[-1], text.length)
             self._rows.append(_Row(text, beam))
-        rows.reorder(places, [places[parent] for parent in parents], text.length)
+        moved = [(row, places[parent]) for row, parent in zip(places, parents, strict=True) if row != places[parent]]
+        if moved:
+            rows.reorder(moved, text.length)
         return True

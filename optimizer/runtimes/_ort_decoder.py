@@ -266,14 +266,11 @@ class Decoder:
         self._room(target + 1, length + 1)
         self.move(source, target, length)
 
-    def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
-        """Let rows go on from what others of them have."""
-        changed = [(row, source) for row, source in zip(rows, sources, strict=True) if row != source]
-        if not changed:
-            return
-        into, out = (list(each) for each in zip(*changed, strict=True))
+    def reorder(self, moved: Sequence[tuple[int, int]], length: int) -> None:
+        """Let rows go on from what others have."""
+        rows, sources = (list(each) for each in zip(*moved, strict=True))
         for buffer in self._buffers:
-            buffer[into, :, :length] = buffer[out, :, :length]
+            buffer[rows, :, :length] = buffer[sources, :, :length]
 
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``; touches no row."""

@@ -258,17 +258,13 @@ class EncoderDecoder:
         self._prompts.copy(source, target)
         self._texts[target:] = [replace(self._texts[source])]
 
-    def reorder(self, rows: Sequence[int], sources: Sequence[int], length: int) -> None:
-        """Let rows go on from what others of them have; what they read stays, as it is the same."""
+    def reorder(self, moved: Sequence[tuple[int, int]], length: int) -> None:
+        """Let rows go on from what others have; what they read stays, as it is the same."""
         del length
-        changed = [(row, source) for row, source in zip(rows, sources, strict=True) if row != source]
-        if not changed:
-            return
-        texts = self._texts
-        (group,) = {texts[row].group for row in rows}  # they made the last step together, or were just read
-        into, out = zip(*((texts[row].row, texts[source].row) for row, source in changed), strict=True)
+        (group,) = {self._texts[row].group for row, _ in moved}  # they made the last step together
+        into, out = ([self._texts[row].row for row in each] for each in zip(*moved, strict=True))
         for array in group.past.values():
-            array[list(into)] = array[list(out)]
+            array[into] = array[out]
 
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token of answers to prompts that are equally long, written one by one, as they would be;

@@ -14,7 +14,7 @@ from typing import Any
 
 from optimizer.errors import GateFailed
 from optimizer.generating.config import DecoderConfig, read_config
-from optimizer.generator import GeneratorOptions, GeneratorRuntime
+from optimizer.generator import KV8, GeneratorOptions, GeneratorRuntime, computed_and_kept
 from optimizer.runtime import Provider, SessionOptions
 from optimizer.runtimes._decode_loop import SLOTS, LoopGenerator
 from optimizer.runtimes._huge_pages import onto_huge_pages
@@ -26,9 +26,9 @@ from optimizer.types import JSON
 __all__ = ["GENERATOR"]
 
 _PROVIDER = "openvino-native"
-#: Behind a precision: keys and values in 8 bits, which is OpenVINO's own default: a scale and a zero point for each
-#: channel of a page's keys, and for each token's values.
-_KV8, _IN_8_BITS = "-kv8", "u8"
+#: Keys and values in 8 bits, which is OpenVINO's own default: a scale and a zero point for each channel of a page's
+#: keys, and for each token's values.
+_IN_8_BITS = "u8"
 #: Types that a product's weights have in the compiled graph when they are read in integers.
 _INTEGERS = ("u8", "i8", "u4", "i4")
 
@@ -49,20 +49,20 @@ def _open(folder: Path, options: GeneratorOptions) -> LoopGenerator:
     started = time.perf_counter()
     provider = Provider.parse(options.provider)
     precision = provider.precision or next(iter(PRECISIONS))
-    computes = precision.removesuffix(_KV8)
-    kept = PRECISIONS[computes] if computes == precision else _IN_8_BITS
+    computed, in_8_bits = computed_and_kept(precision)
+    kept = _IN_8_BITS if in_8_bits else PRECISIONS[computed]
     graph = load(config.file)
     weights = weights_of(graph)
     extra = {"KV_CACHE_PRECISION": kept}
     if not weights.rounds_activations:
         extra["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
-    asked = SessionOptions(Provider(provider.name, computes), options.threads, extra=extra)
+    asked = SessionOptions(Provider(provider.name, computed), options.threads, extra=extra)
     source = readable(graph, config.file)
     compiled, facts = compiled_model(source, config.file, asked, lambda model: paged(model, config))
     facts |= _read_back(compiled, config, weights, kept)
     decoder = PagedDecoder(compiled, config, options.slots or SLOTS, _PROVIDER)
     facts |= {"runtime": GENERATOR.name, "provider": options.provider, "huge_pages": onto_huge_pages()}
-    facts["precision"] = precision
+    facts["precision"] = precision  # with how the cache is kept
     facts["load_seconds"] = time.perf_counter() - started
     return LoopGenerator(decoder, config, facts)
 
@@ -101,7 +101,7 @@ def _read_back(compiled: Any, config: DecoderConfig, weights: Weights, kept: str
 GENERATOR = GeneratorRuntime(
     name="openvino",
     help="OpenVINO with a paged cache, and the same decode loop.",
-    providers=(_PROVIDER, *(f"{_PROVIDER}:{precision}{kept}" for precision in PRECISIONS for kept in ("", _KV8))),
+    providers=(_PROVIDER, *(f"{_PROVIDER}:{precision}{kept}" for precision in PRECISIONS for kept in ("", KV8))),
     modules=("numpy", "onnx_ir", "openvino"),
     open=_open,
     rank=10,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from optimizer.errors import MissingPiece
+from optimizer.generator import KV8
 from optimizer.runtime import Provider
 from optimizer.search.candidates import TEXT_EXPORT, Idea, LeftOut, Plan, StepOf, planned
 from optimizer.search.machine import Machine
@@ -74,7 +75,7 @@ def _on_openvino(made: Callable[..., Idea], bf16: bool) -> Iterable[Idea]:
         why = "weights in integers, for prompts and many texts at once"
         yield made(f"{precision}-openvino", precision, half if bf16 else Provider(_NATIVE), why)
     why = "keys and values in 8 bits too: for many texts, and long ones"
-    kept = Provider(_NATIVE, "bf16-kv8" if bf16 else "fp32-kv8")
+    kept = Provider(_NATIVE, f"{'bf16' if bf16 else 'fp32'}{KV8}")
     yield made("int4-openvino-kv8", Precision.INT4, kept, why)
 
 
