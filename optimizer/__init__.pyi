@@ -202,7 +202,7 @@ def export_onnx(
 def generate(
     *refs: str,
     prompt: str | None = ...,
-    max_tokens: int = ...,
+    max_tokens: int | None = ...,
     temperature: float = ...,
     top_p: float = ...,
     top_k: int = ...,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECK", "Generate", "GenerateReport", "open_talk"]
 
+#: new tokens of a text that nothing else is said of
+USUAL_TOKENS = 128
+
 
 class Generate(Options):
     """Options of generate."""
@@ -28,7 +31,9 @@ class Generate(Options):
         "Text to go on from; - reads it from stdin, as does a pipe. Without one on a terminal: a conversation.",
         positional=True,
     )
-    max_tokens: int = opt(128, "Most new tokens.", ge=1)
+    max_tokens: int | None = opt(
+        None, f"Most new tokens; without it {USUAL_TOKENS}, or fewer where a model has no room for them.", ge=1
+    )
     temperature: float = opt(0.0, "Divides the logits before a token is drawn; 0 takes the likeliest.", ge=0)
     top_p: float = opt(1.0, "Draw from the smallest set of tokens that is at least this likely.", ge=0, le=1)
     top_k: int = opt(0, "Draw from so many of the likeliest tokens; 0 for all.", ge=0)
@@ -64,8 +69,9 @@ class Generate(Options):
             raise BadInput("--num-beams searches no text by --json-schema or --regex", "leave one of them out")
         if self.repetition_penalty == 0:
             raise BadInput("--repetition-penalty must be above 0, not 0.0", "1 changes nothing")
-        if self.min_tokens > self.max_tokens:
-            raise BadInput(f"--min-tokens is {self.min_tokens}, and --max-tokens {self.max_tokens}")
+        most = self.max_tokens or USUAL_TOKENS
+        if self.min_tokens > most:
+            raise BadInput(f"--min-tokens is {self.min_tokens}, and --max-tokens {most}", "ask for more at most")
         if self.no_repeat_ngram_size and (self.json_schema is not None or self.regex is not None):
             raise BadInput(
                 "--no-repeat-ngram-size forbids what --json-schema and --regex have to repeat", "leave one of them out"
@@ -126,7 +132,7 @@ def open_talk(refs: tuple[str, ...], options: Generate, store: Store, progress: 
             raise BadInput(f"--json-schema {options.json_schema} cannot be read: {error}") from error
         check_schema(schema, str(options.json_schema))
     sampling = Sampling(
-        options.max_tokens,
+        options.max_tokens or USUAL_TOKENS,
         options.temperature,
         options.top_p,
         options.top_k,
@@ -145,7 +151,8 @@ def open_talk(refs: tuple[str, ...], options: Generate, store: Store, progress: 
     )
     folder = _folder(refs, store)
     progress("opening the model")
-    return Talk(folder, GeneratorOptions(options.runtime, options.provider, options.threads), sampling, options.stop)
+    how = GeneratorOptions(options.runtime, options.provider, options.threads)
+    return Talk(folder, how, sampling, options.stop, fewer=options.max_tokens is None)
 
 
 def _folder(refs: tuple[str, ...], store: Store) -> Path:

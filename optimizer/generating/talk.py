@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from optimizer.errors import BadInput
@@ -21,9 +22,30 @@ class Talk:
         tokenizer: what makes tokens of text, and text of tokens.
     """
 
-    def __init__(self, folder: Path, options: GeneratorOptions, sampling: Sampling, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: GeneratorOptions,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        *,
+        fewer: bool = False,
+    ) -> None:
+        """Open what is in ``folder``.
+
+        Args:
+            folder: of the generator.
+            options: how it is run.
+            sampling: how each text is written.
+            stop: strings that end a text.
+            fewer: take what a model has room for where that is less than ``sampling.max_tokens``, which is refused
+                otherwise.
+        """
         self.tokenizer = TextTokenizer(folder)
         self.generator: Generator = open_generator(folder, options)
+        if fewer:
+            most = min(sampling.max_tokens, self.generator.answers or self.generator.context)
+            sampling = replace(sampling, max_tokens=most)
         self._sampling, self._stop = sampling, tuple(stop)
         self._messages: list[dict[str, str]] = []
         self._written = ""

@@ -221,3 +221,18 @@ def test_without_its_packages_the_extra_is_named(
     monkeypatch.setattr(environment, "has_module", lambda name: name != "onnxruntime_genai" and real(name))
     assert run(["generate", str(llama_generator), "x", "--runtime", "genai"]) == 4
     assert "ml-opt[genai]" in capfd.readouterr().err
+
+
+def test_a_model_with_little_room_writes_what_it_can_unless_told_how_much(
+    llama_generator: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = Path(shutil.copytree(llama_generator, tmp_path / "small"))
+    config = json.loads((small / "genai_config.json").read_text())
+    config["model"]["context_length"] = config["search"]["max_length"] = 60
+    (small / "genai_config.json").write_text(json.dumps(config))
+    tokens = len(reference()[1](PROMPT)["input_ids"])
+    report = optimizer.generate(str(small), PROMPT, threads=1)
+    assert isinstance(report, GenerateReport)
+    assert report.text == wanted(60 - tokens)
+    assert run(["generate", str(small), PROMPT, "--max-tokens", "128"]) == 2
+    assert f"ask for at most {60 - tokens}" in capfd.readouterr().err
