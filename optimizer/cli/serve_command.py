@@ -55,6 +55,8 @@ class _Log:
                 names = ", ".join(f"{model['name']} version {model['version']}" for model in event["models"])
                 self._output.talk(f"ready on {event['url']} after {event['seconds']} s: {names}")
                 for model in event["models"]:
+                    if not model["proof"]:
+                        self._output.talk(f"{model['name']}: nothing was replayed, so that nothing proves its answers")
                     if why := model.get("why"):
                         self._output.talk(f"{model['name']} is {model['ref']} on {model['provider']}: {why}")
             return

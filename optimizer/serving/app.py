@@ -18,6 +18,7 @@ from optimizer.serving.guard.scopes import ANYBODY, STRANGER
 from optimizer.serving.ondemand import on_demand
 from optimizer.serving.problems import Problem, answer, as_problem
 from optimizer.serving.route import Route, Scope
+from optimizer.serving.served import using
 from optimizer.serving.state import State
 from optimizer.serving.unmatched import unmatched
 
@@ -171,7 +172,8 @@ class Door:
         try:
             client = request.client.host if request.client else ""
             call.admitted = await state.guard.admit(self.route.scope, request.headers, client)
-            return await self.route.endpoint(call)
+            with using():  # what is asked is not closed under the request
+                return await self.route.endpoint(call)
         except Exception as error:
             problem = as_problem(error)
             call.notes["error"], call.notes["reason"] = problem.message, problem.reason

@@ -62,6 +62,7 @@ class Batcher:
         watch: is told of every run, on the event loop.
         beside: the same on a share of the cores, for runs side by side; called by as many threads at once.
         threads: so many. With one, ``beside`` is never called.
+        told: makes of a runtime's message what a client may read.
 
     Attributes:
         always_beside: run as if more waited than one run takes; for those who want to see what ``beside`` answers.
@@ -76,8 +77,10 @@ class Batcher:
         watch: Callable[[Run], None] | None = None,
         beside: Callable[[Arrays], dict[str, Any]] | None = None,
         threads: int = 1,
+        told: Callable[[str], str] = str,
     ) -> None:
         self.plan = plan
+        self._told = told
         self.limits = limits
         self.sizes: Counter[int] = Counter()
         self.always_beside = False
@@ -150,6 +153,23 @@ class Batcher:
             raise _busy(f"the wait is predicted to be {wait:.3f} s, too long for --slo", wait, "slo")
         if time.perf_counter() + wait > deadline:
             raise _busy(f"the wait is predicted to be {wait:.2f} s, beyond this request's time", wait, "deadline")
+
+    def pieces(self, feeds: Arrays) -> list[dict[str, Any]]:
+        """A request as requests that no run is too small for, by rows; one row is never too large.
+
+        Raises:
+            Problem: 400: its rows are longer than the model takes.
+        """
+        size, plan = self.plan.size(feeds), self.plan
+        if plan.longest and size.length > plan.longest:
+            message = f"a row has {size.length} steps, and the model takes at most {plan.longest}"
+            raise Problem(400, message, param="inputs", code="too_long")
+        rows = max(1, min(self.limits.rows, self.limits.tokens // plan.padded(size.length)))
+        if not plan.joins or size.rows <= rows:
+            return [dict(feeds)]
+        return [
+            {name: array[start : start + rows] for name, array in feeds.items()} for start in range(0, size.rows, rows)
+        ]
 
     def submit(self, feeds: Arrays, deadline: float = math.inf, owner: str = "") -> Ticket:
         """Put a request into the queue; raises as :meth:`need_room` does."""
@@ -314,7 +334,8 @@ class Batcher:
             answers: list[Any] = self.plan.split(lane.run(self.plan.join([t.feeds for t in batch])), sizes)
         except Exception as error:
             # One of them may be at fault: each is asked alone, so that only that one fails.
-            answers = [_problem(error)] if len(batch) == 1 else [_asked_alone(lane, ticket) for ticket in batch]
+            one = len(batch) == 1
+            answers = [self._problem(error)] if one else [self._asked_alone(lane, ticket) for ticket in batch]
         seconds = time.perf_counter() - start
         rows = sum(size.rows for size in sizes)
         computed = rows * self.plan.padded(max(size.length for size in sizes))
@@ -328,25 +349,23 @@ class Batcher:
             ticket.seconds, ticket.run = seconds, run
         return run, list(zip(batch, answers, strict=True))
 
+    def _asked_alone(self, lane: _Lane, ticket: Ticket) -> Any:
+        try:
+            return dict(lane.run(ticket.feeds))
+        except Exception as error:
+            return self._problem(error)
 
-def _asked_alone(lane: _Lane, ticket: Ticket) -> Any:
-    try:
-        return dict(lane.run(ticket.feeds))
-    except Exception as error:
-        return _problem(error)
+    def _problem(self, error: Exception) -> Problem:
+        """What a run that failed is to the client; a bug's own words are for the log."""
+        if isinstance(error, MlOptError):
+            # The arrays were compared with the inputs before: what the model still refuses is in their values.
+            return Problem(400 if error.exit_code == 2 else 500, self._told(error.message), reason="model")
+        problem = Problem(500, "the model failed to answer this request", reason="model")
+        problem.__cause__ = error
+        return problem
 
 
 def _busy(message: str, wait: float, reason: str) -> Problem:
     after = max(0.001, wait)
     headers = {"Retry-After": str(math.ceil(after)), "Retry-After-Ms": str(math.ceil(after * 1000))}
     return Problem(429, message, headers, reason=reason)
-
-
-def _problem(error: Exception) -> Problem:
-    """What a run that failed is to the client; a bug's own words are for the log."""
-    if isinstance(error, MlOptError):
-        # The arrays were compared with the inputs before: what the model still refuses is in their values.
-        return Problem(400 if error.exit_code == 2 else 500, error.message, reason="model")
-    problem = Problem(500, "the model failed to answer this request", reason="model")
-    problem.__cause__ = error
-    return problem

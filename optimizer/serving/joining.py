@@ -127,6 +127,14 @@ class Plan:
             joined[name] = padded
         return joined
 
+    def whole(self, answers: Sequence[Arrays]) -> dict[str, NDArray[np.generic]]:
+        """The answer to a request of the answers to its pieces, in their order."""
+        import numpy as np
+
+        if len(answers) == 1:
+            return dict(answers[0])
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
     def split(self, outputs: Arrays, sizes: Sequence[Size]) -> list[dict[str, NDArray[np.generic]]]:
         """Each request's own answer, without its padding.
 

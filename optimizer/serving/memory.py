@@ -73,6 +73,8 @@ class Memory:
             self._need_small(served)
         for served in found:
             if self.taken() + served.weight > self.limit:
+                if served.artifact is not None:  # what is damaged shall not come to light when somebody asks for it
+                    await asyncio.to_thread(served.artifact.check)
                 continue
             await self.load(served)
             if self.taken() > self.limit:  # it takes more than its files said, and those before it come first
@@ -119,7 +121,7 @@ class Memory:
         try:
             task.result()
         except MlOptError as error:
-            raise Problem(503, f"{served.name} cannot be loaded: {error.message}", reason="load") from None
+            raise Problem(503, f"{served.name} cannot be loaded: {served.told(error.message)}", reason="load") from None
 
     async def close(self) -> None:
         """Wait for the load that is under way, and begin no other."""
@@ -143,8 +145,8 @@ class Memory:
                     await self._retire(served, f"it takes {said(served.bytes)}")
                     self._need_small(served)
             except MlOptError as error:
+                served.failed, served.reason = True, error.message
                 served.on_demand = False  # it would fail again, and make others lose their place each time
-                served.reason = error.message
                 raise
             served.used = time.perf_counter()
             while self.taken() > self.limit and (idle := self._idle(served)):  # it took more than its files said

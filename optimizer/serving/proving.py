@@ -35,10 +35,13 @@ __all__ = ["prove"]
 _MASK = "attention_mask"
 
 
-async def prove(served: Served) -> None:
-    """Replay what was kept beside a model; nothing where nothing was kept.
+async def prove(served: Served) -> str:
+    """Replay what was kept beside a model.
 
     Generators have a proof of their own (:mod:`optimizer.serving.text.proving`).
+
+    Returns:
+        what was replayed, in words; empty where nothing was kept that this graph takes.
 
     Raises:
         GateFailed: an answer is not the one that was kept.
@@ -46,14 +49,15 @@ async def prove(served: Served) -> None:
     """
     artifact, batcher = served.artifact, served.batcher
     if artifact is None or batcher is None or (golden := Golden.load(artifact.path)) is None:
-        return
+        return ""
     if any(spec.name not in golden.inputs for spec in served.inputs):
-        return  # the graph takes other inputs than the model it was made from
+        return ""  # the graph takes other inputs than the model it was made from
     tolerance = TOLERANCES[as_computed(artifact.precision, served.facts)]
     for beside in (False, True)[: batcher.lanes]:
         batcher.always_beside = beside
         await _proved(served, batcher, golden, tolerance)
     batcher.always_beside = False
+    return f"golden inputs: {len(next(iter(golden.inputs.values())))} rows"
 
 
 async def _proved(served: Served, batcher: Batcher, golden: Golden, tolerance: Tolerance) -> None:

@@ -64,9 +64,13 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether what was asked for at the start is loaded, and nothing of it has failed."""
-        asked = (served for served in self if served.phase is not Phase.UNAVAILABLE and not served.on_demand)
-        return self._started and all(served.ready for served in asked)
+        """Whether what was asked for at the start was loaded or waits to be, and nothing of it has failed."""
+        return self._started and not self.degraded
+
+    @property
+    def degraded(self) -> list[Served]:
+        """What the server was started for and cannot answer."""
+        return [served for served in self if served.degraded]
 
     def get(self, name: str, version: str = "") -> Served:
         """A model by name: the version asked for, or the newest that is ready, or the newest.
@@ -103,6 +107,8 @@ class Repository:
                 f"{twice[0]} version {twice[1]} is asked for twice; a version is served as one of its variants",
                 "serve the other variant with a server of its own, on another --port",
             )
+        for served in found:
+            served.wanted = True
         if self._memory is None:
             for served in found:
                 await self.load(served)
@@ -163,6 +169,8 @@ class Repository:
     async def _opened(self, served: Served) -> None:
         versions = self._models.setdefault(served.name, {})
         before = versions.get(served.version)
+        if before is not None:
+            served.wanted = before.wanted
         if before is None or not before.ready:
             versions[served.version] = served
         served.phase, served.reason = Phase.LOADING, ""
@@ -175,11 +183,9 @@ class Repository:
             if served.generator is not None:
                 served.writer = await asyncio.to_thread(writer_for, served, self._settings, self._metrics)
             if self._settings.verify:
-                await prove(served)
-                if served.generator is not None:
-                    await prove_writer(served)
+                served.proof = await (prove(served) if served.generator is None else prove_writer(served))
         except MlOptError as error:
-            served.phase, served.reason = Phase.UNAVAILABLE, error.message
+            served.phase, served.reason, served.failed = Phase.UNAVAILABLE, error.message, True
             await self._close(served)
             raise
         served.bytes = max(served.on_disk, await asyncio.to_thread(resident) - in_memory)
@@ -217,7 +223,7 @@ class Repository:
         """
         self.get(name)
         for served in list(self._models[name].values()):
-            served.on_demand = False
+            served.on_demand = served.wanted = False
             if served.ready:
                 await self._retire(served)
             elif served.phase is Phase.UNAVAILABLE:
@@ -249,7 +255,7 @@ class Repository:
         beside = served.beside
         served.batcher = Batcher(
             session.run, plan, limits, f"{served.name} {served.version}", metrics.ran,
-            None if beside is None else beside.run, 1 if beside is None else served.streams,
+            None if beside is None else beside.run, 1 if beside is None else served.streams, served.told,
         )  # fmt: skip
 
     async def _retire(self, served: Served, reason: str = "unloaded") -> None:
@@ -258,8 +264,7 @@ class Repository:
             served.metrics.unloaded(served.ref, str(served.facts.get("provider", "")))
         if served.writer is not None:
             await served.writer.idle(self._settings.grace)
-        if served.batcher is not None:
-            await _idle(served.batcher, self._settings.grace)
+        await _idle(served, self._settings.grace)
         await self._close(served)
         served.phase, served.reason = Phase.UNAVAILABLE, reason
         settled(gone=True)
@@ -272,11 +277,10 @@ class Repository:
         served.preprocessor = served.prepare = None
 
 
-async def _idle(batcher: Batcher, seconds: float) -> None:
-    """Wait until nothing waits in a queue that takes no new requests, or so long."""
+async def _idle(served: Served, seconds: float) -> None:
+    """Wait until nobody who was let in is being read or waits for an answer, or so long."""
     end = time.perf_counter() + seconds
-    await asyncio.sleep(_MOMENT)  # those that were let in before and are just being read come into it yet
-    while batcher.depth and time.perf_counter() < end:
+    while served.busy and time.perf_counter() < end:
         await asyncio.sleep(_MOMENT)
 
 

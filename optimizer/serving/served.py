@@ -43,7 +43,7 @@ class NotLoaded(Problem):
     """A model is asked for that is loaded when it is asked for, and is not loaded now."""
 
     def __init__(self, served: Served) -> None:
-        why = served.reason or str(served.phase).lower()
+        why = served.told(served.reason) or str(served.phase).lower()
         super().__init__(503, f"model {served.name} is not ready: {why}", {"Retry-After": "1"}, reason="not_ready")
         self.served = served
 
@@ -81,6 +81,9 @@ class Served:
         ref: what was loaded: a reference, or a path.
         phase: whether it can be asked.
         reason: why it cannot, where it cannot.
+        wanted: it was asked for at the server's start, and nobody has unloaded it since.
+        failed: it could not be loaded when it was asked for.
+        proof: what it was held to before it was ready; empty where there was nothing, or nobody wanted it.
         model: the manifest's description: task, labels, pooling, limits.
         path: the artifact's folder, or the file.
         session: what answers, for all but generators.
@@ -109,6 +112,9 @@ class Served:
     ref: str
     phase: Phase = Phase.LOADING
     reason: str = ""
+    wanted: bool = False
+    failed: bool = False
+    proof: str = ""
     model: Mapping[str, JSON] = field(default_factory=dict)
     path: Path = Path()
     artifact: Artifact | None = None
@@ -183,12 +189,26 @@ class Served:
     def ready(self) -> bool:
         return self.phase is Phase.READY
 
+    @property
+    def degraded(self) -> bool:
+        """The server was started for it, and cannot answer it."""
+        return self.wanted and self.failed
+
+    def told(self, message: str) -> str:
+        """A message as clients may read it: where the server keeps its files is not their business."""
+        return message.replace(str(self.path), self.name)
+
+    def need_open(self) -> None:
+        """Raise :class:`Problem` 503 where it was closed while a request that was let in was still being read."""
+        if self.batcher is None:
+            raise Problem(503, f"model {self.name} is being unloaded", reason="unloading")
+
     def need_ready(self) -> None:
         """Raise :class:`Problem` 503, saying why, for a model that cannot be asked now (:class:`NotLoaded`: yet)."""
         if not self.ready:
             if self.on_demand:
                 raise NotLoaded(self)
-            why = f": {self.reason}" if self.reason else ""
+            why = f": {self.told(self.reason)}" if self.reason else ""
             raise Problem(503, f"model {self.name} is not ready ({self.phase.lower()}){why}", reason="not_ready")
         if (used := _USED.get()) is not None:
             used.append(self)

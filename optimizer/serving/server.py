@@ -165,6 +165,7 @@ def _ready(repository: Repository, listening: socket.socket) -> dict[str, Any]:
                 "version": s.version,
                 "ref": s.ref,
                 "provider": s.facts.get("provider", ""),
+                "proof": s.proof,
                 **({"why": s.why} if s.why else {}),
             }
             for s in repository

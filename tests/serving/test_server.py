@@ -476,4 +476,5 @@ def test_health_says_where_each_model_is(server: Process) -> None:
     status, answer, _ = ask(server, "GET", "/health")
     assert status == 200
     assert answer["status"] == "ready"
-    assert {"name": "classes", "version": "2", "state": "READY"} in answer["models"]
+    proved = {"state": "READY", "proof": "golden inputs: 4 rows"}
+    assert {"name": "classes", "version": "2", **proved} in answer["models"]

@@ -10,7 +10,7 @@ from optimizer.serving.call import Call
 from optimizer.serving.inference import HEADER_LENGTH, encoded, parse, parse_raw
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
-from optimizer.serving.waiting import answers, deadline
+from optimizer.serving.waiting import deadline
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -30,6 +30,7 @@ async def _infer(call: Call) -> Response:
         if call.state.cache is None:  # an answer that is kept needs no room
             batcher.need_room(1)
         body = await call.body()
+        served.need_open()
         start = time.perf_counter()
         length = call.request.headers.get(HEADER_LENGTH)
         limits = served.model.get("limits") or {}
@@ -41,15 +42,9 @@ async def _infer(call: Call) -> Response:
         ids = asked.feeds.get("input_ids")
         async with call.spending(0 if ids is None else int(ids.size)):
             end = deadline(call, asked.timeout)
-            if call.state.cache is not None:
-                (outputs,) = await answered(call, served, [asked.feeds], end, asked.parameters)
-                rows = batcher.plan.size(asked.feeds).rows
-            else:
-                ticket = batcher.submit(asked.feeds, end, call.id)
-                (outputs,) = await answers(call, [ticket])
-                rows = ticket.size.rows
-                if served.metrics is not None:
-                    served.metrics.wait.observe(ticket.waited)
+            pieces = batcher.pieces(asked.feeds)
+            rows = batcher.plan.size(asked.feeds).rows
+            outputs = batcher.plan.whole(await answered(call, served, pieces, end, asked.parameters))
         start = time.perf_counter()
         content, headers = encoded(asked, outputs, served.name, served.version)
         call.times["serialize"] = time.perf_counter() - start

@@ -12,20 +12,32 @@ from optimizer.types import JSON
 if TYPE_CHECKING:
     from starlette.responses import Response
 
+    from optimizer.serving.served import Served
+
 __all__ = ["ROUTES"]
 
 
 async def _health(call: Call) -> Response:
     state = call.state
-    status = "draining" if state.draining else "ready" if state.ready else "loading"
+    degraded = state.models.degraded
+    status = "draining" if state.draining else "ready" if state.ready else "degraded" if degraded else "loading"
     answer: dict[str, JSON] = {"status": status}
     # What a server with keys serves is not for everybody who can reach it.
     if Scope.INFER in call.admitted.who.scopes:
-        answer["models"] = [
-            {"name": s.name, "version": s.version, "state": s.phase, **({"ref": s.ref, "why": s.why} if s.why else {})}
-            for s in state.models
-        ]
+        answer["models"] = [_model(served) for served in state.models]
     return json_answer(answer, 200 if state.ready else 503)
+
+
+def _model(served: Served) -> dict[str, JSON]:
+    """Where one model is."""
+    said: dict[str, JSON] = {"name": served.name, "version": served.version, "state": served.phase}
+    if served.ready:
+        said["proof"] = served.proof
+    if served.why:
+        said |= {"ref": served.ref, "why": served.why}
+    if served.degraded:
+        said["reason"] = served.told(served.reason)
+    return said
 
 
 async def _metrics(call: Call) -> Response:

@@ -62,6 +62,7 @@ async def _model(call: Call) -> Response:
                 "task": served.task,
                 "provider": served.facts.get("provider", ""),
                 "batching": served.batching,
+                "proof": served.proof,
                 **({"why": served.why} if served.why else {}),
             },
         }

@@ -33,8 +33,11 @@ class _Written:
     margins: tuple[float, ...]
 
 
-async def prove_writer(served: Served) -> None:
-    """Write what was kept beside a generator; nothing where nothing was kept.
+async def prove_writer(served: Served) -> str:
+    """Write what was kept beside a generator.
+
+    Returns:
+        what was written, in words; empty where nothing was kept.
 
     Raises:
         GateFailed: it writes something else, and where.
@@ -58,6 +61,7 @@ async def prove_writer(served: Served) -> None:
         place, _ = first_difference(one.tokens, other.tokens, one.margins, near)
         if place is not None:
             raise _fails(served, number, place, "beside other texts it writes something else than alone")
+    return f"golden texts: {len(golden)}" if golden else ""
 
 
 def _facts(served: Served) -> dict[str, dict[str, float]]:
