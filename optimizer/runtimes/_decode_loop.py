@@ -31,7 +31,7 @@ __all__ = ["SLOTS", "BeamRows", "LoopGenerator", "Rows"]
 
 #: Texts written at once when nobody says how many.
 SLOTS = 16
-#: Tokens of new prompts that are read between two steps of the texts under way, so that these do not stand still.
+#: Tokens of prompts that are read between two steps of the texts under way, so that these do not stand still.
 _READ_AT_ONCE = 512
 
 
@@ -41,15 +41,18 @@ class Rows(Protocol):
     Attributes:
         slots: how many rows there are.
         together: most prompts that are read in one run.
+        part: most tokens of a prompt that are read in one run; 0 where prompts are read whole.
     """
 
     slots: int
     together: int
+    part: int
 
-    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32] | None:
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]], begin: int = 0) -> NDArray[np.float32] | None:
         """Read prompts into this row and those behind it, whatever was there; logits of what follows each of them,
         ``[prompts, vocabulary]``. None where an encoder read them: the next step, which all rows make together, then
-        takes the last of the tokens that an answer begins with.
+        takes the last of the tokens that an answer begins with. With ``begin`` it is a part of one prompt, so many
+        tokens of which are in the row already.
         """
 
     def step(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
@@ -95,6 +98,11 @@ class _Text:
     token: int = field(default=-1)  # the last one
     written: int = 0
 
+    @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is not in the row yet."""
+        return self.length < self.prompt.size
+
     def go_on(self, logits: NDArray[np.float32]) -> bool:
         """Take the next token and hand it on; whether there is more to come."""
         if self.guide:
@@ -127,7 +135,11 @@ class _Row:
 
     @property
     def token(self) -> int:
-        return self.text.search.token(self.beam) if self.text.search else self.text.token
+        """What the next step takes: the last token, or of a prompt that is still read the one whose turn it is."""
+        text = self.text
+        if text.reading:
+            return int(text.prompt[text.length])
+        return text.search.token(self.beam) if text.search else text.token
 
 
 def _without(logits: NDArray[np.float32], tokens: Collection[int]) -> NDArray[np.float32]:
@@ -227,7 +239,7 @@ class LoopGenerator:
             try:
                 self._drop_cancelled()
                 self._admit()
-                if self._rows:
+                if any(not row.text.reading for row in self._rows):
                     self._step()
             except Exception as error:  # one that no text is to blame for: it ends them all, and the next may do better
                 for text in self._texts:
@@ -263,25 +275,54 @@ class LoopGenerator:
                 self._decoder.move(len(self._rows), row, last.text.length)
 
     def _admit(self) -> None:
-        read = 0
-        while read == 0 or read < _READ_AT_ONCE:
-            texts = self._next(_READ_AT_ONCE - read)
+        """Read some of what waits, so that texts under way do not stand still; all of one run where there are none."""
+        part = self._decoder.part
+        room = part if part and all(row.text.reading for row in self._rows) else _READ_AT_ONCE
+        while room > 0:
+            unread = next((place for place, row in enumerate(self._rows) if row.text.reading), None)
+            if unread is not None:
+                room -= self._read_on(unread, room)
+                continue
+            texts = self._next(room)
             if not texts:
                 return
-            try:
-                logits = self._decoder.read(len(self._rows), [text.prompt for text in texts])
-            except Exception as error:
-                for text in texts:
-                    text.stream.fail(error)
-                continue
+            if part and texts[0].prompt.size > room:  # it has its row while it is read
+                self._rows.append(_Row(texts[0]))
+            else:
+                room -= self._read_whole(texts)
+
+    def _read_on(self, row: int, room: int) -> int:
+        """Read some more of a prompt, at most as many tokens as there is room for; how many it was."""
+        text = self._rows[row].text
+        begin = text.length
+        part = text.prompt[begin : begin + min(room, self._decoder.part)]
+        try:
+            logits = self._decoder.read(row, [part], begin)
+        except Exception as error:
+            text.stream.fail(error)
+            self._leave(text)
+            return 0
+        text.length += part.size
+        if not text.reading and logits is not None:
+            self._go_on([row], logits, row)
+        return int(part.size)
+
+    def _read_whole(self, texts: Sequence[_Text]) -> int:
+        """Read prompts in one run; how many tokens that were."""
+        first = len(self._rows)
+        try:
+            logits = self._decoder.read(first, [text.prompt for text in texts])
+        except Exception as error:
             for text in texts:
-                text.length = text.prompt.size
-                read += text.length
-            first = len(self._rows)
-            # Those that are over with their first token leave again, as each has its row already.
-            self._rows += [_Row(text) for text in texts]
-            if logits is not None:
-                self._go_on(first, logits)
+                text.stream.fail(error)
+            return 0
+        for text in texts:
+            text.length = text.prompt.size
+        # Those that are over with their first token leave again, as each has its row already.
+        self._rows += [_Row(text) for text in texts]
+        if logits is not None:
+            self._go_on(range(first, len(self._rows)), logits, first)
+        return sum(text.prompt.size for text in texts)
 
     def _next(self, room: int) -> list[_Text]:
         """Texts that wait, as many as are read in one run: the first, and others while their tokens have room."""
@@ -299,16 +340,18 @@ class LoopGenerator:
         return found
 
     def _step(self) -> None:
-        """One token more for every text."""
+        """One token more for every text; one whose prompt is still read takes the next of its tokens."""
         logits = self._decoder.step([row.token for row in self._rows], [row.text.length for row in self._rows])
         for text in self._texts:
             text.length += 1
-        self._go_on(0, logits)
+        self._go_on([place for place, row in enumerate(self._rows) if not row.text.reading], logits, 0)
 
-    def _go_on(self, first: int, logits: NDArray[np.float32]) -> None:
-        """Hand the next tokens of each text from a row on to it; those that are over leave."""
+    def _go_on(self, rows: Sequence[int], logits: NDArray[np.float32], first: int) -> None:
+        """Hand the next tokens of the texts in some rows on to them, by logits from the row ``first`` on; those that
+        are over leave.
+        """
         places: dict[_Text, list[int]] = {}
-        for place in sorted(range(first, len(self._rows)), key=lambda place: self._rows[place].beam):
+        for place in sorted(rows, key=lambda place: self._rows[place].beam):
             places.setdefault(self._rows[place].text, []).append(place)
         over = []
         for text, of_text in places.items():

@@ -147,6 +147,7 @@ class PagedDecoder:
 
     def __init__(self, compiled: Any, config: DecoderConfig, slots: int, provider: str) -> None:
         self.slots = self.together = slots
+        self.part = _READ_AT_ONCE
         self._compiled, self._config, self._provider = compiled, config, provider
         self._pages = _Pages(compiled)
         #: Pages of each row, as many as it has needed so far.
@@ -156,19 +157,22 @@ class PagedDecoder:
         self._scoring = threading.Lock()
         self._scorer: _Pages | None = None
 
-    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Read prompts into this row and those behind it; logits of what follows each, ``[prompts, vocabulary]``."""
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]], begin: int = 0) -> NDArray[np.float32]:
+        """Read prompts into this row and those behind it, or what follows so many tokens of one; logits of what is
+        next, ``[prompts, vocabulary]``.
+        """
         import numpy as np
 
         self._bound = 0
         tables = self._tables[row : row + len(prompts)]
         for table, prompt in zip(tables, prompts, strict=True):
-            self._pages.release(table)
-            self._pages.grow(table, prompt.size)
+            if not begin:
+                self._pages.release(table)
+            self._pages.grow(table, begin + prompt.size)
         logits = np.empty((len(prompts), self._config.vocabulary), np.float32)
         with openvino_errors(self._config.file, self._provider):
             for part in _runs(prompts):
-                pieces = [(prompts[at][begin:end], begin, tables[at]) for at, begin, end in part]
+                pieces = [(prompts[at][start:end], begin + start, tables[at]) for at, start, end in part]
                 for (at, _, end), found in zip(part, self._pages.read(pieces), strict=True):
                     if end == prompts[at].size:
                         logits[at] = found

@@ -69,6 +69,7 @@ class Decoder:
 
     #: Prompts are read one by one: GroupQueryAttention takes several new tokens behind a cache for one row at a time.
     together = 1
+    part = _READ_AT_ONCE
 
     def __init__(self, session: Any, config: DecoderConfig, slots: int) -> None:
         self._session, self._config, self.slots = session, config, slots
@@ -170,12 +171,14 @@ class Decoder:
         self._buffers, self._rows, self._capacity = made, high, capacity
         self._bound = 0
 
-    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Read a prompt into a row, whatever was there; logits of what follows, ``[1, vocabulary]``."""
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]], begin: int = 0) -> NDArray[np.float32]:
+        """Read a prompt, or what follows so many of its tokens, into a row; logits of what is next,
+        ``[1, vocabulary]``.
+        """
         (prompt,) = prompts
-        self._room(row + 1, prompt.size + 1)
-        for begin in range(0, prompt.size, _READ_AT_ONCE):
-            logits = self._read(row, prompt[begin : begin + _READ_AT_ONCE], begin)
+        self._room(row + 1, begin + prompt.size + 1)
+        for place in range(0, prompt.size, self.part):
+            logits = self._read(row, prompt[place : place + self.part], begin + place)
         return self._floats(logits)[None]
 
     def _read(self, row: int, tokens: NDArray[np.int64], begin: int) -> NDArray[Any]:

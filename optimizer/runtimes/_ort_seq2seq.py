@@ -129,6 +129,8 @@ class EncoderDecoder:
 
     #: Prompts that are read at once, if they are short.
     together = 64
+    #: An encoder sees all of a prompt at once.
+    part = 0
 
     def __init__(self, encoder: Any, decoder: Any, config: DecoderConfig, slots: int) -> None:
         self._encoder, self._decoder, self._config, self.slots = encoder, decoder, config, slots
@@ -150,8 +152,9 @@ class EncoderDecoder:
         #: Who made the last step together, or were read together, and what they have written.
         self._last: tuple[list[_Text], _Group] | None = None
 
-    def read(self, row: int, prompts: Sequence[NDArray[np.int64]]) -> None:
+    def read(self, row: int, prompts: Sequence[NDArray[np.int64]], begin: int = 0) -> None:
         """Read prompts and begin their answers, but for the last token that all begin with: the next step takes it."""
+        assert not begin
         read: dict[int, _Text] = {}
         for places in _runs([prompt.size for prompt in prompts]):
             of_run = [prompts[place] for place in places]

@@ -63,7 +63,7 @@ def test_a_decoder_writes_the_same(
     llama_generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, at_once: int
 ) -> None:
     """With the input and a prompt read whole or in parts; a runtime that does not know the input reads it too."""
-    monkeypatch.setattr("optimizer.runtimes._ort_decoder._READ_AT_ONCE", at_once)
+    monkeypatch.setattr("optimizer.runtimes._ort_decoder.Decoder.part", at_once)
     for path in llama_generator.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     model = onnx_ir.load(str(tmp_path / "model.onnx"))
