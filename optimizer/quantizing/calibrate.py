@@ -154,7 +154,10 @@ def quantize(
     Returns:
         the quantized file, in ``work``.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    from optimizer.quantizing.softmax import exact_softmax
 
     target = work / "quantized.onnx"
     quantize_static(
@@ -181,6 +184,10 @@ def quantize(
     )
     if not round_answers:
         _give_back_exact(target, set(choice.chosen))
+    if "Softmax" in choice.op_types:
+        model = onnx.load(str(target), load_external_data=False)
+        if exact_softmax(model):
+            onnx.save_model(model, str(target))
     return target
 
 

@@ -38,11 +38,12 @@ _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _LOOKUP = "embedding"
 #: What may stand between a convolution and the rounding of its answer: int8 kernels do both.
 _FUSED_WITH_CONVOLUTION = ("relu", "relu_")
+_SOFTMAX = "softmax"
 _SUMS, _NORM = ("add", "__add__", "__radd__", "add_", "__iadd__"), "layer_norm"
 #: What is also rounded where every operator is to take 8 bits.
 _EVERY = (
     *(*_SUMS, "mul", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm"),
-    *("softmax", "layer_norm", "group_norm", "gelu", "relu", "silu", "tanh", "sigmoid", "mean"),
+    *(_SOFTMAX, "layer_norm", "group_norm", "gelu", "relu", "silu", "tanh", "sigmoid", "mean"),
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
 )
 
@@ -83,6 +84,8 @@ class Calls(TorchFunctionMode):
         self._sums: dict[int, tuple[torch.Tensor, list[int]]] = {}
         # What came out of rounding, and goes on through the model.
         self._out: dict[int, torch.Tensor] = {}
+        # What softmax answered.
+        self._shares: dict[int, torch.Tensor] = {}
         # What convolutions made, and what its place is called.
         self._answers: dict[int, tuple[torch.Tensor, str]] = {}
         self._numbers: dict[int, int] = {}
@@ -107,6 +110,8 @@ class Calls(TorchFunctionMode):
         if scheme.every and scheme.activation_bits and name in _EVERY:
             args, operands = self._operands(args, name)
         answer = func(*args, **kwargs)
+        if name == _SOFTMAX and scheme.every and self._model.phase is Phase.FIND:
+            self._shares[id(answer)] = answer
         if scheme.smooth and self._model.phase is Phase.FIND and operands:
             self._find_sums(name, answer, args, operands)
         if name in _FUSED_WITH_CONVOLUTION and args and id(args[0]) in self._answers:
@@ -243,7 +248,7 @@ class Calls(TorchFunctionMode):
         return tuple(made), numbers
 
     def _rounded_activation(self, tensor: torch.Tensor, site: str) -> torch.Tensor:
-        number = self._model.site(site)
+        number = self._model.site(site, of_softmax=id(tensor) in self._shares)
         if number is None:
             return tensor
         self._numbers[id(tensor)] = number

@@ -227,12 +227,13 @@ class QuantizedModel(torch.nn.Module):
             self._kept[name] = (weight._version, made)
         return made
 
-    def site(self, name: str) -> int | None:
+    def site(self, name: str, *, of_softmax: bool = False) -> int | None:
         """The number of a place in a forward pass; None for one that was not met with the sample."""
         if self.phase is Phase.FIND and name not in self.sites:
             low, high = self.scheme.levels
             self.sites[name] = len(self.quantizers)
-            self.quantizers.append(ActivationQuantizer(low, high, symmetric=self.scheme.symmetric))
+            made = ActivationQuantizer(low, high, symmetric=self.scheme.symmetric, of_softmax=of_softmax)
+            self.quantizers.append(made)
         return self.sites.get(name)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from optimizer.quantizing.softmax import ABOVE
 from optimizer.training.scheme import WEIGHT_LEVELS
 
 __all__ = ["ActivationQuantizer", "clip_weight", "round_blocks", "round_weight", "weight_scale"]
@@ -58,6 +59,8 @@ class ActivationQuantizer(torch.nn.Module):
         low: its lowest level.
         high: its highest level.
         symmetric: the zero point is 0.
+        of_softmax: it is an answer of softmax, whose scale ONNX Runtime's kernel rounds
+            (:mod:`optimizer.quantizing.softmax`): it is one that needs no rounding.
 
     Attributes:
         log_scale: the logarithm of the step between two levels, so that a step of the optimizer is a share of it.
@@ -71,9 +74,9 @@ class ActivationQuantizer(torch.nn.Module):
     zero_point: torch.Tensor
     multiplier: torch.Tensor | None
 
-    def __init__(self, low: int, high: int, *, symmetric: bool) -> None:
+    def __init__(self, low: int, high: int, *, symmetric: bool, of_softmax: bool = False) -> None:
         super().__init__()
-        self.low, self.high, self.symmetric = low, high, symmetric
+        self.low, self.high, self.symmetric, self.of_softmax = low, high, symmetric, of_softmax
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int64))
         self.register_buffer("multiplier", None)
@@ -86,7 +89,11 @@ class ActivationQuantizer(torch.nn.Module):
     @property
     def scale(self) -> torch.Tensor:
         """The step between two levels, float32 ``[]``."""
-        return self.log_scale.exp()
+        scale = self.log_scale.exp()
+        if not self.of_softmax:
+            return scale
+        exact = 1 / (scale.detach().reciprocal().round().clamp(min=1) + ABOVE)
+        return scale + (exact - scale).detach()
 
     def smoothed(self, x: torch.Tensor) -> torch.Tensor:
         """Values times their channels' multipliers: what is rounded."""

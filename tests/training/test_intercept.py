@@ -254,3 +254,20 @@ def test_weights_that_are_kept_between_passes_follow_their_changes(folder: Path)
     assert not torch.equal(kept, before)
     model(**SAMPLE)  # a pass that may be learned from keeps nothing
     assert not model._kept
+
+
+def test_answers_of_softmax_have_scales_that_its_kernel_takes_as_they_are(folder: Path) -> None:
+    model = calibrated(bert(folder), EVERY)
+    found = {site: model.quantizer(number) for site, number in model.sites.items()}
+    shares = {site: quantizer for site, quantizer in found.items() if quantizer.of_softmax}
+    assert len(shares) == 2
+    assert all("matmul" in site and site.endswith("operand 0") for site in shares)
+    for quantizer in shares.values():
+        inverse = float(1 / quantizer.scale.detach())
+        assert 0 < inverse - round(inverse) < 1e-3
+        assert abs(inverse - float(1 / quantizer.log_scale.detach().exp())) < 0.51
+        quantizer(torch.rand(3, 5, requires_grad=True)).sum().backward()
+        assert quantizer.log_scale.grad is not None
+        assert quantizer.log_scale.grad.abs() > 0
+    other = next(quantizer for quantizer in found.values() if not quantizer.of_softmax)
+    assert torch.equal(other.scale, other.log_scale.exp())
