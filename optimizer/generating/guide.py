@@ -22,25 +22,46 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 
 
 class Guide:
-    """Where one text is in its grammar."""
+    """Where one text is in its grammar.
+
+    A matcher that has failed says that it is over and lets end tokens come, as one does whose text is complete.
+    """
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def allow(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits with -inf where a token would leave the grammar; ``[vocabulary]``."""
+        """Logits with -inf where a token would leave the grammar; ``[vocabulary]``.
+
+        Raises:
+            BadInput: what may come next takes more than the library's limits to find out.
+        """
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
         allowed = np.unpackbits(bits, bitorder="little", count=min(bits.size * 8, logits.size)).astype(bool)
         masked = np.full_like(logits, -np.inf)
         masked[: allowed.size][allowed] = logits[: allowed.size][allowed]
         return masked
 
     def take(self, token: int) -> bool:
-        """Go on by a token; whether the text is complete, and nothing can follow."""
+        """Go on by a token; whether the text is complete, and nothing can follow.
+
+        Raises:
+            BadInput: the token leaves the grammar, or following it takes more than the library's limits.
+        """
         self._matcher.consume_token(token)
+        self._check()
         return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise BadInput(
+                f"the text cannot be held to its grammar any further: {_first_line(self._matcher.get_error())}",
+                "make the JSON schema or the regular expression simpler: fewer alternatives, and smaller numbers of "
+                "repetitions",
+            )
 
 
 class Guides:
@@ -77,8 +98,13 @@ class Guides:
         matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
             what = "JSON schema" if sampling.json_schema else "regular expression"
-            raise BadInput(f"the {what} cannot be followed: {matcher.get_error().strip().splitlines()[0]}")
+            raise BadInput(f"the {what} cannot be followed: {_first_line(matcher.get_error())}")
         return Guide(matcher)
+
+
+def _first_line(error: str) -> str:
+    """What the library says without the state that it adds."""
+    return (error.strip().splitlines() or ["no reason is said"])[0]
 
 
 def check_schema(text: str, name: str) -> None:

@@ -17,6 +17,7 @@ from generators import greedy, prompts, reference
 from scipy import stats
 
 from optimizer.errors import BadInput, MissingPiece, UnknownName
+from optimizer.generating.guide import Guide
 from optimizer.generating.stream import Stream
 from optimizer.generator import (
     Finish,
@@ -231,6 +232,24 @@ def test_a_grammar_that_is_none_is_refused(generator: Generator) -> None:
     with pytest.raises(BadInput):
         list(generator.submit([5], Sampling(regex="(")))
     assert tokens(generator.submit([5], Sampling(max_tokens=3))) == greedy([5], 3)
+
+
+def test_a_grammar_that_is_given_up_fails_its_own_text_alone(own: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the middle of its text, which is not over."""
+    allow, steps = Guide.allow, iter(range(4))
+
+    def spoil(guide: Guide, logits: Any) -> Any:
+        if next(steps, None) is None:
+            guide._matcher.consume_token(own.end_tokens[0])  # a text of digits does not end here
+        return allow(guide, logits)
+
+    monkeypatch.setattr(Guide, "allow", spoil)
+    guided = own.submit(prompts(1)[0], Sampling(max_tokens=60, regex="[0-9]{30}"))
+    other = own.submit(prompts(2)[1], Sampling(max_tokens=30))
+    with pytest.raises(BadInput, match="cannot be held to its grammar any further"):
+        tokens(guided)
+    assert tokens(other) == greedy(prompts(2)[1], 30)
+    assert tokens(own.submit([5], Sampling(max_tokens=3))) == greedy([5], 3)
 
 
 def test_a_closed_one_ends_its_texts_and_takes_no_more(llama_generator: Path) -> None:
