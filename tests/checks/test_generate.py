@@ -196,6 +196,11 @@ def test_a_broken_chat_template_is_refused(
     (tmp_path / "m" / "chat_template.jinja").write_text("{% for message in messages %}")
     assert run(["generate", str(tmp_path / "m"), "hi", "--chat"]) == 2
     assert "chat template" in capfd.readouterr().err
+    (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    assert run(["generate", str(tmp_path / "m"), "hi", "--chat"]) == 2
+    assert "chat_template.jinja is broken: it cannot be read" in capfd.readouterr().err
+    assert run(["generate", str(tmp_path / "m"), PROMPT, "--max-tokens", "3"]) == 0
+    assert capfd.readouterr().out == wanted(3) + "\n"
     (tmp_path / "m" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert run(["generate", str(tmp_path / "m"), PROMPT, "--chat", "--max-tokens", "3"]) == 0
     tokenizer = reference()[1]

@@ -67,3 +67,46 @@ def test_a_broken_template_is_refused_with_its_error(tmp_path: Path, template: s
 
 def test_no_template_is_none(tmp_path: Path) -> None:
     assert with_template(tmp_path, None).chat is None
+
+
+def test_several_without_a_default_one_are_none(tmp_path: Path) -> None:
+    assert with_template(tmp_path, [{"name": "tools", "template": "t"}]).chat is None
+    assert with_template(tmp_path, []).chat is None
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (["a", "b"], "its list holds other things"),
+        ([{"name": "default", "template": "d"}, None], "its list holds other things"),
+        ([{"name": "default", "template": 3}], "of the type int"),
+        ([{"name": "default"}], "of the type NoneType"),
+        ({"default": "d"}, "of the type dict"),
+        (7, "of the type int"),
+        (False, "of the type bool"),
+    ],
+)
+def test_what_is_no_template_is_an_error_where_one_is_needed(tmp_path: Path, template: object, why: str) -> None:
+    """And the tokenizer is one all the same."""
+    opened = with_template(tmp_path, template)
+    assert opened.decode(opened.encode("import os")) == "import os"
+    assert opened.chat is not None
+    with pytest.raises(BadInput, match=rf"tokenizer_config\.json is broken: .*{why}") as caught:
+        opened.chat.prompt(TALK)
+    assert "without --chat" in caught.value.hint
+
+
+def test_a_file_that_is_no_utf_8_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ messages[0].content }}\xff\xfe")
+    opened = with_template(tmp_path, "d")
+    assert opened.decode(opened.encode("import os")) == "import os"
+    assert opened.chat is not None
+    with pytest.raises(BadInput, match=r"chat_template\.jinja is broken: it cannot be read: .*utf-8"):
+        opened.chat.prompt(TALK)
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    chat = with_template(tmp_path, "{{ messages[0].content }}\ud800").chat
+    assert chat is not None
+    with pytest.raises(BadInput, match=r"does not take this conversation: .*surrogates"):
+        chat.prompt(TALK)
