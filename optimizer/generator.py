@@ -55,7 +55,7 @@ class Sampling:
         stop_tokens: tokens that end the text, beside the model's own.
         json_schema: the text is JSON that fits this schema; empty for none.
         regex: the text matches this expression; empty for none.
-        logprobs: say how likely each token was to the model.
+        logprobs: say how likely each token was to the model: by its own logits, before all that bends or limits them.
         top_logprobs: with ``logprobs``, say it also of so many of the likeliest tokens at each place.
         min_tokens: no end token is chosen before so many new tokens; with as many as ``max_tokens`` every text is of
             the same length, as in a benchmark.

@@ -105,6 +105,7 @@ class _Text:
 
     def go_on(self, logits: NDArray[np.float32]) -> bool:
         """Take the next token and hand it on; whether there is more to come."""
+        own = logits  # what the model thinks, whatever is allowed: all that bends them makes a copy
         if self.guide:
             logits = self.guide.allow(logits)
         if banned := (*self.never, *(self.ends if self.written < self.sampling.min_tokens else ())):
@@ -119,9 +120,9 @@ class _Text:
         self.left -= 1
         self.written += 1
         finish = Finish.STOP if complete else Finish.LENGTH if self.left == 0 else None
-        chances = (logprob(logits, self.token),) if self.sampling.logprobs else ()
+        chances = (logprob(own, self.token),) if self.sampling.logprobs else ()
         count = self.sampling.top_logprobs
-        top = (top_logprobs(logits, count),) if self.sampling.logprobs and count else ()
+        top = (top_logprobs(own, count),) if self.sampling.logprobs and count else ()
         self.stream.put(Piece((self.token,), finish, chances, top))
         return finish is None
 

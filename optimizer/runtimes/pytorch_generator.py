@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.environment import cpu_threads, version_of
 from optimizer.errors import BadInput, missing_package
 from optimizer.generating.asked import check_read
+from optimizer.generating.sampler import logprob, top_logprobs
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling, room
 from optimizer.hf import quiet_libraries, read_config
 from optimizer.hf_errors import config_error, weights_error
@@ -196,12 +197,16 @@ class TorchGenerator:
         if sampling.temperature > 0:
             drawn = ("temperature", "top_p", "top_k", "min_p")
             settings |= {name: getattr(sampling, name) for name in drawn}
-        with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None), quiet_libraries():
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-            self._module.generate(
-                input_ids=ids, attention_mask=mask, streamer=watching, stopping_criteria=[watching.stopped], **settings
-            )
+        hook = self._module.register_forward_hook(watching.answered) if sampling.logprobs else None
+        try:
+            with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None), quiet_libraries():
+                if sampling.seed is not None:
+                    torch.manual_seed(sampling.seed)
+                watch = {"streamer": watching, "stopping_criteria": [watching.stopped]}
+                self._module.generate(input_ids=ids, attention_mask=mask, **watch, **settings)
+        finally:
+            if hook is not None:
+                hook.remove()
 
 
 class _Watching:
@@ -212,13 +217,20 @@ class _Watching:
         self._ends = frozenset(ends)
         #: Calls that hand over what is no token of an answer: prompts, or what every answer begins with.
         self._before = 1 + unsaid
+        #: What the model answered last, ``[rows, vocabulary]``, before anything bends it; where chances are asked for.
+        self._logits: NDArray[np.float32] | None = None
+
+    def answered(self, module: Any, given: Any, answer: Any) -> None:
+        """Keep the logits of the next token: a hook behind the model's own call."""
+        del module, given
+        self._logits = answer.logits[:, -1].float().numpy()
 
     def put(self, tokens: Any) -> None:
         """The prompts first, and then the next token of each row; rows that are over get padding."""
         if self._before:
             self._before -= 1
             return
-        for text, token in zip(self._texts, tokens.tolist(), strict=True):
+        for row, (text, token) in enumerate(zip(self._texts, tokens.tolist(), strict=True)):
             if text.finish is not None:
                 continue
             if text.cancelled.is_set():
@@ -226,7 +238,14 @@ class _Watching:
             elif token in self._ends:
                 text.finish = Finish.STOP
             else:
-                text.pieces.put(Piece((token,)))
+                text.pieces.put(Piece((token,), None, *self._chances(row, token)))
+
+    def _chances(self, row: int, token: int) -> tuple[tuple[float, ...], tuple[tuple[tuple[int, float], ...], ...]]:
+        """How likely a token was, and the likeliest ones at its place, as :class:`Piece` has them."""
+        if self._logits is None:
+            return (), ()
+        logits, count = self._logits[row], self._texts[row].sampling.top_logprobs
+        return (logprob(logits, token),), (top_logprobs(logits, count),) if count else ()
 
     def end(self) -> None:
         """All rows are over; whoever called ``generate`` says so."""
@@ -263,6 +282,8 @@ def _check(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: 
         raise BadInput(f"top_p is {sampling.top_p}", "it is more than 0 and at most 1")
     if sampling.top_k < 0:
         raise BadInput(f"top_k is {sampling.top_k}", "it is 0 or more")
+    if not 0 <= sampling.top_logprobs <= vocabulary:
+        raise BadInput(f"top_logprobs is {sampling.top_logprobs}", f"it is from 0 to {vocabulary}")
     if sampling.num_beams > 1:
         raise BadInput("PyTorch follows no beams here", "ask an exported generator")
     if sampling.presence_penalty or sampling.frequency_penalty:

@@ -289,14 +289,29 @@ def test_first_tokens_are_distributed_as_the_model_says(own: Generator) -> None:
     assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
-def test_logprobs_are_the_scores_of_the_tokens(own: Generator) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"regex": "a{12}"},
+        {"temperature": 3.0, "seed": 5},
+        {"temperature": 1.0, "top_k": 2, "seed": 5},
+        {"logit_bias": ((77, 50.0),)},
+        {"min_tokens": 12, "stop_tokens": (77, 78, 79)},
+    ],
+)
+def test_logprobs_are_the_scores_of_the_tokens(own: Generator, asked: dict[str, Any]) -> None:
+    """The model's own, whatever else is asked: a token that a grammar leaves no choice of was not certain to it."""
     prompt = prompts(2)[1]
-    pieces = list(own.submit(prompt, Sampling(max_tokens=12, logprobs=True)))
+    pieces = list(own.submit(prompt, Sampling(max_tokens=12, logprobs=True, top_logprobs=3, **asked)))
     written = [t for piece in pieces for t in piece.tokens]
-    scores = own.score(np.array([prompt + written]))[0].astype(np.float64)
+    scores = own.score(np.array([prompt + written]))[0].astype(np.float64)[len(prompt) - 1 : -1]
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
-    wanted = [scores[len(prompt) - 1 + n, token] for n, token in enumerate(written)]
-    assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted, abs=1e-3)
+    wanted = scores[np.arange(len(written)), written]
+    assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted.tolist(), abs=1e-3)
+    assert wanted.max() < 0
+    top = [chance for piece in pieces for place in piece.top for _, chance in place]
+    assert top == pytest.approx(np.sort(scores, axis=1)[:, :-4:-1].ravel().tolist(), abs=1e-3)
 
 
 def test_what_was_written_and_what_is_leaned_to_count_in_the_choice(own: Generator) -> None:
@@ -316,7 +331,6 @@ def test_what_was_written_and_what_is_leaned_to_count_in_the_choice(own: Generat
         times = np.bincount(written[:place], minlength=own.vocabulary)
         bent[place] -= 1.0 * (times > 0) + 0.7 * times
     assert written == bent.argmax(1).tolist() != scores.argmax(1).tolist()
-    scores[:, list(own.end_tokens)] = -np.inf
     scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
     wanted = scores[np.arange(len(written)), written]
     assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted.tolist(), abs=1e-3)

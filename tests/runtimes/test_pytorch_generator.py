@@ -77,6 +77,26 @@ def test_logits_are_those_of_a_forward_pass(folder: Path, opened: Any) -> None:
     assert opened.score(ids) == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("asked", [{}, {"min_tokens": 20}, {"repetition_penalty": 3.0}, {"logit_bias": ((77, 50.0),)}])
+def test_logprobs_are_the_scores_of_the_tokens(opened: Any, asked: dict[str, Any]) -> None:
+    """The model's own, of texts written together; and nothing is kept where none are asked for."""
+    how = Sampling(max_tokens=20, logprobs=True, top_logprobs=2, **asked)
+    begun = [opened.submit(prompt, how) for prompt in PROMPTS]
+    for prompt, each in zip(PROMPTS, begun, strict=True):
+        pieces = list(each)
+        written = [token for piece in pieces for token in piece.tokens]
+        scores = opened.score(np.array([prompt + written]))[0].astype(np.float64)[len(prompt) - 1 : -1]
+        scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+        wanted = scores[np.arange(len(written)), written].tolist()
+        assert [chance for piece in pieces for chance in piece.logprobs] == pytest.approx(wanted, abs=1e-4)
+        top = [chance for piece in pieces for place in piece.top for _, chance in place]
+        assert top == pytest.approx(np.sort(scores, axis=1)[:, :-3:-1].ravel().tolist(), abs=1e-4)
+    assert not any(piece.logprobs or piece.top for piece in opened.submit(PROMPTS[0], Sampling(max_tokens=3)))
+    assert not opened._module._forward_hooks
+    with pytest.raises(BadInput, match="top_logprobs is 513"):
+        opened.submit(PROMPTS[0], Sampling(logprobs=True, top_logprobs=513))
+
+
 def test_what_bends_the_choice_reaches_generate(folder: Path, opened: Any) -> None:
     import torch
 

@@ -8,6 +8,7 @@ that were written one by one, but for places where two tokens were as good as eq
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ __all__ = ["prove_writer"]
 
 #: Tokens of each continuation: the server shall be ready soon.
 _TOKENS = 16
+#: Likeliest tokens that are asked for at each place: the two that count, and some that never come.
+_TOP = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def _facts(served: Served) -> dict[str, dict[str, float]]:
 
 
 async def _write(generator: Generator, golden: Continuation) -> _Written:
-    asked = Sampling(max_tokens=min(_TOKENS, len(golden.tokens)), logprobs=True, top_logprobs=2)
+    asked = Sampling(max_tokens=min(_TOKENS, len(golden.tokens)), logprobs=True, top_logprobs=_TOP)
     try:
         generation = generator.submit(golden.prompt, asked)
     except BadInput:  # a runtime that tells no chances
@@ -80,8 +83,16 @@ async def _write(generator: Generator, golden: Continuation) -> _Written:
     async for pieces in Pieces(generation):
         for piece in pieces:
             tokens += piece.tokens
-            margins += [first[1] - second[1] for first, second in piece.top]
+            margins += map(_ahead, piece.tokens, piece.logprobs, piece.top)
     return _Written(tuple(tokens), tuple(margins))
+
+
+def _ahead(token: int, chance: float, likeliest: Sequence[tuple[int, float]]) -> float:
+    """How far a token was ahead of the next one, in nats; 0 where that is not known.
+
+    What was likelier than a token that was taken is one that never comes in this model's answers.
+    """
+    return min((chance - other for each, other in likeliest if each != token and other <= chance), default=0.0)
 
 
 def _fails(served: Served, number: int, place: int, what: str) -> GateFailed:

@@ -19,6 +19,7 @@ from optimizer.runtimes._ort_decoder import Decoder
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
+from optimizer.serving.text.proving import _ahead
 from optimizer.store import Store
 
 
@@ -113,3 +114,11 @@ def test_a_generator_without_a_tokenizer_is_not_served(tmp_path: Path, llama_gen
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match=r"tokenizer\.json"):
         opened(tmp_path, folder)
+
+
+def test_how_far_a_token_was_ahead_minds_none_that_never_comes() -> None:
+    """A model's own padding may be the likeliest of all by its logits."""
+    top = ((9, -0.1), (4, -0.5), (7, -2.0), (8, -3.0))
+    assert _ahead(9, -0.1, top) == pytest.approx(0.4)
+    assert _ahead(4, -0.5, top) == pytest.approx(1.5)
+    assert _ahead(8, -3.0, top) == _ahead(3, -9.0, top) == 0.0
