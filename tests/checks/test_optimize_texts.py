@@ -136,6 +136,18 @@ def test_what_it_is_says_that_it_writes_text(judged: Any, home: Path, capsys: py
     assert {step["run"] for each in plan["candidates"] for step in each["steps"]} == {"export-genai"}
 
 
+@pytest.mark.parametrize(("target", "there"), [("ort", False), ("openvino", True)])
+def test_a_target_chooses_what_is_tried(
+    target: str, there: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    words = ["optimize", str(folder), "--dry-run", "--target", target, "--json", "--store", str(tmp_path)]
+    assert run(words) == 0
+    tried = [each["name"] for each in json.loads(capsys.readouterr().out)["candidates"]]
+    assert ("int4-openvino" in tried, "int4" in tried) == (there, not there)
+    assert all(("openvino" in name) is there for name in tried)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -145,7 +157,8 @@ def test_what_it_is_says_that_it_writes_text(judged: Any, home: Path, capsys: py
         (["--eval", "text.jsonl", "--min-cosine", "0.9"], "--min-cosine is not for models that write text"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--calib", "missing.jsonl"], "no such file"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--shapes-from", "text.jsonl"], "--shape 8x128+64"),
-        (["--eval", "text.jsonl", "--max-drop", "2%", "--target", "openvino"], "by ONNX Runtime alone"),
+        (["--eval", "text.jsonl", "--max-drop", "2%", "--target", "tensorrt"], "--target ort or --target openvino"),
+        (["--eval", "text.jsonl", "--max-drop", "2%", "--target", "ort,tensorrt"], "no text is written by it here"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--confidence", "0.999"], "ask for 0.995 at most"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--shape", "1x2+"], "8x128+64"),
         (["--eval", "text.jsonl", "--max-drop", "2%", "--precision", "fp16"], "lacks the kernels"),

@@ -227,6 +227,22 @@ def test_what_is_tried_where_openvino_is() -> None:
     assert "no bf16" in {left.name: left.reason for left in plan.left_out}["bf16-openvino"]
 
 
+def test_a_target_chooses_what_writes() -> None:
+    here = Machine(frozenset({"avx512_bf16"}), providers=frozenset({"cpu", "cuda", "openvino-native"}))
+
+    def providers(**asked: Any) -> set[str]:
+        return {idea.provider.name for idea in plan_texts(here, **asked).ideas}
+
+    assert providers(targets=("ort",)) == {"cpu", "cuda"}
+    assert providers(targets=("openvino",)) == {"openvino-native"}
+    assert providers(targets=("ort", "openvino")) == providers() == {"cpu", "cuda", "openvino-native"}
+    left = {each.name: each.reason for each in plan_texts(here, targets=("ort",)).left_out}
+    assert left["int4-openvino-kv8"] == "--target ort was asked for"
+    with pytest.raises(BadInput, match=r"nothing is left to try .*reads? with an encoder") as caught:
+        plan_texts(here, targets=("openvino",), pairs=True)
+    assert "--target" in caught.value.hint
+
+
 def test_what_is_tried_on_a_gpu_and_what_was_asked_for() -> None:
     gpu = Machine(frozenset(), providers=frozenset({"cpu", "cuda"}))
     plan = plan_texts(gpu, device=Device.CUDA, precisions=("fp16", "int4"), common={"max_length": 64})

@@ -12,8 +12,10 @@ from optimizer.search.candidates import TEXT_EXPORT, Idea, LeftOut, Plan, StepOf
 from optimizer.search.machine import Machine
 from optimizer.types import JSON, Device, Precision
 
-__all__ = ["plan_texts"]
+__all__ = ["TEXT_TARGETS", "plan_texts"]
 
+#: Of :data:`~optimizer.search.candidates.TARGETS`, those that write text.
+TEXT_TARGETS = ("ort", "openvino")
 _CPU, _CUDA = Provider("cpu"), Provider("cuda")
 #: OpenVINO runs what is exported for processors.
 _NATIVE = "openvino-native"
@@ -85,6 +87,7 @@ def plan_texts(
     common: Mapping[str, JSON] | None = None,
     learned: Mapping[str, JSON] | None = None,
     precisions: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
     device: Device = Device.AUTO,
     pairs: bool = False,
 ) -> Plan:
@@ -95,6 +98,7 @@ def plan_texts(
         common: options of the export that every candidate has.
         learned: options of it that say what GPTQ learns from (``calib``, ``column``); without, nothing is learned.
         precisions: only these.
+        targets: only these, of :data:`TEXT_TARGETS`.
         device: only there.
         pairs: the model reads with an encoder, and writes with a decoder.
 
@@ -114,6 +118,8 @@ def plan_texts(
         reason = ""
         if precisions and idea.precision not in precisions:
             reason = f"--precision {','.join(precisions)} was asked for"
+        elif targets and idea.target not in targets:
+            reason = f"--target {','.join(targets)} was asked for"
         elif device is not Device.AUTO and on_gpu != (device is Device.CUDA):
             reason = f"--device {device} was asked for"
         elif pairs and idea.provider is not _CPU:
@@ -132,4 +138,4 @@ def plan_texts(
             left.append(LeftOut(idea.name, reason))
         else:
             ideas.append(idea)
-    return planned(ideas, left, "--precision, --device")
+    return planned(ideas, left, "--precision, --target, --device")

@@ -41,7 +41,7 @@ from optimizer.search.making import is_reference, make
 from optimizer.search.options import TEXTS, Optimize
 from optimizer.search.report import OptimizeReport, PlanReport
 from optimizer.search.summary import summarized
-from optimizer.search.texts.candidates import plan_texts
+from optimizer.search.texts.candidates import TEXT_TARGETS, plan_texts
 from optimizer.search.texts.gates import FEWEST, PERPLEXITY
 from optimizer.search.texts.judge import TextJudge
 from optimizer.search.texts.scores import TextScores
@@ -113,7 +113,13 @@ def optimize_texts(model: str, options: Optimize, store: Store, progress: Progre
             )
         common, learned = _common(base), _learned(options)
         return plan_texts(
-            machine, common=common, learned=learned, precisions=precisions, device=options.device, pairs=pairs
+            machine,
+            common=common,
+            learned=learned,
+            precisions=precisions,
+            targets=_targets(options),
+            device=options.device,
+            pairs=pairs,
         )
 
     planned = plan(pairs)
@@ -189,14 +195,19 @@ def _refuse(options: Optimize) -> None:
         raise BadInput(
             f"--metric {options.metric} is not measured of a model that writes text", f"write --metric {PERPLEXITY}"
         )
-    targets = split_names(options.target, "value of --target", TARGETS)
-    if targets and "ort" not in targets:
-        raise BadInput(f"--target {','.join(targets)}: text is written by ONNX Runtime alone here", "leave it out")
+    for target in _targets(options):
+        if target not in TEXT_TARGETS:
+            known = " or ".join(f"--target {each}" for each in TEXT_TARGETS)
+            raise BadInput(f"--target {target}: no text is written by it here", f"write {known}, or leave it out")
     if options.confidence > HIGHEST_CONFIDENCE:
         raise BadInput(
             f"--confidence {options.confidence} is more than the bounds of {PERPLEXITY} can be drawn for",
             f"ask for {HIGHEST_CONFIDENCE} at most",
         )
+
+
+def _targets(options: Optimize) -> tuple[str, ...]:
+    return split_names(options.target, "value of --target", TARGETS)
 
 
 def _reads_apart(model: str, options: Optimize, store: Store) -> bool:
