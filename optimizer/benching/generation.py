@@ -194,5 +194,8 @@ def _cautions(rows: Sequence[GenerationRow], lanes: Sequence[Lane], plan: Plan, 
         for cell in row.cells:
             if (spread := summarize(cell.rounds_ns).spread) > _NOISY:
                 yield Caution(Doubt.NOISY, f"{row.label} at {cell.load}", f"{spread:.2f} times")
+            places = row.facts.get("slots")
+            if places and places < cell.load.batch:
+                yield Caution(Doubt.FEW_PLACES, f"{row.label} at {cell.load}", f"{places} at once")
             if cell.short:
                 yield Caution(Doubt.SHORT, f"{row.label} at {cell.load}", f"{cell.short} texts")

@@ -1,7 +1,8 @@
 """The process that one text generator is timed in: ``python -m optimizer.benching.generation_worker``.
 
-It speaks the lines of :mod:`optimizer.benching.worker`. Its "shapes" are texts: the file beside one says how many, from
-how many tokens and of how many. What "time" answers has, beside the nanoseconds of every call, its ``parts``:
+It speaks the lines of :mod:`optimizer.benching.worker`; "open" may have ``slots``, the most texts of a call. Its
+"shapes" are texts: the file beside one says how many, from how many tokens and of how many. What "time" answers has,
+beside the nanoseconds of every call, its ``parts``:
 
     prefill_ns   the same prompts with one new token each, begun to ended: a call of its own, right before
     first_ns     of each text, from the beginning of the call to its first token
@@ -23,7 +24,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,18 @@ class GenerationWorker(worker.Worker):
 
     def __init__(self, opener: Callable[[Candidate, int], Generator] | None = None) -> None:
         super().__init__()
-        self._open_one = opener or _opened
+        self._opener_of_texts = opener
         self._generator: Generator | None = None
         self._asked: dict[str, _Asked] = {}
         self._calls_made: dict[str, int] = {}
 
     def _open(self, request: dict[str, JSON]) -> dict[str, JSON]:
         started = time.perf_counter()
-        self._generator = self._open_one(candidate_from_json(request["candidate"]), request["threads"])
+        candidate, threads = candidate_from_json(request["candidate"]), request["threads"]
+        if self._opener_of_texts is not None:
+            self._generator = self._opener_of_texts(candidate, threads)
+        else:
+            self._generator = _opened(candidate, threads, int(request.get("slots", 0)))
         facts = {**self._generator.facts, "context": self._generator.context, "vocabulary": self._generator.vocabulary}
         return {"load_s": time.perf_counter() - started, "inputs": [], "outputs": [], "facts": facts}
 
@@ -179,8 +184,14 @@ def _nothing(value: object) -> None:
     del value
 
 
-def _opened(candidate: Candidate, threads: int) -> Generator:
-    return open_generator(candidate.path, GeneratorOptions(provider=str(candidate.provider), threads=threads))
+def _opened(candidate: Candidate, threads: int, slots: int) -> Generator:
+    """A generator with room for all texts of a call; one that has no room for so many writes as many as it can."""
+    options = GeneratorOptions(provider=str(candidate.provider), threads=threads, slots=slots)
+    try:
+        return open_generator(candidate.path, options)
+    except BadInput:
+        # It may be for another reason than its room, which is then said again.
+        return open_generator(candidate.path, replace(options, slots=0))
 
 
 def main(opener: Callable[[Candidate, int], Generator] | None = None) -> None:

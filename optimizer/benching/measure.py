@@ -32,7 +32,7 @@ from optimizer.runtime import Candidate
 from optimizer.stage import Progress
 from optimizer.types import JSON, TensorSpec
 
-__all__ = ["Feeds", "Lane", "Plan", "measure", "orders"]
+__all__ = ["Feeds", "Lane", "Plan", "measure", "opening", "orders"]
 
 #: Seconds in which calls with and without copies take turns.
 _COPYING_S = 0.2
@@ -77,6 +77,11 @@ class Plan:
     def queries(self) -> int:
         """Of the server scenario: queries of a round, enough of them for both the seconds and the samples."""
         return math.ceil(max(self.qps * self.seconds, self.samples) / self.rounds)
+
+    @property
+    def slots(self) -> int:
+        """The most texts of a call; 0 where no texts are timed."""
+        return max((shape.batch for shape in self.shapes if isinstance(shape, Writing)), default=0)
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -240,6 +245,12 @@ def measure(
                 lane.process.kill()
 
 
+def opening(candidate: Candidate, plan: Plan) -> dict[str, JSON]:
+    """What a worker is told when it shall open a candidate."""
+    told: dict[str, JSON] = {"candidate": candidate_to_json(candidate), "threads": plan.threads}
+    return {**told, "slots": plan.slots} if plan.slots else told
+
+
 def _all_inputs(lanes: Sequence[Lane]) -> tuple[TensorSpec, ...]:
     """Every input that some candidate takes; the first one that takes it says its type and shape."""
     found: dict[str, TensorSpec] = {}
@@ -255,7 +266,7 @@ def _open(lanes: list[Lane], plan: Plan, scratch: Path, progress: Progress) -> N
         log = scratch / f"worker-{number}.log"
         lane.process = WorkerProcess.of(lane.candidate, log, plan.threads)
         with lane.trying() as ask:
-            lane.opened = ask("open", plan.timeout, candidate=candidate_to_json(lane.candidate), threads=plan.threads)
+            lane.opened = ask("open", plan.timeout, **opening(lane.candidate, plan))
             lane.opened["load_s"] += lane.process.imports_s
 
 

@@ -40,6 +40,7 @@ class Doubt(StrEnum):
     UNCOUNTED = "uncounted"
     INVALID = "invalid"
     SHORT = "short-texts"
+    FEW_PLACES = "few-places"
 
     @property
     def advice(self) -> str:
@@ -58,6 +59,7 @@ _ADVICE = {
     "another library multiplies faster here",
     Doubt.INVALID: "latencies under this load are no property of the candidate; ask for fewer --qps, or quieten the "
     "machine where the generator was late",
+    Doubt.FEW_PLACES: "texts waited for each other: fewer are written at once than were begun",
     Doubt.SHORT: "texts ended before the tokens that were asked for, so that candidates did not write equally many",
     Doubt.NO_PEAK: "the GEMM peak of what it computes in could not be measured, so that no share of it is known",
     Doubt.UNCOUNTED: "operators that are not counted: GFLOP/s and the share of the peak are lower bounds",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ import pytest
 from generator_shop import put_generator
 
 from benchmarks.decoders import decoder
+from optimizer.benching import generation_worker
+from optimizer.benching.busy import Others
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.decoding import Traffic, context_of, traffic_of
-from optimizer.benching.generation import bench_generation, numbers, writings
+from optimizer.benching.generation import _cautions, bench_generation, numbers, writings
 from optimizer.benching.generation_cells import HEAD, table_of
 from optimizer.benching.generation_report import GenerationBench, GenerationCell, GenerationRow, faster
 from optimizer.benching.generation_worker import GenerationWorker, timed_texts
-from optimizer.benching.measure import Plan
+from optimizer.benching.measure import Lane, Plan
 from optimizer.benching.report import Doubt
 from optimizer.benching.workload import Writing
 from optimizer.cli.main import run
 from optimizer.environment import describe
 from optimizer.errors import BadInput
-from optimizer.generator import Finish, Piece, Sampling
+from optimizer.generator import Finish, GeneratorOptions, Piece, Sampling
 from optimizer.runtime import Candidate, Provider
 from optimizer.store import Store
 
@@ -107,6 +110,34 @@ def test_a_worker_answers_with_a_call_of_one_token_beside_each_call(asked: Path)
         assert part["tokens"] == [4, 4]
         assert part["rss"] > 0
     assert worker.answer({"do": "copies", "shape": "2x9+4", "seconds": 0})["ok"] is False
+
+
+def test_a_generator_has_room_for_the_largest_call(llama_generator: Path) -> None:
+    """More than it has by itself; and what has no room for so many is measured all the same, and named."""
+    loads = (Writing(1, 4, 2), Writing(20, 4, 2))
+    entrant = Entrant(Candidate("a", llama_generator, Provider("cpu")))
+    report = bench_generation([entrant], "a", replace(plan(), shapes=loads), lambda *_: None)
+    assert report.rows[0].facts["slots"] == 20
+    assert Doubt.FEW_PLACES not in {caution.doubt for caution in report.cautions}
+
+
+def test_what_has_fewer_places_than_texts_is_named(llama_generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def opened(folder: Path, options: GeneratorOptions) -> Any:
+        tried.append(options.slots)
+        if options.slots > 4:
+            raise BadInput("at most 4 texts")
+        return Paced(0, 0)
+
+    monkeypatch.setattr(generation_worker, "open_generator", opened)
+    worker = GenerationWorker()
+    candidate = {"label": "a", "path": ".", "provider": "cpu", "key": "", "model": {}}
+    assert worker.answer({"do": "open", "candidate": candidate, "threads": 1, "slots": 9})["ok"]
+    assert tried == [9, 0]
+    row = GenerationRow("a", ".", "cpu", "", 1, facts={"slots": 4}, cells=(cell(50.0, 5.0, Writing(9, 100, 11)),))
+    (found,) = (each for each in _cautions([row], [Lane(Candidate("a", Path(), Provider("cpu")))], plan(), Others()))
+    assert (found.doubt, found.about, found.detail) == (Doubt.FEW_PLACES, "a at 9x100+11", "4 at once")
 
 
 def test_every_call_has_prompts_of_its_own_and_everyone_has_the_same(asked: Path) -> None:
