@@ -10,19 +10,20 @@ from typing import Any
 from benchmarks.decoders import decoder
 
 
-def build_llama(folder: Path, precision: str = "fp32", *said: str) -> Path:
+def build_llama(folder: Path, precision: str = "fp32", *said: str, source: Path | None = None) -> Path:
     """The tiny Llama as a generator's folder: its graph is the builder's own, as others make it too.
 
     Args:
         folder: where to.
         precision: of its weights.
         said: options of the builder, ``KEY=VALUE``.
+        source: another Llama's folder.
     """
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    source, out, cache = str(decoder("llama", size="tiny")), folder / "llama", folder / "cache"
-    more = parse_extra_options(source, source, str(out), precision, "cpu", str(cache), list(said))
-    create_model(source, source, str(out), precision, "cpu", str(cache), **more)
+    model, out, cache = str(source or decoder("llama", size="tiny")), folder / "llama", folder / "cache"
+    more = parse_extra_options(model, model, str(out), precision, "cpu", str(cache), list(said))
+    create_model(model, model, str(out), precision, "cpu", str(cache), **more)
     return out
 
 

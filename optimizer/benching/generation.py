@@ -18,6 +18,7 @@ from optimizer.benching.busy import Others, is_busy
 from optimizer.benching.candidates import Entrant
 from optimizer.benching.decoding import Traffic, configuration, context_of, traffic_of
 from optimizer.benching.generation_report import GenerationBench, GenerationCell, GenerationRow, faster
+from optimizer.benching.held import held_at
 from optimizer.benching.measure import Feeds, Lane, Plan, measure
 from optimizer.benching.report import Caution, Doubt
 from optimizer.benching.roofline import Bandwidth, measure_bandwidths, on_gpu
@@ -80,6 +81,8 @@ def bench_generation(
     progress: Progress,
     text: Sequence[int] = (),
     traffic: Mapping[str, Traffic] | None = None,
+    *,
+    memory: bool = True,
 ) -> GenerationBench:
     """Measure text generators against each other and against the baseline among them.
 
@@ -90,6 +93,7 @@ def bench_generation(
         progress: told of every step.
         text: tokens that prompts are cut from; empty for random ones.
         traffic: by label, what a step of a candidate reads whose files do not say it.
+        memory: find out what each size takes in a process of its own; else it is what the timed one holds by then.
 
     Returns:
         the report; a candidate that fails is no error but a row that says why.
@@ -99,17 +103,21 @@ def bench_generation(
     with tempfile.TemporaryDirectory(prefix="ml-opt-bench-") as name:
         scratch = Path(name)
 
+        asked = _asked(taking_part, plan, text, scratch)
+
         def feeds_for(specs: tuple[TensorSpec, ...]) -> Feeds:
             del specs
-            return Feeds(_asked(taking_part, plan, text, scratch), [])
+            return Feeds(asked, [])
 
         lanes = measure(candidates, plan, feeds_for, scratch, progress, others=others)
         providers = [lane.candidate.provider for lane in lanes if lane.alive]
+        living = [place for place, lane in enumerate(lanes) if lane.alive and memory]
+        held = dict(zip(living, held_at([candidates[n] for n in living], plan, asked, scratch, progress), strict=True))
         bandwidths = measure_bandwidths(providers, plan, scratch, progress) if plan.roofline and providers else ()
-    rows = [
-        _row(lane, entrant, (traffic or {}).get(entrant.label) or traffic_of(entrant), bandwidths)
-        for lane, entrant in zip(lanes, taking_part, strict=True)
-    ]
+    rows = []
+    for place, (lane, entrant) in enumerate(zip(lanes, taking_part, strict=True)):
+        reads = (traffic or {}).get(entrant.label) or traffic_of(entrant)
+        rows.append(_row(lane, entrant, reads, bandwidths, held.get(place, {})))
     base = next(row for row in rows if row.label == baseline)
     rows = [row if row is base else _beside(row, base, plan.seed) for row in rows]
     return GenerationBench(
@@ -126,7 +134,7 @@ def bench_generation(
         environment=describe(),
         baseline=baseline,
         rows=tuple(rows),
-        cautions=tuple(_cautions(rows, lanes, plan, others)),
+        cautions=(*_cautions(rows, lanes, plan, others), *(_shared_memory(rows) if memory else ())),
         bandwidths=tuple(bandwidths),
     )
 
@@ -145,7 +153,13 @@ def _asked(taking_part: Sequence[Entrant], plan: Plan, text: Sequence[int], scra
     return found
 
 
-def _row(lane: Lane, entrant: Entrant, traffic: Traffic | None, bandwidths: Sequence[Bandwidth]) -> GenerationRow:
+def _row(
+    lane: Lane,
+    entrant: Entrant,
+    traffic: Traffic | None,
+    bandwidths: Sequence[Bandwidth],
+    held: Mapping[Load, int],
+) -> GenerationRow:
     candidate = lane.candidate
     row = GenerationRow(
         candidate.label, str(candidate.path), str(candidate.provider), candidate.key, _weights(candidate.path)
@@ -161,7 +175,8 @@ def _row(lane: Lane, entrant: Entrant, traffic: Traffic | None, bandwidths: Sequ
         assert isinstance(load, Writing)
         needed = traffic.step(load) if traffic else None
         rate = bandwidth.gb_per_s(needed) if bandwidth and needed else None
-        cells.append(GenerationCell(load, lane.first_s[load], lane.rounds[load], lane.parts[load], {}, needed, rate))
+        took = (lane.first_s[load], lane.rounds[load], lane.parts[load])
+        cells.append(GenerationCell(load, *took, {}, needed, rate, held.get(load)))
     return replace(row, cells=tuple(cells))
 
 
@@ -181,6 +196,13 @@ def _beside(row: GenerationRow, base: GenerationRow, seed: int) -> GenerationRow
         replace(cell, faster=faster(theirs, cell, seed)) for cell, theirs in zip(row.cells, base.cells, strict=True)
     ]
     return replace(row, cells=tuple(cells))
+
+
+def _shared_memory(rows: Sequence[GenerationRow]) -> Iterator[Caution]:
+    for row in rows:
+        for cell in row.cells:
+            if cell.held is None:
+                yield Caution(Doubt.SHARED_MEMORY, f"{row.label} at {cell.load}")
 
 
 def _cautions(rows: Sequence[GenerationRow], lanes: Sequence[Lane], plan: Plan, others: Others) -> Iterator[Caution]:

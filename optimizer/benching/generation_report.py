@@ -38,6 +38,8 @@ class GenerationCell:
         faster: than the baseline: ``whole`` calls, ``prefill`` and ``decode`` alone; empty for the baseline itself.
         step_bytes: that the step of decoding in the middle reads; None where it is not known.
         bandwidth: of a copy in memory of that many bytes, GB/s; None where it was not measured.
+        held: the most memory that a process held which wrote texts of this size alone, bytes; None where there was no
+            such process.
     """
 
     load: Writing
@@ -47,6 +49,7 @@ class GenerationCell:
     faster: dict[str, Ratio] = field(default_factory=dict)
     step_bytes: int | None = None
     bandwidth: float | None = None
+    held: int | None = None
 
     @property
     def _calls(self) -> list[tuple[int, dict[str, Any]]]:
@@ -124,7 +127,12 @@ class GenerationCell:
 
     @property
     def peak_rss(self) -> int:
-        """The most memory held at this size, bytes: weights and cache, and what the runtime keeps besides."""
+        """The most memory held at this size, bytes: weights and cache, and what the runtime keeps besides.
+
+        Where no process wrote this size alone, it is that of the timed one, with what other sizes have left in it.
+        """
+        if self.held is not None:
+            return self.held
         return max((int(part.get("rss", 0)) for _, part in self._calls), default=0)
 
     def to_json(self) -> dict[str, JSON]:
@@ -143,6 +151,7 @@ class GenerationCell:
             "bandwidth": self.bandwidth,
             "bandwidth_share": self.bandwidth_share,
             "peak_rss": self.peak_rss,
+            "held": self.held,
             "short": self.short,
             "rounds_ns": self.rounds_ns,
             "parts": self.parts,
@@ -153,7 +162,7 @@ class GenerationCell:
         faster = {name: Ratio.from_json(ratio) for name, ratio in data["faster"].items()}
         load = Writing(data["batch"], data["prompt"], data["new"])
         same = {name: data[name] for name in ("first_s", "rounds_ns", "parts", "step_bytes", "bandwidth")}
-        return cls(load=load, faster=faster, **same)
+        return cls(load=load, faster=faster, held=data.get("held"), **same)
 
 
 def faster(baseline: GenerationCell, cell: GenerationCell, seed: int) -> dict[str, Ratio]:

@@ -8,7 +8,11 @@ beside the nanoseconds of every call, its ``parts``:
     first_ns     of each text, from the beginning of the call to its first token
     last_ns      of each text, to its last one
     tokens       of each text, how many it wrote
-    rss          bytes, the most that was held in memory at this shape
+    rss          bytes, the most that was held in memory meanwhile, with what is left of other shapes
+
+and there is one request more, for a process that has written nothing yet:
+
+    {"do": "memory", "shape": "8x512+64", "feeds": "….json"}  → {"ok": true, "rss"}
 
 Every text is greedy, and told to write as many tokens at least as it may at most (``Sampling.min_tokens``), so that no
 end token ends it and all candidates write the same number. Every call has prompts of its own, so that no cache of
@@ -134,11 +138,20 @@ class GenerationWorker(worker.Worker):
         return {"load_s": time.perf_counter() - started, "inputs": [], "outputs": [], "facts": facts}
 
     def _shape(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        return {"first_s": self._first(request)["ns"] / 1e9, "outputs": {}}
+
+    def _memory(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        _reset_peak()
+        self._first(request)
+        return {"rss": worker.peak_rss()}
+
+    def _first(self, request: dict[str, JSON]) -> dict[str, Any]:
+        """The first call at a shape."""
         asked = json.loads(Path(request["feeds"]).read_text(encoding="utf-8"))
         name = request["shape"]
         self._asked[name] = _Asked(**{**asked, "text": tuple(asked["text"])})
         self._calls_made[name] = 0
-        return {"first_s": self._write(name, self._asked[name].new)["ns"] / 1e9, "outputs": {}}
+        return self._write(name, self._asked[name].new)
 
     def _warm(self, request: dict[str, JSON]) -> dict[str, JSON]:
         name = request["shape"]
@@ -150,8 +163,7 @@ class GenerationWorker(worker.Worker):
         name = request["shape"]
         times: list[int] = []
         parts: list[dict[str, JSON]] = []
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+        _reset_peak()
         with worker.undisturbed():
             self._write(name, 1)  # another candidate has just had the caches
             end = time.perf_counter_ns() + int(request["seconds"] * 1e9)
@@ -178,6 +190,12 @@ class GenerationWorker(worker.Worker):
         if self._generator is None:
             raise BadInput("nothing is open yet")
         return self._generator
+
+
+def _reset_peak() -> None:
+    """Let the most memory that was held be what is held now, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
 
 
 def _nothing(value: object) -> None:

@@ -41,6 +41,7 @@ class Doubt(StrEnum):
     INVALID = "invalid"
     SHORT = "short-texts"
     FEW_PLACES = "few-places"
+    SHARED_MEMORY = "shared-memory"
 
     @property
     def advice(self) -> str:
@@ -59,6 +60,7 @@ _ADVICE = {
     "another library multiplies faster here",
     Doubt.INVALID: "latencies under this load are no property of the candidate; ask for fewer --qps, or quieten the "
     "machine where the generator was late",
+    Doubt.SHARED_MEMORY: "its memory has in it what other sizes left: a process that writes this one alone failed",
     Doubt.FEW_PLACES: "texts waited for each other: fewer are written at once than were begun",
     Doubt.SHORT: "texts ended before the tokens that were asked for, so that candidates did not write equally many",
     Doubt.NO_PEAK: "the GEMM peak of what it computes in could not be measured, so that no share of it is known",

@@ -177,6 +177,7 @@ class Worker:
             "time": self._time,
             "serve": self._serve,
             "copies": self._copies,
+            "memory": self._memory,
             "answer": self._answer,
             "runs": self._runs,
             "close": self._close,
@@ -268,6 +269,9 @@ class Worker:
                 times["copied_ns"].append(clock() - between)
                 times["bound_ns"].append(between - started)
         return times
+
+    def _memory(self, request: dict[str, JSON]) -> dict[str, JSON]:
+        raise BadInput(f"{request['shape']}: memory at a size is told of texts alone")
 
     def _answer(self, request: dict[str, JSON]) -> dict[str, JSON]:
         import numpy as np

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from generator_shop import put_generator
+from generators import build_llama
 
 from benchmarks.decoders import decoder
 from optimizer.benching import generation_worker
@@ -292,6 +294,64 @@ def test_a_run_from_end_to_end_with_one_that_fails() -> None:
     ]
     assert all(len(row) == len(HEAD) for row in table_of(report))
     assert Doubt.SHORT not in {caution.doubt for caution in report.cautions}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny decoder whose cache is large: 16 KiB a token, and 1,024 tokens."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 512}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    config = LlamaConfig(**sizes, **heads, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
+    LlamaForCausalLM(config).save_pretrained(folder / "source")
+    AutoTokenizer.from_pretrained(decoder("llama", size="tiny")).save_pretrained(folder / "source")
+    return build_llama(folder, source=folder / "source")
+
+
+def test_memory_is_that_of_its_size_alone(wide: Path) -> None:
+    """Whatever was written before it: the large one is timed first."""
+    loads = (Writing(4, 1000, 16), Writing(1, 16, 16))
+    entrant = Entrant(Candidate("a", wide, Provider("cpu")))
+    asked = replace(plan(), shapes=loads, rounds=1, samples=1)
+    large, small = bench_generation([entrant], "a", asked, lambda *_: None).rows[0].cells
+    assert large.held is not None
+    assert large.peak_rss == large.held
+    assert large.peak_rss - small.peak_rss > 0.8 * 4 * 1024 * 2**14 - 256 * 2**14, "the keys and values of one are more"
+    assert GenerationCell.from_json(small.to_json()).peak_rss == small.peak_rss
+    # Without, it is what the timed process has come to hold.
+    large, small = bench_generation([entrant], "a", asked, lambda *_: None, memory=False).rows[0].cells
+    assert (large.held, small.held) == (None, None)
+    assert small.peak_rss > 0.8 * 4 * 1024 * 2**14
+
+
+def test_memory_that_could_not_be_told_apart_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "once.py"
+    script.write_text(
+        f"""
+import os, sys
+sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(Path(__file__).parent)!r}]
+from optimizer.benching import generation_worker
+from test_generation import Paced
+
+def opened(candidate, threads):
+    if os.path.exists({str(tmp_path / "opened")!r}):
+        raise MemoryError
+    open({str(tmp_path / "opened")!r}, "w").close()
+    return Paced(0, 0)
+
+generation_worker.main(opened)
+"""
+    )
+    entrant = Entrant(Candidate("a", tmp_path, Provider("cpu"), command=(sys.executable, str(script))))
+    report = bench_generation([entrant], "a", plan(), lambda *_: None)
+    assert report.rows[0].error == ""
+    told = [caution.about for caution in report.cautions if caution.doubt is Doubt.SHARED_MEMORY]
+    assert told == ["a at 1x8+4", "a at 2x8+4"]
+    assert all(each.held is None and each.peak_rss > 2**20 for each in report.rows[0].cells)
 
 
 def test_the_command_takes_folders_and_writes_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
