@@ -73,7 +73,8 @@ class ExportGenai(Options):
             raise BadInput(
                 f"--precision {self.precision}: on a processor, ONNX Runtime lacks the kernels of a decoder in "
                 f"{self.precision}",
-                "write --precision fp32, int8 or int4; or --provider cuda",
+                f"write --precision fp32, and --provider openvino-native:{self.precision} where it is run (generate, "
+                "bench, serve): OpenVINO computes in it; or write int8 or int4, or --provider cuda",
             )
         if self.precision is Precision.FP32 and self.provider == "cuda":
             raise BadInput(

@@ -406,6 +406,8 @@ def test_half_precision_is_for_a_gpu(family: str, precision: str, dtype: str, sh
         ({"precision": "fp8"}, "no decoder is built in fp8", "fp32, fp16"),
         ({"precision": "fp16"}, "lacks the kernels of a decoder in fp16", "--provider cuda"),
         ({"precision": "bf16"}, "lacks the kernels of a decoder in bf16", "int8 or int4"),
+        ({"precision": "bf16"}, "on a processor", "fp32, and --provider openvino-native:bf16 where it is run"),
+        ({"precision": "fp16"}, "on a processor", "fp32, and --provider openvino-native:fp16 where it is run"),
         ({"provider": "cuda"}, "16 bits", "--precision fp16"),
         ({"precision": "int4", "block_size": 48}, "48 is no power of two", "16, 32"),
         ({"block_size": 64}, "fp32 rounds no weights", "--precision int4"),
