@@ -219,6 +219,8 @@ def generate(
     stop: tuple[str, ...] | list[str] = ...,
     json_schema: Path | str | None = ...,
     regex: str | None = ...,
+    logprobs: bool = ...,
+    top_logprobs: int = ...,
     chat: bool = ...,
     stream: bool = ...,
     runtime: str = ...,

@@ -54,6 +54,8 @@ class Generate(Options):
     stop: tuple[str, ...] = opt((), "A string that ends the text, and is not in it.", metavar="TEXT")
     json_schema: Path | None = opt(None, "The text is JSON that fits this schema.", data=True, metavar="FILE")
     regex: str | None = opt(None, "The text matches this regular expression.", metavar="REGEX")
+    logprobs: bool = opt(False, "Say in the JSON how likely each token was to the model, in nats.")
+    top_logprobs: int = opt(0, "With --logprobs: of so many of the likeliest tokens at each place, too.", ge=0)
     chat: bool = opt(False, "The prompt is a turn of a conversation, by the model's chat template.")
     stream: bool = opt(True, "Print the text while it is being written.", key=False)
     runtime: str = opt("auto", "What writes: onnxruntime, openvino, genai; auto takes the first that can.")
@@ -67,6 +69,10 @@ class Generate(Options):
             raise BadInput("--num-beams searches, and --temperature draws", "leave one of them out")
         if self.num_beams > 1 and (self.json_schema is not None or self.regex is not None):
             raise BadInput("--num-beams searches no text by --json-schema or --regex", "leave one of them out")
+        if self.num_beams > 1 and self.logprobs:
+            raise BadInput("--logprobs are not told of a text that --num-beams searches", "leave one of them out")
+        if self.top_logprobs and not self.logprobs:
+            raise BadInput("--top-logprobs is about the places that --logprobs tells of", "add --logprobs")
         if self.repetition_penalty == 0:
             raise BadInput("--repetition-penalty must be above 0, not 0.0", "1 changes nothing")
         most = self.max_tokens or USUAL_TOKENS
@@ -148,6 +154,8 @@ def open_talk(refs: tuple[str, ...], options: Generate, store: Store, progress: 
         num_beams=options.num_beams,
         length_penalty=options.length_penalty,
         early_stopping=options.early_stopping,
+        logprobs=options.logprobs,
+        top_logprobs=options.top_logprobs,
     )
     folder = _folder(refs, store)
     progress("opening the model")

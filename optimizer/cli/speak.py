@@ -30,6 +30,8 @@ def spoken_command(check: Check) -> Callable[..., int]:
             options = dataclasses.replace(options, prompt=_piped())
         if options.prompt is None and outside.output.json:
             raise BadInput("--json wants a prompt", "write it behind the reference, or pipe it in")
+        if options.prompt is None and options.logprobs:
+            raise BadInput("--logprobs is not for conversations", "give a prompt, and --json")
         if options.prompt is None:
             from optimizer.cli.chat import hold
 
@@ -44,6 +46,8 @@ def spoken_command(check: Check) -> Callable[..., int]:
             summary(outside.output, report.answer)
         else:
             sys.stdout.write(report.text + "\n")
+        if options.logprobs and not outside.output.json:
+            outside.output.talk("What --logprobs tells is in the JSON: add --json.")
         return int(report.exit_code)
 
     return with_parameters(command, check_parameters(check))

@@ -11,7 +11,22 @@ from optimizer.generating.tokens import TextTokenizer
 from optimizer.generator import Finish, Generator, Sampling
 from optimizer.types import JSON
 
-__all__ = ["Answer", "Writing"]
+__all__ = ["Answer", "Likely", "Writing"]
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token that might have come.
+
+    Attributes:
+        token: its number.
+        text: what it would have added to the text; none where it is special, or begins a character only.
+        logprob: the logarithm of its probability, in nats.
+    """
+
+    token: int
+    text: str
+    logprob: float
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,8 @@ class Answer:
         prompt_tokens: how many tokens the prompt had.
         first_seconds: from asking to the first token; None where none came.
         seconds: from asking to the end.
-        logprobs: of the tokens, where they were asked for.
+        logprobs: of the tokens, in nats, where they were asked for.
+        top: of each token's place the likeliest tokens, the likeliest first, where they were asked for.
     """
 
     text: str
@@ -35,6 +51,7 @@ class Answer:
     first_seconds: float | None
     seconds: float
     logprobs: tuple[float, ...] = ()
+    top: tuple[tuple[Likely, ...], ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -53,6 +70,8 @@ class Answer:
             "first_token_seconds": self.first_seconds,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            "logprobs": list(self.logprobs),
+            "top_logprobs": [[vars(each) for each in place] for place in self.top],
         }
 
 
@@ -86,6 +105,7 @@ class Writing:
         said: list[str] = []
         tokens: list[int] = []
         logprobs: list[float] = []
+        top: list[tuple[Likely, ...]] = []
         first: float | None = None
         last: float | None = None
         finish = Finish.CANCELLED
@@ -96,6 +116,8 @@ class Writing:
                 last = piece.at
                 tokens += piece.tokens
                 logprobs += piece.logprobs
+                for place in piece.top:  # one, of the one token of a step
+                    top.append(tuple(Likely(token, self._text.would(token), chance) for token, chance in place))
                 text = self._stops.add(self._text.add(piece.tokens)) if piece.tokens else ""
                 if piece.finish is not None and not self._stops.stopped:
                     finish = piece.finish
@@ -111,4 +133,5 @@ class Writing:
         finally:
             self._generation.cancel()  # whoever reads no further needs no more of it
             seconds = (last or time.perf_counter()) - self._begun
-            self.answer = Answer("".join(said), tuple(tokens), finish, self._prompt, first, seconds, tuple(logprobs))
+            chances = (tuple(logprobs), tuple(top))
+            self.answer = Answer("".join(said), tuple(tokens), finish, self._prompt, first, seconds, *chances)

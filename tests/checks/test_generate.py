@@ -83,6 +83,40 @@ def test_json_is_one_object(llama_generator: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("at_a_terminal")
+def test_json_says_how_likely_each_token_was(llama_generator: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By the forward pass of transformers over what was written; a text that was drawn has unlikely ones too."""
+    import torch
+
+    words = ["generate", str(llama_generator), PROMPT, "--max-tokens", "12", "--temperature", "2", "--seed", "3"]
+    assert run([*words, "--logprobs", "--top-logprobs", "3", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    model, tokenizer = reference()
+    prompt = tokenizer(PROMPT)["input_ids"]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + found["tokens"]])).logits[0, len(prompt) - 1 : -1]
+    scores = logits.log_softmax(-1)
+    wanted = scores[range(len(found["tokens"])), found["tokens"]].tolist()
+    assert found["logprobs"] == pytest.approx(wanted, abs=1e-3)
+    assert min(wanted) < -1
+    best = scores.topk(3)
+    for place, told in enumerate(found["top_logprobs"]):
+        assert [each["token"] for each in told] == best.indices[place].tolist()
+        assert [each["logprob"] for each in told] == pytest.approx(best.values[place].tolist(), abs=1e-3)
+    took = [each["text"] for place, told in zip(found["tokens"], found["top_logprobs"], strict=True)
+            for each in told if each["token"] == place]  # fmt: skip
+    assert took
+    assert all(text in found["text"] for text in took)
+    assert run([*words, "--json"]) == 0
+    silent = json.loads(capfd.readouterr().out)
+    assert (silent["logprobs"], silent["top_logprobs"], silent["text"]) == ([], [], found["text"])
+    assert run([*words, "--logprobs"]) == 0
+    assert "add --json" in capfd.readouterr().err
+    report = optimizer.generate(str(llama_generator), PROMPT, max_tokens=5, logprobs=True, threads=1)
+    assert isinstance(report, GenerateReport)
+    assert len(report.answer.logprobs) == 5
+
+
+@pytest.mark.usefixtures("at_a_terminal")
 def test_a_stop_string_that_tokens_cut_ends_the_text(llama_generator: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every piece of the text, cut anywhere: the text ends before it, and the model does not go on."""
     text = wanted(60)
@@ -160,6 +194,12 @@ def test_json_by_a_schema(llama_generator: Path, tmp_path: Path, capfd: pytest.C
         (["x", "--num-beams", "2", "--regex", "a"], "--num-beams searches no text"),
         (["x", "--num-beams", "17"], "17 beams were asked for, and 16 texts"),
         (["x", "--num-beams", "2", "--provider", "openvino-native"], "follows no beams"),
+        (["x", "--num-beams", "2", "--logprobs"], "--logprobs are not told"),
+        (["x", "--top-logprobs", "2"], "add --logprobs"),
+        (["x", "--top-logprobs", "-1", "--logprobs"], "--top-logprobs"),
+        (["x", "--top-logprobs", "513", "--logprobs"], "top logprobs must be from 0 to 512"),
+        (["x", "--logprobs", "--runtime", "genai"], "does not tell how likely"),
+        (["--logprobs"], "--logprobs is not for conversations"),
         (["x", "--stop", ""], "--stop"),
         (["x", "--regex", "("], "regular expression"),
         (["x", "--json-schema", "missing.json"], "cannot be read"),
