@@ -156,6 +156,15 @@ def llama_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_llama(tmp_path_factory.mktemp("llama"))
 
 
+@pytest.fixture(scope="session")
+def gpt2_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny GPT-2 as a generator's folder, traced; nobody writes into it."""
+    pytest.importorskip("onnxruntime_genai")
+    from generators import export_gpt2
+
+    return export_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
 @pytest.fixture
 def toys() -> Iterator[dict[str, Stage]]:
     """The toy stages and the toy check among the real ones (see toys.py), for one test."""

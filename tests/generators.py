@@ -1,4 +1,7 @@
-"""Generators for tests: the tiny trained Llama, made by onnxruntime-genai's own builder, and what it should write."""
+"""Generators for tests: the tiny trained Llama, made by onnxruntime-genai's own builder, and what it should write.
+
+And the tiny GPT-2, which ml-opt traces.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.decoders import decoder
+from benchmarks.decoders import Family, decoder
+from optimizer.store import Store
 
 
 def build_llama(folder: Path, precision: str = "fp32", *said: str, source: Path | None = None) -> Path:
@@ -27,10 +31,19 @@ def build_llama(folder: Path, precision: str = "fp32", *said: str, source: Path 
     return out
 
 
-def prompts(count: int, longest: int = 24) -> list[list[int]]:
+def export_gpt2(folder: Path) -> Path:
+    """The tiny GPT-2 as the artifact that ``export-genai`` makes; its folder."""
+    import optimizer
+
+    source = str(decoder("gpt2", size="tiny"))
+    made: Path = optimizer.export_genai(source, name="gpt2", store=Store(folder / "models")).artifact.path
+    return made
+
+
+def prompts(count: int, longest: int = 24, family: Family = "llama") -> list[list[int]]:
     """Prompts of different lengths from modules that the model never saw."""
-    tokenizer = reference()[1]
-    rows = (decoder("llama", size="tiny") / "heldout.jsonl").read_text().splitlines()
+    tokenizer = reference(family)[1]
+    rows = (decoder(family, size="tiny") / "heldout.jsonl").read_text().splitlines()
     made: list[list[int]] = []
     for row in rows:
         text = json.loads(row)["text"]
@@ -42,19 +55,19 @@ def prompts(count: int, longest: int = 24) -> list[list[int]]:
 
 
 @functools.cache
-def reference() -> tuple[Any, Any]:
+def reference(family: Family = "llama") -> tuple[Any, Any]:
     """The same model in transformers, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = decoder("llama", size="tiny")
+    source = decoder(family, size="tiny")
     return AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
 
 
-def greedy(prompt: list[int], new: int, **settings: Any) -> list[int]:
+def greedy(prompt: list[int], new: int, family: Family = "llama", **settings: Any) -> list[int]:
     """What ``transformers.generate`` writes with some settings, without end tokens."""
     import torch
 
-    model = reference()[0]
+    model = reference(family)[0]
     with torch.inference_mode():
         written = model.generate(
             torch.tensor([prompt]),

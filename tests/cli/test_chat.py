@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
 import re
@@ -18,14 +19,37 @@ from generators import greedy, reference
 
 WAIT = 90
 
+#: The command, whose model makes a step for each byte of a pipe, and tells another one when a text is cancelled.
+PACED = """
+import os, sys
+from optimizer.cli.main import run
+from optimizer.generating.stream import Stream
+from optimizer.runtimes._ort_decoder import Decoder
+
+leave, told = int(sys.argv[1]), int(sys.argv[2])
+step, cancel = Decoder.step, Stream.cancel
+
+def on_leave(decoder, *given):
+    os.read(leave, 1)
+    return step(decoder, *given)
+
+def telling(stream):
+    cancel(stream)
+    os.write(told, b"c")
+
+Decoder.step, Stream.cancel = on_leave, telling
+sys.exit(run(sys.argv[3:]))
+"""
+
 
 class Terminal:
     """A command at a pseudo-terminal."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], program: tuple[str, ...] = ("-m", "optimizer"), *given: int) -> None:
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "optimizer", *words],
+            [sys.executable, *program, *words],
+            pass_fds=given,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -76,6 +100,41 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
         os.close(each.ours)
 
 
+class Paced(Terminal):
+    """The same, and its model goes on when it is told to."""
+
+    def __init__(self, words: list[str]) -> None:
+        leave, self._leave = os.pipe()
+        self._told, told = os.pipe()
+        super().__init__(words, ("-c", PACED, str(leave), str(told)), leave, told)
+        os.close(leave)
+        os.close(told)
+
+    def step(self, count: int = 1) -> None:
+        """Let the model make steps; each is a token more."""
+        os.write(self._leave, b"s" * count)
+
+    def cancelled(self) -> None:
+        """Wait until a text is cancelled."""
+        assert select.select([self._told], [], [], WAIT)[0], "nothing was cancelled"
+        os.read(self._told, 1)
+
+    def close(self) -> None:
+        os.close(self._leave)
+        os.close(self._told)
+
+
+@pytest.fixture
+def paced(chatting: Path) -> Iterator[Paced]:
+    """A conversation of answers of 12 tokens, the first of which comes with the prompt."""
+    opened = Paced(["generate", str(chatting), "--max-tokens", "12", "--threads", "1"])
+    yield opened
+    opened.process.kill()
+    opened.process.wait()
+    os.close(opened.ours)
+    opened.close()
+
+
 @pytest.fixture
 def chatting(llama_generator: Path, tmp_path: Path) -> Path:
     """The tiny Llama with a template that says who speaks."""
@@ -88,6 +147,40 @@ def chatting(llama_generator: Path, tmp_path: Path) -> Path:
 def answer(prompt: str, new: int) -> str:
     tokenizer = reference()[1]
     return str(tokenizer.decode(greedy(tokenizer(prompt, add_special_tokens=False)["input_ids"], new)))
+
+
+def test_pieces_come_while_the_model_has_not_made_the_next(paced: Paced) -> None:
+    """Each is read before the step is made that the next one comes from."""
+    known = [answer("u: import\na: ", count) for count in range(1, 13)]
+    assert len(set(known)) > 8
+    paced.until("> ")
+    paced.type("import\n")
+    paced.until("import\r\n")
+    said = paced.until(re.escape(known[0].replace("\n", "\r\n")))
+    for before, after in itertools.pairwise(known):
+        paced.step()
+        if new := after.removeprefix(before):
+            said += paced.until(re.escape(new.replace("\n", "\r\n")))
+    assert said == known[-1]
+    assert "tokens/s" in paced.until(r"tokens/s\r\n> ")
+
+
+def test_ctrl_c_cuts_the_answer_short(paced: Paced) -> None:
+    """In the middle of it: what the step under way still makes is all that follows, and then there is the next turn."""
+    known = [answer("u: import\na: ", count) for count in range(1, 13)]
+    paced.until("> ")
+    paced.type("import\n")
+    paced.until("import\r\n")
+    said = paced.until(re.escape(known[0].replace("\n", "\r\n")))
+    paced.type("\x03")
+    paced.cancelled()
+    paced.step(100)
+    rest = paced.until("> ")
+    told, _, _ = rest.replace("^C", "").partition("\n  ")
+    assert said + told in (known[0], known[1])
+    assert "ended by cancelled" in rest
+    paced.type("os\n")
+    assert "ended by length" in paced.until(r"tokens/s\r\n> ")
 
 
 def test_turns_are_remembered_until_a_new_conversation(chatting: Path, terminal: Callable[..., Terminal]) -> None:

@@ -43,12 +43,15 @@ SCHEMA = json.dumps(
 #: Those that open what export-genai makes; PyTorch opens what it is made from.
 OURS = [name for name, runtime in discover().items() if "cpu" in runtime.providers]
 
+#: Each of them, and the provider that it takes by itself.
+WRITERS = [("onnxruntime", "cpu"), ("genai", "cpu"), ("openvino", "openvino-native")]
+
 
 def tokens(generation: Generation) -> list[int]:
     return [token for piece in generation for token in piece.tokens]
 
 
-@pytest.fixture(scope="module", params=[("onnxruntime", "cpu"), ("genai", "cpu"), ("openvino", "openvino-native")])
+@pytest.fixture(scope="module", params=WRITERS)
 def generator(request: pytest.FixtureRequest, llama_generator: Path) -> Iterator[Generator]:
     runtime, provider = request.param
     opened = open_generator(llama_generator, GeneratorOptions(runtime=runtime, provider=provider, threads=1))
@@ -75,6 +78,23 @@ def test_greedy_tokens_are_those_of_transformers(generator: Generator) -> None:
     """To the end of the context."""
     for prompt in prompts(20):
         assert tokens(generator.submit(prompt, Sampling(max_tokens=128))) == greedy(prompt, 128 - len(prompt))
+
+
+@pytest.mark.parametrize(("runtime", "provider"), WRITERS)
+def test_greedy_tokens_of_a_traced_model_are_those_of_transformers(
+    gpt2_generator: Path, runtime: str, provider: str
+) -> None:
+    """GPT-2 adds its positions to its tokens, which the graph is fed; alone, and all at once, to the context's end."""
+    opened = open_generator(gpt2_generator, GeneratorOptions(runtime=runtime, provider=provider, threads=1))
+    asked = prompts(20, family="gpt2")
+    wanted = [greedy(prompt, 128 - len(prompt), "gpt2") for prompt in asked]
+    try:
+        assert [tokens(opened.submit(prompt, Sampling(max_tokens=128))) for prompt in asked] == wanted
+        begun = [opened.submit(prompt, Sampling(max_tokens=128)) for prompt in asked]
+        assert [tokens(text) for text in begun] == wanted
+    finally:
+        opened.close()
+    assert len({tuple(text) for text in wanted}) > 10
 
 
 @pytest.mark.parametrize("asked", [{"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}])
@@ -513,8 +533,10 @@ def test_a_graph_that_no_decoder_here_runs_is_refused(tmp_path: Path, extra: tup
         open_generator(tmp_path)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "genai"])
-def test_no_end_token_comes_before_the_fewest_tokens(llama_generator: Path, tmp_path: Path, runtime: str) -> None:
+@pytest.mark.parametrize(("runtime", "provider"), WRITERS)
+def test_no_end_token_comes_before_the_fewest_tokens(
+    llama_generator: Path, tmp_path: Path, runtime: str, provider: str
+) -> None:
     """The token that the model would write third is made its end."""
     (prompt,) = prompts(1)
     third = greedy(prompt, 8)[2]
@@ -522,7 +544,7 @@ def test_no_end_token_comes_before_the_fewest_tokens(llama_generator: Path, tmp_
     config = json.loads((folder / "genai_config.json").read_text())
     config["model"]["eos_token_id"] = third
     (folder / "genai_config.json").write_text(json.dumps(config))
-    opened = open_generator(folder, GeneratorOptions(runtime=runtime, threads=1))
+    opened = open_generator(folder, GeneratorOptions(runtime=runtime, provider=provider, threads=1))
     assert len(tokens(opened.submit(prompt, Sampling(max_tokens=8)))) <= 2
     written = tokens(opened.submit(prompt, Sampling(max_tokens=8, min_tokens=8)))
     opened.close()
