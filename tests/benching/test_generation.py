@@ -304,7 +304,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 512}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 640}
+    # The builder takes every product with as many rows as there are tokens for the head: these have 512.
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
     config = LlamaConfig(**sizes, **heads, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
     LlamaForCausalLM(config).save_pretrained(folder / "source")
