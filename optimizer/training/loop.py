@@ -133,9 +133,11 @@ def train(
                 f"the training stopped after step {trainer.state.global_step}; the same command goes on from there"
             )
     times = sorted(trainer.times)
+    # Resumed at the last step within an epoch, the Trainer makes one more before it looks, at a learning rate of 0.
+    steps = min(int(done.global_step), trainer.steps)
     return Run(
-        _curve(trainer.state.log_history),
-        int(done.global_step),
+        [line for line in _curve(trainer.state.log_history) if line["step"] <= steps],
+        steps,
         int(found.name.rpartition("-")[2]) if found else 0,
         times[len(times) // 2] if times else None,
         trainer.args.device.type,
@@ -156,7 +158,7 @@ class _Trainer(Trainer):
         progress: Progress,
     ) -> None:
         self.epoch_steps = -(-len(rows) // plan.batch)
-        steps = plan.max_steps or plan.epochs * self.epoch_steps
+        steps = self.steps = plan.max_steps or plan.epochs * self.epoch_steps
         gpu = torch.cuda.is_available()
         args = TrainingArguments(
             output_dir=str(plan.checkpoints),
@@ -178,14 +180,20 @@ class _Trainer(Trainer):
             remove_unused_columns=False,
             dataloader_pin_memory=gpu,
         )
-        callbacks = [_Judging(self, judge, stop, progress), _Watch(self, plan, stop, progress)]
+        callbacks = [_Judging(self, judge, stop, progress), _Watch(self, plan, stop, progress, judge is not None)]
         args._n_gpu = min(args.n_gpu, 1)  # copies of a model for several GPUs have none of its names
         super().__init__(model, args, data_collator=rows.collate, train_dataset=rows, callbacks=callbacks)
         self.model_accepts_loss_kwargs = False
-        self._teacher, self._plan = teacher, plan
+        self._teacher, self.plan = teacher, plan
         self.latest = 0.0
         self.said = ""
         self.times: list[float] = []
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether the last step was an epoch's last one, or the last of all."""
+        step = self.state.global_step
+        return step % self.epoch_steps == 0 or step >= self.steps
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -199,11 +207,11 @@ class _Trainer(Trainer):
                 theirs = self._teacher(**feeds, output_hidden_states=True)
             ours = model(**feeds, output_hidden_states=True)
             loss = distillation_loss(
-                ours, theirs, feeds.get("attention_mask"), self._plan.pooling, exclusive=has_classes(self.model.config)
+                ours, theirs, feeds.get("attention_mask"), self.plan.pooling, exclusive=has_classes(self.model.config)
             )
         self.latest = float(loss.detach())
         if not math.isfinite(self.latest):
-            raise _diverged(self._plan, f"its loss is {self.latest} at step {self.state.global_step + 1}")
+            raise _diverged(self.plan, f"its loss is {self.latest} at step {self.state.global_step + 1}")
         return loss
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -214,7 +222,7 @@ class _Trainer(Trainer):
         for weight in ours.module.parameters():
             weight.requires_grad_(id(weight) not in tables)
         weights = [weight for weight in ours.module.parameters() if weight.requires_grad]
-        groups = [{"params": weights, "lr": self._plan.lr}]
+        groups = [{"params": weights, "lr": self.plan.lr}]
         if ranges:
             groups.append({"params": ranges, "lr": _RANGE_LR})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -227,7 +235,7 @@ class _Trainer(Trainer):
         super()._save(output_dir, {n: t for n, t in whole.items() if seen.setdefault(t.data_ptr(), n) == n})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return _Order(self.train_dataset, self._plan)
+        return _Order(self.train_dataset, self.plan)
 
 
 class _Order(torch.utils.data.Sampler[int]):
@@ -260,9 +268,10 @@ class _Judging(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The Trainer ends an epoch wherever it is stopped; only one that is over is judged.
-        over = state.global_step % self._trainer.epoch_steps == 0
-        if self._judge is None or (self._stop.is_set() and not over):
+        if self._judge is None or not self._trainer.between_epochs:
             return
+        if not _finite(self._trainer.model):  # nor is it kept in place of what was good
+            raise _diverged(self._trainer.plan, f"a weight is no number after step {state.global_step}")
         self._progress("judging", state.global_step, state.max_steps)
         found = dict(self._judge())
         name, value = next(iter(found.items()))
@@ -272,10 +281,15 @@ class _Judging(TrainerCallback):
 
 
 class _Watch(TrainerCallback):
-    """Progress, checkpoints by the clock, and stopping after a whole step."""
+    """Progress, checkpoints by the clock, and stopping after a whole step.
 
-    def __init__(self, trainer: _Trainer, plan: Plan, stop: threading.Event, progress: Progress) -> None:
+    After the last step of an epoch that is judged none is written: the one after the judgement would take its place
+    while it counts as whole, and a run that went on from it would never make the judgement.
+    """
+
+    def __init__(self, trainer: _Trainer, plan: Plan, stop: threading.Event, progress: Progress, judged: bool) -> None:
         self._trainer, self._plan, self._stop, self._progress = trainer, plan, stop, progress
+        self._judged = judged
         self._saved = self._began = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -288,7 +302,7 @@ class _Watch(TrainerCallback):
         stopping = self._stop.is_set()
         control.should_training_stop = control.should_training_stop or stopping
         due = time.monotonic() - self._saved >= self._plan.checkpoint_every
-        if (stopping or due) and _finite(trainer.model):
+        if (stopping or due) and not (self._judged and trainer.between_epochs) and _finite(trainer.model):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -306,7 +320,7 @@ def _diverged(plan: Plan, why: str) -> GateFailed:
     kept = _last_whole(plan.checkpoints)
     return GateFailed(
         f"the training diverged: {why}",
-        f"lower --lr (it is {plan.lr:g})"
+        f"lower --lr (it is {plan.lr:g}), with which the training begins anew"
         + (f"; the last good checkpoint is kept: {kept}" if kept else "; no checkpoint was written yet"),
     )
 

@@ -151,6 +151,58 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_last_good_checkpoint(fol
     assert [each.name for each in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_weights_that_are_no_numbers_at_an_epochs_end_take_no_good_checkpoints_place(
+    folder: Path, tmp_path: Path
+) -> None:
+    model, rows = started(folder)
+    judged: list[int] = []
+
+    def poisoned(doing: str, done: float | None = None, total: float | None = None) -> None:
+        if doing.startswith("training") and done == 5:
+            with torch.no_grad():
+                model.module.encoder.layer[0].output.dense.weight.fill_(float("nan"))
+
+    with pytest.raises(GateFailed, match="diverged: a weight is no number after step 5") as failed:
+        train(model, rows, plan(tmp_path), lambda: judged.append(1) or {"cosine": 0.5}, poisoned)
+    assert "checkpoint-4" in failed.value.hint
+    assert [each.name for each in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not judged
+
+
+def test_one_that_is_killed_while_it_is_judged_is_judged_again(folder: Path, tmp_path: Path) -> None:
+    """What lies on the disk meanwhile is a whole checkpoint of before, and no other is written in its place."""
+    whole, rows = started(folder)
+    told = train(whole, rows, plan(tmp_path / "whole"), lambda: {"cosine": 0.5}, silent)
+    lying: list[list[str]] = []
+
+    def killed() -> Mapping[str, float]:
+        lying.append([each.parent.name for each in (tmp_path / "parts").glob("*/whole")])
+        if len(lying) == 1:
+            raise InterruptedError("killed")
+        return {"cosine": 0.5}
+
+    model, rows = started(folder)
+    with pytest.raises(InterruptedError):
+        train(model, rows, plan(tmp_path / "parts"), killed, silent)
+    model, rows = started(folder)
+    run = train(model, rows, plan(tmp_path / "parts"), killed, silent)
+    assert lying == [["checkpoint-4"], ["checkpoint-4"], ["checkpoint-9"]]
+    assert run.resumed_at == 4
+    assert run.curve == told.curve
+    assert same(weights(model), weights(whole))
+
+
+def test_one_that_was_over_within_an_epoch_makes_no_more_steps(folder: Path, tmp_path: Path) -> None:
+    ends = []
+    for resumed_at in (0, 3):
+        model, rows = started(folder)
+        run = train(model, rows, plan(tmp_path, max_steps=3), lambda: {"cosine": 0.5}, silent)
+        assert (run.steps, run.resumed_at) == (3, resumed_at)
+        ends.append((weights(model), run.curve))
+    assert same(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
 def test_too_little_room_is_said_before_the_first_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
