@@ -201,6 +201,7 @@ def test_one_that_was_over_within_an_epoch_makes_no_more_steps(folder: Path, tmp
         ends.append((weights(model), run.curve))
     assert same(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
+    assert [line["cosine"] for line in ends[0][1] if "cosine" in line] == [0.5]
 
 
 def test_too_little_room_is_said_before_the_first_step(
