@@ -1,8 +1,9 @@
 """JSON Web Tokens: whose they are, whether they hold, and what they allow.
 
 What RFC 8725 (JSON Web Token Best Current Practices) asks for: the algorithms come from the settings and never from the
-token, one key is used with algorithms of its own family alone, ``exp``, ``nbf``, ``aud`` and ``iss`` have to be there
-and are checked, and nothing that a token says about where its key lies (``jwk``, ``jku``, ``x5u``) is read.
+token, one key is used with algorithms of its own family alone, ``exp``, ``aud`` and ``iss`` have to be there and are
+checked, and nothing that a token says about where its key lies (``jwk``, ``jku``, ``x5u``) is read. ``nbf`` is optional
+(RFC 7519, 4.1.5), and many identity providers leave it out of access tokens: it is checked where it is there.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class JwtVerifier:
                 audience=self.settings.audience,
                 issuer=self.settings.issuer,
                 leeway=self.settings.leeway,
-                options={"require": ["exp", "nbf", "aud", "iss"], "enforce_minimum_key_length": True},
+                options={"require": ["exp", "aud", "iss"], "enforce_minimum_key_length": True},
             )
         except jwt.PyJWTError as error:
             raise _refused(_word(error)) from None
