@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "GPU_PROVIDERS",
     "SHAPED",
     "STREAMING",
     "TENSORRT_NATIVE",
@@ -208,6 +209,8 @@ def get_runtime(provider: Provider) -> Runtime:
 
 #: The provider that runs engines through NVIDIA's own bindings (:mod:`optimizer.runtimes.tensorrt`).
 TENSORRT_NATIVE = "tensorrt-native"
+#: Providers that compute on an NVIDIA GPU.
+GPU_PROVIDERS = ("tensorrt", "rtx", "cuda", TENSORRT_NATIVE)
 
 #: Providers in packages of their own, the module that is there when one is installed, and the extra of ml-opt that
 #: brings it.

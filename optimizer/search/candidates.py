@@ -8,8 +8,8 @@ from pathlib import Path
 
 from optimizer.engines.flavors import FLAVORS
 from optimizer.errors import BadInput, MissingPiece, UnknownName
-from optimizer.runtime import TENSORRT_NATIVE, Provider
-from optimizer.search.machine import GPU_PROVIDERS, Machine
+from optimizer.runtime import GPU_PROVIDERS, TENSORRT_NATIVE, Provider
+from optimizer.search.machine import Machine
 from optimizer.types import JSON, Device, Precision
 
 __all__ = [

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import cpu_facts, gpu_facts, has_bf16, has_module, has_vnni, version_of
-from optimizer.runtime import TENSORRT_NATIVE, works
+from optimizer.runtime import GPU_PROVIDERS, works
 
-__all__ = ["GPU_PROVIDERS", "Machine"]
+__all__ = ["Machine"]
 
-GPU_PROVIDERS = ("tensorrt", "rtx", "cuda", TENSORRT_NATIVE)
 #: Those that come with ONNX Runtime's build for GPUs.
 _OF_THE_GPU_BUILD = ("tensorrt", "cuda")
 _NATIVE = "openvino-native"

@@ -140,7 +140,7 @@ def test_engines_of_two_builders_are_two_families() -> None:
 
 
 def test_target_tensorrt_without_a_gpu_says_what_is_missing() -> None:
-    nowhere = Machine(PLAIN.features, reasons=dict.fromkeys(machine.GPU_PROVIDERS, "no NVIDIA GPU here"))
+    nowhere = Machine(PLAIN.features, reasons=dict.fromkeys(runtime.GPU_PROVIDERS, "no NVIDIA GPU here"))
     with pytest.raises(BadInput) as caught:
         plan(nowhere, calib=CALIB, targets=("tensorrt",))
     for name in ("fp16-tensorrt-engine", "int8-static-rtx-engine", "fp16-tensorrt", "int8-static-rtx"):

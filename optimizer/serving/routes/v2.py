@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optimizer.environment import version_of
 from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
+from optimizer.serving.platforms import platform_of
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
 from optimizer.serving.tensors import datatype
@@ -54,7 +55,7 @@ async def _model(call: Call) -> Response:
         {
             "name": served.name,
             "versions": call.state.models.versions(served.name),
-            "platform": _platform(served),
+            "platform": platform_of(served).name,
             "inputs": [_tensor(spec) for spec in served.inputs],
             "outputs": [_tensor(spec) for spec in served.outputs],
             "parameters": {
@@ -69,10 +70,6 @@ async def _model(call: Call) -> Response:
     )
 
 
-def _platform(served: Served) -> str:
-    return "ml-opt_generator" if served.generator is not None else "onnxruntime_onnx"
-
-
 def _shape(spec: TensorSpec) -> list[int]:
     return [dim if isinstance(dim, int) else -1 for dim in spec.shape]
 
@@ -84,6 +81,7 @@ def _tensor(spec: TensorSpec) -> dict[str, JSON]:
 async def _config(call: Call) -> Response:
     """Triton's model configuration, as far as clients read it."""
     served = call.served()
+    platform = platform_of(served)
     joins = served.batcher is not None and served.batcher.plan.joins
     most = served.batcher.limits.rows if served.batcher is not None and joins else 0
 
@@ -96,14 +94,14 @@ async def _config(call: Call) -> Response:
     return json_answer(
         {
             "name": served.name,
-            "platform": _platform(served),
-            "backend": "onnxruntime",
+            "platform": platform.name,
+            "backend": platform.backend,
             "version_policy": {"specific": {"versions": [int(v) for v in call.state.models.versions(served.name)]}},
             "max_batch_size": most,
             "input": [tensor(spec) for spec in served.inputs],
             "output": [tensor(spec) for spec in served.outputs],
             "dynamic_batching": {"max_queue_delay_microseconds": int(call.state.settings.delay * 1e6)},
-            "instance_group": [{"name": served.name, "kind": "KIND_CPU", "count": served.streams}],
+            "instance_group": [{"name": served.name, "kind": platform.kind, "count": served.streams}],
         }
     )
 
