@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optimizer.data.text import Token
+    from optimizer.data.text import TextEncoder, Token
 
 __all__ = ["Batch", "Preprocessor", "RowTexts"]
 
@@ -137,18 +137,36 @@ class Preprocessor:
             self._need_all(rows[0], arrays)
         return {spec.name: _fitted(arrays[spec.name], spec, rows) for spec in self._specs}
 
-    def cut(self, rows: Sequence[Row]) -> list[int]:
-        """Of each row, how many tokens its text has beyond the model's longest; 0 for what is no text."""
+    def token_feeds(self, row: Row, ids: Sequence[int]) -> dict[str, NDArray[np.generic]]:
+        """One row whose tokens are given: as they are, without special ones, cut at the model's longest.
+
+        Args:
+            row: for messages.
+            ids: its tokens.
+
+        Raises:
+            BadInput: the model is not fed from tokens, or has no such one.
+        """
+        encoder = self._text_encoder()
+        if encoder is None:
+            raise BadInput(f"{row}: tokens are for models that have a tokenizer", "send what this model reads")
+        arrays = encoder.given(row, ids, self._fixed_length(encoder))
+        self._need_all(row, arrays)
+        return {spec.name: _fitted(arrays[spec.name], spec, [row]) for spec in self._specs}
+
+    def _text_encoder(self) -> TextEncoder | None:
         from optimizer.data.text import TextEncoder
 
-        encoder = next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+        return next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+
+    def cut(self, rows: Sequence[Row]) -> list[int]:
+        """Of each row, how many tokens its text has beyond the model's longest; 0 for what is no text."""
+        encoder = self._text_encoder()
         return [0] * len(rows) if encoder is None else encoder.cut(rows)
 
     def padding(self) -> dict[str, int]:
         """What each input is padded with that a tokenizer makes, by name; 0 for the rest."""
-        from optimizer.data.text import TextEncoder
-
-        encoder = next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+        encoder = self._text_encoder()
         return {} if encoder is None else {"input_ids": encoder.pad_id or 0, "token_type_ids": encoder.pad_type_id}
 
     @property
@@ -162,9 +180,7 @@ class Preprocessor:
         Raises:
             BadInput: the model is not fed from texts.
         """
-        from optimizer.data.text import TextEncoder
-
-        encoder = next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+        encoder = self._text_encoder()
         if encoder is None or self._is_tensors(rows[0]):
             raise BadInput(
                 f"{rows[0]}: where a token stands in a text is known for texts only, and this row has none",

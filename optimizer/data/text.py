@@ -44,7 +44,7 @@ class TextEncoder:
 
     Args:
         folder: holds ``tokenizer.json``, and ``tokenizer_config.json`` or ``special_tokens_map.json`` beside it.
-        model: the manifest's ``model``; ``max_length`` and ``task`` are read.
+        model: the manifest's ``model``; ``max_length``, ``task`` and ``limits`` are read.
         columns: which column is the text.
 
     Raises:
@@ -75,6 +75,8 @@ class TextEncoder:
         own = config.get("model_max_length")
         limit = model.get("max_length") or (own if isinstance(own, int | float) and own < _NO_LIMIT else None)
         self.max_length = int(limit) if limit else None
+        known = (model.get("limits") or {}).get("input_ids") or (0, self._tokenizer.get_vocab_size() - 1)
+        self._range = int(known[0]), int(known[1])
 
     def _pad_id(self, config: Mapping[str, JSON]) -> int | None:
         token = config.get("pad_token")
@@ -146,29 +148,54 @@ class TextEncoder:
 
     def feeds(self, rows: Sequence[Row], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
         """Token arrays ``[rows, sequence]`` (int64), padded to the longest row, or cut and padded to ``pad_to``."""
+        encodings = self._encode(rows, pad_to or self.max_length)
+        return self._padded([(encoding.ids, encoding.type_ids) for encoding in encodings], pad_to)
+
+    def given(self, row: Row, ids: Sequence[int], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
+        """The same of one row whose tokens are given: as they are, without special ones, and cut where a text is cut.
+
+        Raises:
+            BadInput: there is no token, or one that the model does not have.
+        """
+        low, high = self._range
+        if not ids:
+            raise BadInput(f"{row}: there is no token")
+        if strange := [token for token in (min(ids), max(ids)) if not low <= token <= high]:
+            raise BadInput(f"{row}: {strange[0]} is no token of this model, which has {low} to {high}")
+        limit = pad_to or self.max_length
+        if limit is not None and len(ids) > limit:
+            ids = ids[-limit:] if self._truncation_side == "left" else ids[:limit]
+        return self._padded([(ids, [0] * len(ids))], pad_to)
+
+    def _padded(
+        self, encodings: Sequence[tuple[Sequence[int], Sequence[int]]], pad_to: int | None
+    ) -> dict[str, NDArray[np.generic]]:
+        """Arrays of rows of tokens and the segments that they are of."""
         import numpy as np
 
-        encodings = self._encode(rows, pad_to or self.max_length)
         if len(encodings) == 1 and not pad_to:  # what a server asks all the time: nothing is padded
-            (one,) = encodings
-            row = np.array([one.ids], np.int64)
-            segments = np.array([one.type_ids], np.int64)
-            return {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": segments}
-        width = pad_to or max(len(encoding.ids) for encoding in encodings)
-        if self.pad_id is None and any(len(encoding.ids) != width for encoding in encodings):
+            ((tokens, of),) = encodings
+            row = np.array([tokens], np.int64)
+            return {
+                "input_ids": row,
+                "attention_mask": np.ones_like(row),
+                "token_type_ids": np.array([of], np.int64),
+            }
+        width = pad_to or max(len(tokens) for tokens, _ in encodings)
+        if self.pad_id is None and any(len(tokens) != width for tokens, _ in encodings):
             raise BadInput(
                 "this tokenizer has no padding token, so that texts of different lengths cannot share a batch",
                 "use a batch of one, or set pad_token in the model's tokenizer",
             )
-        shape = (len(rows), width)
+        shape = (len(encodings), width)
         ids = np.full(shape, self.pad_id or 0, np.int64)
         types = np.full(shape, self.pad_type_id, np.int64)
         mask = np.zeros(shape, np.int64)
-        for index, encoding in enumerate(encodings):
-            size = len(encoding.ids)
+        for index, (tokens, of) in enumerate(encodings):
+            size = len(tokens)
             span = slice(width - size, width) if self.pads_left else slice(0, size)
-            ids[index, span] = encoding.ids
-            types[index, span] = encoding.type_ids
+            ids[index, span] = tokens
+            types[index, span] = of
             mask[index, span] = 1
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 

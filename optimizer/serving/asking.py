@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import Row
 from optimizer.errors import BadInput
 from optimizer.serving.cache import answered
@@ -74,24 +75,34 @@ def named_model(call: Call, document: dict[str, Any], tasks: Sequence[str]) -> S
     return served
 
 
-def rows_of(call: Call, served: Served, value: JSON, param: str = "input") -> list[dict[str, Any]]:
+def rows_of(
+    call: Call, served: Served, value: JSON, param: str = "input", *, tokens: bool = False
+) -> list[dict[str, Any]]:
     """What a request asks about, a mapping by role for each row.
 
     A string is a text; an object has ``text`` (and ``text_pair``), or ``image``: a picture's file in base64, with or
-    without ``data:image/png;base64,`` before it. Nothing names a file or an address: the server opens neither.
+    without ``data:image/png;base64,`` before it. Nothing names a file or an address: the server opens neither. Where
+    ``tokens`` may be sent, a list of whole numbers is one row, and a list of such lists one row each; its role is
+    ``ids``, and nobody can look for personal data in it.
 
     Raises:
         Problem: 400, naming the row.
     """
+    if tokens and _are_tokens(value):
+        return [{"ids": value}]
     values = value if isinstance(value, list) else [value]
     if not values:
         raise Problem(400, f"{param} is empty", param=param)
     rows = []
     for place, each in enumerate(values):
         where = f"{param}[{place}]" if isinstance(value, list) else param
+        if tokens and _are_tokens(each):
+            rows.append({"ids": each})
+            continue
         found = {"text": each} if isinstance(each, str) else each
         if not isinstance(found, dict) or not found or not set(found) <= {"text", "text_pair", "image"}:
-            raise Problem(400, f"{where} should be a text, or an object with text or image", param=param)
+            also = ", a list of token ids" if tokens else ""
+            raise Problem(400, f"{where} should be a text{also}, or an object with text or image", param=param)
         row: dict[str, Any] = {}
         for role, content in found.items():
             if not isinstance(content, str):
@@ -102,6 +113,10 @@ def rows_of(call: Call, served: Served, value: JSON, param: str = "input") -> li
                 row[role] = call.state.guard.screen(content, served.name, where)
         rows.append(row)
     return rows
+
+
+def _are_tokens(value: JSON) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
 async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, truncate: bool = False) -> list[Answered]:
@@ -151,7 +166,7 @@ def _short(rows: Sequence[dict[str, Any]]) -> bool:
     left = _SHORT
     for row in rows:
         for content in row.values():
-            left -= len(content) if isinstance(content, str) else _SHORT + 1
+            left -= len(content) if isinstance(content, str | list) else _SHORT + 1
         if left < 0:
             return False
     return True
@@ -166,11 +181,12 @@ def _arrays(served: Served, rows: Sequence[dict[str, Any]], truncate: bool) -> l
     for place, values in enumerate(rows):
         row = Row(_SOURCE, place, values)
         try:
-            feeds = preprocessor.feeds([row])
+            given = values.get("ids")
+            feeds = preprocessor.feeds([row]) if given is None else preprocessor.token_feeds(row, given)
             # One that comes out at the longest may have been cut there: only then it is worth tokenizing it again.
             ids = feeds.get("input_ids")
             full = longest is not None and ids is not None and ids.shape[1] >= int(longest)
-            if full and not truncate and (cut := preprocessor.cut([row])[0]):
+            if full and not truncate and (cut := _beyond(preprocessor, row, longest)):
                 message = f"input[{place}] is {cut} tokens longer than the {longest} that {served.name} takes"
                 raise Problem(400, f"{message}; shorten it, or send truncate: true", param="input", code="too_long")
         except BadInput as error:
@@ -179,6 +195,12 @@ def _arrays(served: Served, rows: Sequence[dict[str, Any]], truncate: bool) -> l
             raise Problem(413, f"input[{place}] is too large", param="input") from None
         found.append(feeds)
     return found
+
+
+def _beyond(preprocessor: Preprocessor, row: Row, longest: JSON) -> int:
+    """Tokens of a row that the model does not take."""
+    given = row.values.get("ids")
+    return preprocessor.cut([row])[0] if given is None else max(0, len(given) - int(longest))
 
 
 def _picture(text: str, where: str, param: str) -> bytes:

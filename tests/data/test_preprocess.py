@@ -148,6 +148,35 @@ def test_pad_to_cuts_and_pads_to_exactly_that(tokenizers: dict[str, Path]) -> No
         pre.feeds(rows, pad_to=1)
 
 
+def test_tokens_that_are_given_are_cut_and_padded_as_those_of_a_text(tokenizers: dict[str, Path]) -> None:
+    (row,) = rows_of([{"ids": list(range(5, 35))}])
+    ids = row.values["ids"]
+    right = Preprocessor.open(tokenizers["bpe"], {**text_model(), "max_length": 24}).token_feeds(row, ids)
+    left = Preprocessor.open(tokenizers["left"], {**text_model(), "max_length": 24}).token_feeds(row, ids)
+    assert right["input_ids"].tolist() == [ids[:24]]
+    assert left["input_ids"].tolist() == [ids[6:]]
+    model = {"inputs": [spec(name, "int64", "batch", 40) for name in NAMES], "max_length": 512}
+    fixed = Preprocessor.open(tokenizers["left"], model).token_feeds(row, ids)
+    assert fixed["input_ids"].shape == (1, 40)
+    assert fixed["attention_mask"].tolist() == [[0] * 10 + [1] * 30]
+    assert fixed["input_ids"][0, 10:].tolist() == ids
+    assert not fixed["token_type_ids"].any()
+
+
+def test_a_token_that_is_none_is_named(tokenizers: dict[str, Path], vit: Path) -> None:
+    (row,) = rows_of([{"ids": []}])
+    pre = Preprocessor.open(tokenizers["wordpiece"], text_model())
+    with pytest.raises(BadInput, match=r"30522 is no token of this model, which has 0 to 30521"):
+        pre.token_feeds(row, [30522, 7])
+    limited = Preprocessor.open(tokenizers["wordpiece"], {**text_model(), "limits": {"input_ids": [0, 99]}})
+    with pytest.raises(BadInput, match=r"100 is no token of this model, which has 0 to 99"):
+        limited.token_feeds(row, [100])
+    with pytest.raises(BadInput, match="there is no token"):
+        pre.token_feeds(row, [])
+    with pytest.raises(BadInput, match="models that have a tokenizer"):
+        Preprocessor.open(vit, PIXELS).token_feeds(row, [5])
+
+
 def test_a_model_of_fixed_length_gets_it(tokenizers: dict[str, Path]) -> None:
     model = {"inputs": [spec(name, "int64", "batch", 128) for name in NAMES], "max_length": 512}
     pre = Preprocessor.open(tokenizers["wordpiece"], model)

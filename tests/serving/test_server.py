@@ -403,11 +403,56 @@ def test_embeddings_by_openai(by_openai: Any, tiny_store: Path) -> None:
     assert by_openai.models.retrieve("vectors").object == "model"
 
 
+def test_embeddings_of_token_ids_are_those_of_the_text(by_openai: Any, tiny_store: Path) -> None:
+    """A list of ids is one row, a list of lists several, and what is read of them is nothing but the ids."""
+    from tokenizers import Tokenizer
+
+    from optimizer.store import Store
+
+    tokenizer = Tokenizer.from_file(str(Store(tiny_store).get("vectors").path / "tokenizer.json"))
+    ids = [tokenizer.encode(text).ids for text in TEXTS]
+    texts = by_openai.embeddings.create(model="vectors", input=TEXTS, encoding_format="float")
+    tokens = by_openai.embeddings.create(model="vectors", input=ids, encoding_format="float")
+    for one, other in zip(texts.data, tokens.data, strict=True):
+        np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-6)
+    assert tokens.usage == texts.usage
+    (one,) = by_openai.embeddings.create(model="vectors", input=ids[0], encoding_format="float").data
+    np.testing.assert_allclose(one.embedding, texts.data[0].embedding, atol=1e-6)
+    bare = by_openai.embeddings.create(model="vectors", input=ids[0][1:-1])  # no special token is put beside them
+    assert bare.usage.prompt_tokens == len(ids[0]) - 2
+    assert np.abs(np.subtract(bare.data[0].embedding, texts.data[0].embedding)).max() > 1e-3
+    long = by_openai.embeddings.create(model="vectors", input=[5] * 40, extra_body={"truncate": True})
+    assert long.usage.prompt_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ([56], "56 is no token of this model, which has 0 to 55"),
+        ([5, -1], "-1 is no token"),
+        ([5, 2**62], "is no token"),
+        ([5] * 33, "1 tokens longer than the 32"),
+        ([[5], []], r"input\[1\] should be a text, a list of token ids"),
+        ([[5], [True]], r"input\[1\] should be"),
+        ([5, "a"], r"input\[0\] should be"),
+        ([[[5]]], r"input\[0\] should be"),
+    ],
+)
+def test_token_ids_that_are_none(by_openai: Any, given: Any, word: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=word) as bad:
+        by_openai.embeddings.create(model="vectors", input=given)
+    assert bad.value.param == "input"
+
+
+def test_classes_are_of_texts_and_not_of_token_ids(server: Process) -> None:
+    assert ask(server, "POST", "/v1/classify", {"model": "classes", "input": [5, 6]})[0] == 400
+
+
 def test_problems_have_openais_form(by_openai: Any) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         by_openai.embeddings.create(model="nobody", input="a")
     assert missing.value.code == "model_not_found"
-    for wrong in ({"input": []}, {"input": [5]}, {"input": "a", "dimensions": 5}, {"input": "a b " * 60}):
+    for wrong in ({"input": []}, {"input": [5.5]}, {"input": "a", "dimensions": 5}, {"input": "a b " * 60}):
         with pytest.raises(openai.BadRequestError) as bad:
             by_openai.embeddings.create(model="vectors", **wrong)
         assert bad.value.param in ("input", "dimensions")

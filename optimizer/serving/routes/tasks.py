@@ -28,7 +28,7 @@ _EMBED = ("feature-extraction",)
 
 
 async def _embeddings(call: Call) -> Response:
-    """OpenAI's: a vector of length 1 for each text, as numbers or as base64 of little-endian float32."""
+    """OpenAI's: a vector of length 1 for each text or list of ids, as numbers or as base64 of little-endian float32."""
     document = await call.json()
     served = named_model(call, document, _EMBED)
     form = document.get("encoding_format", "float")
@@ -36,7 +36,7 @@ async def _embeddings(call: Call) -> Response:
         raise Problem(400, "encoding_format should be float or base64", param="encoding_format")
     if document.get("dimensions") is not None:
         raise Problem(400, f"{served.name} has vectors of one size; leave dimensions out", param="dimensions")
-    rows = rows_of(call, served, document.get("input"))
+    rows = rows_of(call, served, document.get("input"), tokens=True)
     answered = await ask(call, served, rows, truncate=_truncate(document))
     start = time.perf_counter()
     data: list[JSON] = []
