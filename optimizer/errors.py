@@ -3,6 +3,7 @@
     MlOptError
     ├── GateFailed      1   something was measured or read back, and it is not what was asked
     ├── BadInput        2   what was given cannot be used
+    │   ├── TooLarge    2   it is larger than a limit
     │   └── UnknownName 2   a name that does not exist (nearest names offered)
     ├── Inconclusive    3   the data does not allow a verdict
     ├── MissingPiece    4   this machine lacks a package, a provider, a driver or disk space
@@ -26,6 +27,7 @@ __all__ = [
     "Inconclusive",
     "MissingPiece",
     "MlOptError",
+    "TooLarge",
     "UnknownName",
     "missing_package",
 ]
@@ -63,6 +65,10 @@ class BadInput(MlOptError):
     """What was given cannot be used."""
 
     exit_code = 2
+
+
+class TooLarge(BadInput):
+    """What was given is larger than a limit that is there to be raised."""
 
 
 class UnknownName(BadInput):

@@ -12,7 +12,9 @@ import pytest
 from optimizer import errors
 from optimizer.errors import MlOptError, UnknownName, missing_package
 
-CODES = {"GateFailed": 1, "BadInput": 2, "UnknownName": 2, "Inconclusive": 3, "MissingPiece": 4, "Damaged": 5}
+CODES = {
+    "GateFailed": 1, "BadInput": 2, "TooLarge": 2, "UnknownName": 2, "Inconclusive": 3, "MissingPiece": 4, "Damaged": 5,
+}  # fmt: skip
 
 
 def test_exit_codes_are_those_of_the_drawing() -> None:

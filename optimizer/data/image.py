@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.data.columns import Columns
 from optimizer.data.readers import Row
-from optimizer.errors import BadInput, missing_package
+from optimizer.errors import BadInput, TooLarge, missing_package
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.generic]
 
-__all__ = ["ImageEncoder", "file_bytes"]
+__all__ = ["MOST_MEGAPIXELS", "ImageEncoder", "file_bytes"]
+
+#: Megapixels (10^6) of the largest picture that is decoded: Pillow itself refuses what has some 179.
+MOST_MEGAPIXELS = 178
 
 #: Processors that only resize, crop, rescale and normalize, each switched by its own key.
 _PLAIN = frozenset({
@@ -44,6 +47,8 @@ _PLAIN = frozenset({
 #: Processors with a step of their own.
 _OWN = frozenset({"ConvNextImageProcessor", "EfficientNetImageProcessor", "LevitImageProcessor"})
 
+_SMALLER = "make it smaller first"
+
 #: From this size on ConvNeXt squeezes the whole image instead of cropping its centre.
 _CONVNEXT_WARPS_FROM = 384
 
@@ -55,6 +60,7 @@ class ImageEncoder:
         settings: ``preprocessor_config.json``, as ``transformers`` 5 saves it.
         model: the manifest's ``model``; the channels of its ``pixel_values`` are read.
         columns: which column is the image.
+        megapixels: of the largest picture that is decoded, or comes out of resizing one.
 
     Raises:
         BadInput: the processor is of a sort that is not known here, or lacks a setting.
@@ -62,7 +68,10 @@ class ImageEncoder:
 
     inputs: tuple[str, ...] = ("pixel_values",)
 
-    def __init__(self, settings: Mapping[str, JSON], model: Mapping[str, JSON], columns: Columns) -> None:
+    def __init__(
+        self, settings: Mapping[str, JSON], model: Mapping[str, JSON], columns: Columns,
+        megapixels: int = MOST_MEGAPIXELS,
+    ) -> None:  # fmt: skip
         written = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
         kind = written.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
         if kind not in _PLAIN | _OWN:
@@ -76,6 +85,7 @@ class ImageEncoder:
         self._settings = settings
         self._columns = columns
         self._channels = _channels(model, settings)
+        self._megapixels = megapixels
 
     def content(self, row: Row) -> tuple[bytes, ...]:
         """What decides the pixels of a row: the picture's bytes, or the array's."""
@@ -142,7 +152,8 @@ class ImageEncoder:
             return self._from_array(row, value)
         data = file_bytes(row, value, "image")
         try:
-            with Image.open(io.BytesIO(data)) as opened:
+            with Image.open(io.BytesIO(data)) as opened:  # which reads the head, and no pixel
+                self._need_small(f"{row}: the image", opened.width, opened.height)
                 image = ImageOps.exif_transpose(opened)
                 if self._channels == 1:
                     return image.convert("L")
@@ -151,10 +162,18 @@ class ImageEncoder:
                     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
                     image = Image.alpha_composite(white, image)
                 return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError:
+            raise TooLarge(f"{row}: the image has more than {self._megapixels} megapixels", _SMALLER) from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             # An OSError's own words name only a memory address, because the picture came as bytes.
             reason = "no picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
             raise BadInput(f"{row}: the image cannot be read ({reason})") from None
+
+    def _need_small(self, what: str, width: int, height: int) -> None:
+        if width * height > self._megapixels * 1_000_000:
+            raise TooLarge(
+                f"{what} has {width} × {height} pixels; {self._megapixels} megapixels are the most", _SMALLER
+            )
 
     def _from_array(self, row: Row, value: Any) -> Image:
         """An array ``[height, width]``, ``[height, width, channels]`` or ``[channels, height, width]`` of bytes."""
@@ -203,6 +222,8 @@ class ImageEncoder:
     def _to(self, image: Image, height: int, width: int) -> Pixels:
         from PIL.Image import Resampling
 
+        # A picture of one line becomes as many times as long as it becomes high.
+        self._need_small(f"an image of {image.width} × {image.height} pixels, resized for this model,", width, height)
         resample = self._settings.get("resample")
         return _planes(image.resize((width, height), Resampling.BILINEAR if resample is None else Resampling(resample)))
 

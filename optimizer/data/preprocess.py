@@ -78,7 +78,9 @@ class Preprocessor:
         self._columns = columns
 
     @classmethod
-    def open(cls, folder: Path, model: Mapping[str, JSON], *, columns: Mapping[str, str] | None = None) -> Preprocessor:
+    def open(
+        cls, folder: Path, model: Mapping[str, JSON], *, columns: Mapping[str, str] | None = None, megapixels: int = 0
+    ) -> Preprocessor:
         """Build the preprocessor of an artifact.
 
         Args:
@@ -87,6 +89,8 @@ class Preprocessor:
             model: the manifest's ``model``: ``inputs`` (``{"name", "dtype", "shape"}`` each), ``task``, ``max_length``.
             columns: role (see :data:`~optimizer.data.columns.ROLES`) or input name → column, where the usual names do
                 not fit.
+            megapixels: of the largest picture that is decoded; 0 for
+                :data:`~optimizer.data.image.MOST_MEGAPIXELS`.
 
         Raises:
             BadInput: the model's processor is of a sort that is not known here.
@@ -103,9 +107,9 @@ class Preprocessor:
 
             encoders.append(TextEncoder(folder, model, chosen))
         if "pixel_values" in names and (settings := _processor(folder, "image_processor")):
-            from optimizer.data.image import ImageEncoder
+            from optimizer.data.image import MOST_MEGAPIXELS, ImageEncoder
 
-            encoders.append(ImageEncoder(settings, model, chosen))
+            encoders.append(ImageEncoder(settings, model, chosen, megapixels or MOST_MEGAPIXELS))
         if {"input_values", "input_features"} & set(names) and (settings := _processor(folder, "feature_extractor")):
             from optimizer.data.audio import AudioEncoder
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import Row
-from optimizer.errors import BadInput
+from optimizer.errors import BadInput, TooLarge
 from optimizer.serving.cache import answered
 from optimizer.serving.call import Call
 from optimizer.serving.problems import Problem
@@ -129,7 +129,7 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
         truncate: cut texts that are longer than the model takes, instead of refusing them.
 
     Raises:
-        Problem: 400: a row cannot be fed, or is too long; 429 and 504 of the queue; 499.
+        Problem: 400: a row cannot be fed, or is too long; 413: a picture is too large; 429 and 504 of the queue; 499.
     """
     if served.batcher is None or served.preprocessor is None or served.prepare is None:
         raise Problem(400, f"{served.name} has no tokenizer or image processor here: {served.reason or 'send arrays'}")
@@ -189,6 +189,9 @@ def _arrays(served: Served, rows: Sequence[dict[str, Any]], truncate: bool) -> l
             if full and not truncate and (cut := _beyond(preprocessor, row, longest)):
                 message = f"input[{place}] is {cut} tokens longer than the {longest} that {served.name} takes"
                 raise Problem(400, f"{message}; shorten it, or send truncate: true", param="input", code="too_long")
+        except TooLarge as error:
+            message = f"{error.message} (--max-megapixels)"
+            raise Problem(413, message, param="input", reason="too_large") from None
         except BadInput as error:
             raise Problem(400, error.message, param="input") from None
         except MemoryError:

@@ -38,7 +38,8 @@ _REASONS: Mapping[str, str] = {
     "late": "its time was over while it waited or ran: give it more (X-Request-Timeout, V2's timeout, --deadline), "
     "or make runs faster (ml-opt optimize)",
     "disconnected": "the client went away before it was answered: look at the client's own timeout",
-    "too_large": "it is larger than the server takes: send less at once, or raise --max-body or --max-queue",
+    "too_large": "it is larger than the server takes: send less at once, or raise --max-body, --max-queue "
+    "or --max-megapixels",
     "unauthorized": "it brought no key that is known: ml-opt keys list",
     "forbidden": "its key may not do this: ml-opt keys create --scope",
     "rate": "its key was used more often than its rate allows: ml-opt keys create --rate",

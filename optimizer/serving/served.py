@@ -253,7 +253,7 @@ def opened(served: Served, settings: Settings) -> None:
         raise BadInput(f"{served.ref} is {artifact.kind.phrase}, which cannot be served")
     _open(served, artifact.runnable, options, streams)
     try:
-        served.preprocessor = Preprocessor.open(artifact.path, served.model)
+        served.preprocessor = Preprocessor.open(artifact.path, served.model, megapixels=settings.max_megapixels)
     except MlOptError as error:
         served.reason = error.message  # arrays can be sent all the same
     served.model = {**served.model, "problem_type": _problem_type(artifact.path)}

@@ -42,6 +42,9 @@ class Settings(Options):
     deadline: float = opt(30.0, "How long a request may take that names no time of its own.", time=True)
     grace: float = opt(30.0, "How long requests have to finish after SIGTERM.", time=True)
     max_body: int = opt(32, "Largest body of a request in MiB, after decompression.", ge=1, le=65536)
+    max_megapixels: int = opt(
+        50, "Megapixels of the largest picture, by its file's head; it is not decoded to know.", ge=1, le=178
+    )
     cache: str = opt(
         "",
         "Keep answers of models that do not write text: so much of them in memory (256MiB), or in Redis "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import subprocess
 import sys
 import wave
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from PIL import Image
 
 from optimizer.data.preprocess import Preprocessor
 from optimizer.data.readers import Row, read_rows
-from optimizer.errors import BadInput, Damaged, UnknownName
+from optimizer.errors import BadInput, Damaged, TooLarge, UnknownName
 
 SENTENCES = Path(__file__).parents[2] / "benchmarks" / "data" / "sentiment-test.jsonl"
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -392,6 +394,38 @@ def test_bad_images_name_their_row(vit: Path) -> None:
     ]:  # fmt: skip
         with pytest.raises(BadInput, match=r"(?s)row 7.*" + said):
             pre.feeds([Row(vit / "rows.jsonl", 7, {"image": value})])
+
+
+def test_a_picture_that_is_too_large_is_refused_by_its_head(vit: Path) -> None:
+    """The file has no pixels at all: whoever decoded it would say that it cannot be read."""
+    row = Row(vit / "rows.jsonl", 7, {"image": {"bytes": png_head(8000, 7000)}})
+    with pytest.raises(BadInput, match="cannot be read"):
+        Preprocessor.open(vit, PIXELS).feeds([row])
+    with pytest.raises(TooLarge, match=r"row 7: the image has 8000 × 7000 pixels; 50 megapixels are the most"):
+        Preprocessor.open(vit, PIXELS, megapixels=50).feeds([row])
+    huge = Row(vit / "rows.jsonl", 7, {"image": {"bytes": png_head(60000, 60000)}})
+    with pytest.raises(TooLarge, match="more than 178 megapixels"):
+        Preprocessor.open(vit, PIXELS).feeds([huge])
+
+
+def test_a_picture_of_one_line_does_not_become_a_large_one(vit: Path) -> None:
+    settings = json.loads((vit / "preprocessor_config.json").read_text())
+    (vit / "preprocessor_config.json").write_text(json.dumps(settings | {"size": {"shortest_edge": 16}}))
+    model = {"inputs": [spec("pixel_values", "float32", "batch", 3, "height", "width")]}
+    line = [Row(vit / "rows.jsonl", 7, {"image": np.zeros((1, 5000), np.uint8)})]
+    assert Preprocessor.open(vit, model, megapixels=2).feeds(line)["pixel_values"].shape == (1, 3, 16, 80000)
+    with pytest.raises(
+        TooLarge, match=r"5000 × 1 pixels, resized for this model, has 80000 × 16 pixels; 1 megapixels are"
+    ):
+        Preprocessor.open(vit, model, megapixels=1).feeds(line)
+
+
+def png_head(width: int, height: int) -> bytes:
+    """A PNG file that says how large it is, and nothing else."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+    chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in parts)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def test_unknown_processors_are_refused(vit: Path) -> None:

@@ -8,10 +8,13 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tomllib
+import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,10 @@ sys.meta_path.insert(0, Blocker())
 from optimizer.cli.main import main
 main()
 """
+
+#: A PNG file that says it has 8000 × 7000 pixels, and has none.
+LARGE = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + struct.pack(">IIBBBBB", 8000, 7000, 8, 2, 0, 0, 0)
+LARGE += struct.pack(">I", zlib.crc32(LARGE[12:])) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
 def closure(extra: str) -> set[str]:
@@ -134,6 +141,11 @@ def test_four_sorts_of_models_are_served_with_nothing_but_the_extra(four: Store)
         assert word["label"] in artifacts.LABELS
         image = {"image": base64.b64encode(picture.getvalue()).decode()}
         assert asked(url, "/v1/classify", {"model": "vit", "input": image})["data"][0]["label"] in ("dark", "bright")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked(url, "/v1/classify", {"model": "vit", "input": {"image": base64.b64encode(LARGE).decode()}})
+        assert refused.value.code == 413
+        why = json.load(refused.value)["error"]["message"]
+        assert "8000 × 7000 pixels; 50 megapixels are the most (--max-megapixels)" in why
         text = asked(url, "/v1/completions", {"model": "writer", "prompt": "def ", "max_tokens": 4})
         assert text["usage"]["completion_tokens"] >= 1
         messages = [{"role": "user", "content": "a loop"}]  # goes through the model's chat template
