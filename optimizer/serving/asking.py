@@ -142,7 +142,6 @@ async def ask(call: Call, served: Served, rows: Sequence[dict[str, Any]], *, tru
         served.metrics.tokenize.observe(took)
     async with call.spending(sum(Answered(feeds, {}).tokens for feeds in prepared)):
         outputs = await answered(call, served, prepared, end)
-    served.statistics.answered(len(rows))
     return [Answered(feeds, output) for feeds, output in zip(prepared, outputs, strict=True)]
 
 

@@ -16,7 +16,6 @@ import math
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -82,7 +81,6 @@ class Batcher:
         self.plan = plan
         self._told = told
         self.limits = limits
-        self.sizes: Counter[int] = Counter()
         self.always_beside = False
         self._alone_lane = _Lane(run)
         self._beside_lane = _Lane(beside) if beside is not None and threads > 1 else self._alone_lane
@@ -233,10 +231,8 @@ class Batcher:
                 ticket.answer.set_exception(outcome)
             else:
                 ticket.answer.set_result(outcome)
-        if run is not None:
-            self.sizes[run.rows] += 1
-            if self._watch is not None:
-                self._loop.call_soon(self._watch, run)  # whoever waits for an answer goes first
+        if run is not None and self._watch is not None:
+            self._loop.call_soon(self._watch, run)  # whoever waits for an answer goes first
 
     # ---------------------------------------------------------------- in the threads
 
@@ -327,16 +323,22 @@ class Batcher:
     def _ran(self, batch: list[Ticket], lane: _Lane) -> tuple[Run, list[tuple[Ticket, Any]]]:
         """One run, and what each of its requests is answered."""
         sizes = [ticket.size for ticket in batch]
-        start = time.perf_counter()
+        start = joined = time.perf_counter()
+        ran = 0.0
         for ticket in batch:
             ticket.begun, ticket.mates = start, len(batch)
         try:
-            answers: list[Any] = self.plan.split(lane.run(self.plan.join([t.feeds for t in batch])), sizes)
+            feeds = self.plan.join([t.feeds for t in batch])
+            joined = time.perf_counter()
+            outputs = lane.run(feeds)
+            ran = time.perf_counter()
+            answers: list[Any] = self.plan.split(outputs, sizes)
         except Exception as error:
             # One of them may be at fault: each is asked alone, so that only that one fails.
             one = len(batch) == 1
             answers = [self._problem(error)] if one else [self._asked_alone(lane, ticket) for ticket in batch]
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
+        seconds = end - start
         rows = sum(size.rows for size in sizes)
         computed = rows * self.plan.padded(max(size.length for size in sizes))
         tokens = sum(size.tokens for size in sizes)
@@ -344,7 +346,10 @@ class Batcher:
             lane.curve.add(computed, seconds)
             self._waste += _FADES * (computed / max(1, tokens) - self._waste)
         owners = tuple(ticket.owner for ticket in batch[:_OWNERS])
-        run = Run(len(batch), rows, tokens, computed, seconds, owners, lane is not self._alone_lane)
+        run = Run(
+            len(batch), rows, tokens, computed, seconds, owners, lane is not self._alone_lane,
+            joining=joined - start, splitting=end - ran if ran else 0.0,
+        )  # fmt: skip
         for ticket in batch:
             ticket.seconds, ticket.run = seconds, run
         return run, list(zip(batch, answers, strict=True))

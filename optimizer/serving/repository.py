@@ -26,7 +26,7 @@ from optimizer.serving.settled import settled
 from optimizer.serving.sizes import resident
 from optimizer.serving.text.models import writer_for
 from optimizer.serving.text.proving import prove_writer
-from optimizer.serving.tickets import Limits
+from optimizer.serving.tickets import Limits, Run
 from optimizer.store import Store
 
 __all__ = ["Repository"]
@@ -253,8 +253,14 @@ class Repository:
         multiple = _MULTIPLE if session.facts["provider"] in SHAPED and longest else 1
         plan = plan_of(session.inputs, session.outputs, _fill(served), multiple, longest)
         beside = served.beside
+
+        def watch(run: Run) -> None:
+            metrics.ran(run)
+            if served.phase is not Phase.LOADING:  # golden inputs are nobody's requests
+                served.statistics.ran(run)
+
         served.batcher = Batcher(
-            session.run, plan, limits, f"{served.name} {served.version}", metrics.ran,
+            session.run, plan, limits, f"{served.name} {served.version}", watch,
             None if beside is None else beside.run, 1 if beside is None else served.streams, served.told,
         )  # fmt: skip
 

@@ -97,6 +97,8 @@ class Run:
         seconds: of the run alone.
         owners: ids of the requests, as many as are kept.
         beside: it had a share of the cores, for others to run side by side with it.
+        joining: seconds of it in which the requests' arrays became the run's.
+        splitting: seconds of it in which the run's answers became the requests'.
     """
 
     requests: int
@@ -106,3 +108,5 @@ class Run:
     seconds: float
     owners: tuple[str, ...] = ()
     beside: bool = False
+    joining: float = 0.0
+    splitting: float = 0.0

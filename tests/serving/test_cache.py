@@ -44,7 +44,7 @@ async def infer(app: Any, body: bytes, path: str = CLASSES, *headers: tuple[byte
 
 
 def statistics(state: State, model: str = "classes") -> dict[str, int]:
-    found: Any = state.models.get(model).statistics.to_json({})["inference_stats"]
+    found: Any = state.models.get(model).statistics.to_json()["inference_stats"]
     return {name: found[name]["count"] for name in ("success", "queue", "cache_hit", "cache_miss")}
 
 

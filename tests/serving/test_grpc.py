@@ -481,7 +481,8 @@ def inside(tmp_path: Path, keys: KeyFile) -> Any:
 def test_a_client_that_cancels_leaves_the_queue(tmp_path: Path, keys: KeyFile) -> None:
     inside = Inside(tmp_path, '{"latency_s": 1.0, "wait": "sleep"}')
     try:
-        batcher = inside.state.models.get("fake").batcher
+        served = inside.state.models.get("fake")
+        batcher, statistics = served.batcher, served.statistics
         infer = inside.channel.unary_unary(SERVICE + "ModelInfer")
         data = asked("fake").SerializeToString()
 
@@ -491,7 +492,7 @@ def test_a_client_that_cancels_leaves_the_queue(tmp_path: Path, keys: KeyFile) -
 
         def cancelled_in_the_queue() -> bool:
             """Three that wait for the one that runs are cancelled before its end; again where the machine was late."""
-            before, ran = gone(), batcher.sizes.total()
+            before, ran = gone(), statistics.executions
             first, *others = [infer.future(data, timeout=LONG) for _ in range(4)]
             eventually(lambda: batcher.depth == 3 or first.done())
             for each in (first, *others):
@@ -500,8 +501,8 @@ def test_a_client_that_cancels_leaves_the_queue(tmp_path: Path, keys: KeyFile) -
             assert batcher.depth == 0
             if gone() - before < 4:
                 return False
-            eventually(lambda: batcher.sizes.total() > ran)  # the one that ran is finished and thrown away
-            return batcher.sizes.total() == ran + 1
+            eventually(lambda: statistics.executions > ran)  # the one that ran is finished and thrown away
+            return statistics.executions == ran + 1
 
         eventually(cancelled_in_the_queue)
     finally:

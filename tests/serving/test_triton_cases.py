@@ -176,7 +176,7 @@ def test_multi_different_outputs_in_different_orders(tmp_path: Path) -> None:
         together = await asyncio.gather(*(infer(place) for place in range(len(orders))))
         served = state.models.get("m")
         assert served.batcher is not None
-        assert max(served.batcher.sizes) > 1
+        assert max(served.statistics.batches) > 1
         for order, one, other in zip(orders, alone, together, strict=True):
             assert [each["name"] for each in other["outputs"]] == (order or ["a", "b"])
             assert other["id"] == one["id"]

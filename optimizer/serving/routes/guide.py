@@ -19,7 +19,8 @@ __all__ = ["ROUTES"]
 async def _generate(call: Call) -> Response:
     body = await call.json()
     writer = writer_of(call, body)
-    asked = guide_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param))
+    with writer.statistics.failing():
+        asked = guide_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param))
     return await answer(call, writer, asked, Guide(writer.ref))
 
 
@@ -33,8 +34,9 @@ async def _v2_stream(call: Call) -> Response:
 
 async def _v2(call: Call, stream: bool) -> Response:
     writer = writer_of(call)
-    body = await call.json()
-    asked = v2_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param), stream)
+    with writer.statistics.failing():
+        body = await call.json()
+        asked = v2_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param), stream)
     details = bool((body.get("parameters") or {}).get("details"))
     return await answer(call, writer, asked, V2(asked, writer.name, writer.version, body.get("id") or "", details))
 

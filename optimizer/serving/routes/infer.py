@@ -10,6 +10,7 @@ from optimizer.serving.call import Call
 from optimizer.serving.inference import HEADER_LENGTH, encoded, parse, parse_raw
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
+from optimizer.serving.statistics import Counting
 from optimizer.serving.waiting import deadline
 
 if TYPE_CHECKING:
@@ -22,11 +23,10 @@ async def _infer(call: Call) -> Response:
     from starlette.responses import Response
 
     served = call.served()
-    if served.batcher is None:
-        raise Problem(400, f"{served.name} writes text: ask /v1/completions or /generate")
-    batcher, statistics = served.batcher, served.statistics
-    started = time.perf_counter()
-    try:
+    with Counting(served.statistics, call.times) as counting:
+        if served.batcher is None:
+            raise Problem(400, f"{served.name} writes text: ask /v1/completions or /generate")
+        batcher = served.batcher
         if call.state.cache is None:  # an answer that is kept needs no room
             batcher.need_room(1)
         body = await call.body()
@@ -43,20 +43,11 @@ async def _infer(call: Call) -> Response:
         async with call.spending(0 if ids is None else int(ids.size)):
             end = deadline(call, asked.timeout)
             pieces = batcher.pieces(asked.feeds)
-            rows = batcher.plan.size(asked.feeds).rows
+            counting.rows = batcher.plan.size(asked.feeds).rows
             outputs = batcher.plan.whole(await answered(call, served, pieces, end, asked.parameters))
         start = time.perf_counter()
         content, headers = encoded(asked, outputs, served.name, served.version)
         call.times["serialize"] = time.perf_counter() - start
-    except Exception:
-        statistics.add("fail", time.perf_counter() - started)
-        raise
-    statistics.add("success", time.perf_counter() - started)
-    for part, name in (("compute_input", "parse"), ("queue", "queue"), ("compute_infer", "compute"),
-                       ("compute_output", "serialize")):  # fmt: skip
-        if name in call.times:  # what was kept did not run
-            statistics.add(part, call.times[name])
-    statistics.answered(rows)
     return Response(content, 200, headers)
 
 

@@ -20,14 +20,16 @@ __all__ = ["ROUTES"]
 async def _completions(call: Call) -> Response:
     body = await call.json()
     writer = writer_of(call, body)
-    asked = completion_asked(body, _screen(call))
+    with writer.statistics.failing():
+        asked = completion_asked(body, _screen(call))
     return await answer(call, writer, asked, Completions(asked, writer.name, writer.fingerprint))
 
 
 async def _chat(call: Call) -> Response:
     body = await call.json()
     writer = writer_of(call, body)
-    asked = chat_asked(body, _screen(call))
+    with writer.statistics.failing():
+        asked = chat_asked(body, _screen(call))
     return await answer(call, writer, asked, Chat(asked, writer.name, writer.fingerprint))
 
 

@@ -13,6 +13,7 @@ from optimizer.serving.call import Call
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
+from optimizer.serving.statistics import Counting
 from optimizer.tasks.feature_extraction import vectors
 from optimizer.types import JSON
 
@@ -31,21 +32,23 @@ async def _embeddings(call: Call) -> Response:
     """OpenAI's: a vector of length 1 for each text or list of ids, as numbers or as base64 of little-endian float32."""
     document = await call.json()
     served = named_model(call, document, _EMBED)
-    form = document.get("encoding_format", "float")
-    if form not in ("float", "base64"):
-        raise Problem(400, "encoding_format should be float or base64", param="encoding_format")
-    if document.get("dimensions") is not None:
-        raise Problem(400, f"{served.name} has vectors of one size; leave dimensions out", param="dimensions")
-    rows = rows_of(call, served, document.get("input"), tokens=True)
-    answered = await ask(call, served, rows, truncate=_truncate(document))
-    start = time.perf_counter()
-    data: list[JSON] = []
-    for place, row in enumerate(answered):
-        vector = _unit(row, served)
-        shown = base64.b64encode(vector.tobytes()).decode() if form == "base64" else vector
-        data.append({"object": "embedding", "index": place, "embedding": shown})
-    response = json_answer({"object": "list", "data": data, "model": served.name, "usage": _usage(answered)})
-    call.times["serialize"] = time.perf_counter() - start
+    with Counting(served.statistics, call.times) as counting:
+        form = document.get("encoding_format", "float")
+        if form not in ("float", "base64"):
+            raise Problem(400, "encoding_format should be float or base64", param="encoding_format")
+        if document.get("dimensions") is not None:
+            raise Problem(400, f"{served.name} has vectors of one size; leave dimensions out", param="dimensions")
+        rows = rows_of(call, served, document.get("input"), tokens=True)
+        counting.rows = len(rows)
+        answered = await ask(call, served, rows, truncate=_truncate(document))
+        start = time.perf_counter()
+        data: list[JSON] = []
+        for place, row in enumerate(answered):
+            vector = _unit(row, served)
+            shown = base64.b64encode(vector.tobytes()).decode() if form == "base64" else vector
+            data.append({"object": "embedding", "index": place, "embedding": shown})
+        response = json_answer({"object": "list", "data": data, "model": served.name, "usage": _usage(answered)})
+        call.times["serialize"] = time.perf_counter() - start
     return response
 
 
@@ -65,15 +68,17 @@ async def _classify(call: Call) -> Response:
     """The classes of each text or image with their scores, the likeliest first."""
     document = await call.json()
     served = named_model(call, document, _CLASSIFY)
-    most = document.get("top_k")
-    if most is not None and (type(most) is not int or most < 1):
-        raise Problem(400, "top_k should be a whole number, at least 1", param="top_k")
-    rows = rows_of(call, served, document.get("input"))
-    answered = await ask(call, served, rows, truncate=_truncate(document))
-    start = time.perf_counter()
-    data = [{"index": place, **_classes(row, served, most)} for place, row in enumerate(answered)]
-    response = json_answer({"object": "list", "data": data, "model": served.name, "usage": _usage(answered)})
-    call.times["serialize"] = time.perf_counter() - start
+    with Counting(served.statistics, call.times) as counting:
+        most = document.get("top_k")
+        if most is not None and (type(most) is not int or most < 1):
+            raise Problem(400, "top_k should be a whole number, at least 1", param="top_k")
+        rows = rows_of(call, served, document.get("input"))
+        counting.rows = len(rows)
+        answered = await ask(call, served, rows, truncate=_truncate(document))
+        start = time.perf_counter()
+        data = [{"index": place, **_classes(row, served, most)} for place, row in enumerate(answered)]
+        response = json_answer({"object": "list", "data": data, "model": served.name, "usage": _usage(answered)})
+        call.times["serialize"] = time.perf_counter() - start
     return response
 
 

@@ -107,8 +107,7 @@ async def _config(call: Call) -> Response:
 
 
 def _statistics(served: Served) -> dict[str, JSON]:
-    sizes = served.batcher.sizes if served.batcher is not None else {}
-    return {"name": served.name, "version": served.version, **served.statistics.to_json(sizes)}
+    return {"name": served.name, "version": served.version, **served.statistics.to_json()}
 
 
 async def _stats(call: Call) -> Response:

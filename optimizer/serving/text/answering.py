@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimizer.serving.answers import json_answer
 from optimizer.serving.problems import Problem, as_problem
+from optimizer.serving.statistics import Counting
 from optimizer.serving.text.asked import Asked
 from optimizer.serving.text.dialects import Dialect, event
 from optimizer.serving.text.replies import Reply, Said
@@ -43,6 +44,9 @@ class Work:
         self._deadline = _seconds(call)
         self._began = time.perf_counter()
         self._spoke = 0.0
+        self._counting = Counting(writer.statistics, call.times)
+        self._counting.rows = self._counting.executions = asked.rows
+        self._written = False
         self._places = contextlib.ExitStack()
         self._budget = contextlib.AsyncExitStack()
         self._reserved: Reservation | None = None
@@ -105,6 +109,7 @@ class Work:
     def _failed(self, error: Exception) -> Problem:
         """An error that no status can say any more, as the first words were sent: counted and logged here."""
         call, problem = self._call, as_problem(error)
+        self._written = False
         call.notes["error"], call.notes["reason"] = problem.message, problem.reason
         if problem.status == 500:
             call.notes["traceback"] = "".join(traceback.format_exception(error))
@@ -135,6 +140,7 @@ class Work:
             except StopAsyncIteration:
                 break
             yield item
+        self._written = True
         self._places.close()
 
     def close(self) -> None:
@@ -144,6 +150,10 @@ class Work:
         self._places.close()
         if self._spoke and "write" not in self._call.times:
             self._call.times["write"] = time.perf_counter() - self._spoke
+        if self._written:
+            self._counting.succeeded()
+        else:
+            self._counting.failed()
         if self._replies:
             self._call.notes["prompt_tokens"] = sum(map(len, self._prompts))
             self._call.notes["tokens"] = sum(reply.tokens for reply in self._replies)

@@ -29,7 +29,9 @@ def writer_for(served: Served, settings: Settings, metrics: Metrics) -> Writer:
     tokenizer = TextTokenizer(served.path)
     observer = Counted(metrics, served.name, served.version)
     most = settings.max_queue
-    return Writer(served.name, served.version, served.ref, served.generator, tokenizer, most, observer)
+    return Writer(
+        served.name, served.version, served.ref, served.generator, tokenizer, most, observer, served.statistics
+    )
 
 
 def writer_of(call: Call, document: dict[str, Any] | None = None) -> Writer:

@@ -15,6 +15,7 @@ from optimizer.errors import BadInput
 from optimizer.generating.tokens import TextTokenizer
 from optimizer.generator import Generator, room
 from optimizer.serving.problems import Problem
+from optimizer.serving.statistics import Statistics
 from optimizer.serving.text.asked import Asked
 from optimizer.serving.text.observer import Observer
 from optimizer.serving.text.replies import Reply, Text
@@ -39,6 +40,7 @@ class Writer:
         tokenizer: the model's.
         max_waiting: most texts that wait for a place.
         observer: is told of tokens and times.
+        statistics: of the model; of its own where left out.
 
     Attributes:
         under_way: texts that were let in and are not over.
@@ -53,9 +55,11 @@ class Writer:
         tokenizer: TextTokenizer,
         max_waiting: int,
         observer: Observer,
+        statistics: Statistics | None = None,
     ) -> None:
         self.name, self.version, self.ref = name, version, ref
         self.generator, self.tokenizer, self.observer = generator, tokenizer, observer
+        self.statistics = Statistics() if statistics is None else statistics
         self._max_waiting = max_waiting
         self._slots = int(str(generator.facts.get("slots", 1)))
         self._mean: float | None = None
