@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from optimizer.digest import digest_json
+from optimizer.engines.flavors import FLAVORS
 from optimizer.environment import cpu_facts, version_of
+from optimizer.runtimes._ort_gpu import RTX
 from optimizer.serving.kept import Kept
 from optimizer.serving.tensors import DATATYPES, datatype, from_bytes, to_bytes
 from optimizer.serving.waiting import answers
@@ -41,6 +43,13 @@ __all__ = ["Cache", "answered", "key_of", "pack", "unpack"]
 
 #: Parameters of V2 that say how an answer is sent, and in what time, and not what it is.
 _FORM = frozenset({"binary_data_output", "timeout", "priority"})
+
+#: What a session says of what it got that may show in an answer; those of its libraries are what was really loaded.
+_FACTS = ("provider", "precision", "threads", "tf32", "flavor", "gpu", "onnxruntime", "openvino",
+          *(flavor.module for flavor in FLAVORS.values()))  # fmt: skip
+#: Distributions that bring kernels, among them those of ONNX Runtime's providers, whose sessions do not name them.
+_LIBRARIES = ("ml-opt", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", *RTX, "openvino",
+              *(name for flavor in FLAVORS.values() for name in flavor.distributions))  # fmt: skip
 
 
 class Cache:
@@ -81,17 +90,19 @@ class Cache:
             identity = self._identities[session] = _identity(served)
         return key_of(identity, feeds, parameters)
 
-    async def find(self, served: Served, key: bytes) -> dict[str, NDArray[np.generic]] | None:
-        """The answer that was kept for this very key; None for none."""
+    async def find(self, served: Served, keys: Sequence[bytes]) -> list[dict[str, NDArray[np.generic]] | None]:
+        """The answers that were kept for these very keys, looked for together; None where there is none."""
         start = time.perf_counter()
-        lying = await self.kept.get(self._digest(key))
-        found = None
-        if lying is not None and lying[0] == key:
-            with contextlib.suppress(Exception):  # what others wrote into Redis may be anything
-                found = unpack(lying[1])
-        part, counter = ("cache_miss", self._misses) if found is None else ("cache_hit", self._hits)
-        served.statistics.add(part, time.perf_counter() - start)
-        counter.labels(served.name, served.version).inc()
+        found: list[dict[str, NDArray[np.generic]] | None] = [None] * len(keys)
+        for place, lying in enumerate(await self.kept.get([self._digest(key) for key in keys])):
+            if lying is not None and lying[0] == keys[place]:
+                with contextlib.suppress(Exception):  # what others wrote into Redis may be anything
+                    found[place] = unpack(lying[1])
+        took = (time.perf_counter() - start) / max(1, len(keys))
+        for each in found:
+            part, counter = ("cache_miss", self._misses) if each is None else ("cache_hit", self._hits)
+            served.statistics.add(part, took)
+            counter.labels(served.name, served.version).inc()
         return found
 
     async def keep(self, key: bytes, outputs: Arrays) -> None:
@@ -131,7 +142,7 @@ async def answered(
     if cache is not None:
         start = time.perf_counter()
         keys = [cache.key(served, feeds, parameters or {}) for feeds in requests]
-        found = [await cache.find(served, key) for key in keys]
+        found = list(await cache.find(served, keys))
         hits = sum(each is not None for each in found)
         call.times["cache_hit" if hits == len(found) else "cache_miss"] = time.perf_counter() - start
         call.notes["cache"] = f"{hits} of {len(found)}"
@@ -208,9 +219,10 @@ def _identity(served: Served) -> str:
             "ref": served.ref,
             "key": manifest.key,
             "files": manifest.files,
-            "runs": {name: facts.get(name) for name in ("provider", "precision", "threads")},
+            "runs": {name: facts.get(name) for name in _FACTS},
             # Another kernel rounds otherwise.
-            "versions": {name: version_of(name) or "" for name in ("ml-opt", "onnxruntime")},
+            "versions": {name: version_of(name) or "" for name in _LIBRARIES},
             "cpu": [cpu[name] for name in ("vendor", "model", "features")],
+            "gpus": served.gpus,
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from optimizer.errors import BadInput, missing_package
@@ -18,12 +18,14 @@ _ENTRY = 300
 _EXPIRES = 86400
 #: Largest entry that is sent to Redis; fetching a larger one is hardly faster than computing it.
 _LARGEST = 4 << 20
+#: Entries that Redis is asked for by one question.
+_AT_ONCE = 64
 #: Seconds that Redis may take, and seconds without it once it took longer or was not there.
 _PATIENCE, _PAUSE = 0.25, 5.0
 
 
 class Kept(Protocol):
-    """A place for entries: where it lies → the key and the value that lie there."""
+    """A place for entries: where one lies → the key and the value that lie there."""
 
     #: Whether its size is this process's own.
     local: bool
@@ -36,8 +38,8 @@ class Kept(Protocol):
     def entries(self) -> int:
         """How many there are; 0 where that is not known here."""
 
-    async def get(self, place: bytes) -> tuple[bytes, bytes] | None:
-        """The key and the value that lie there; they may be another key's."""
+    async def get(self, places: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
+        """The key and the value that lie in each place, which may be another key's; None where nothing does."""
 
     async def put(self, place: bytes, key: bytes, value: bytes) -> None:
         """Lay them there, in place of what lay there."""
@@ -64,11 +66,11 @@ class Memory:
     def entries(self) -> int:
         return len(self._held)
 
-    async def get(self, place: bytes) -> tuple[bytes, bytes] | None:
-        found = self._held.get(place)
-        if found is not None:
-            self._held.move_to_end(place)
-        return found
+    async def get(self, places: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
+        for place in places:
+            if place in self._held:
+                self._held.move_to_end(place)
+        return [self._held.get(place) for place in places]
 
     async def put(self, place: bytes, key: bytes, value: bytes) -> None:
         self._drop(self._held.pop(place, None), place)
@@ -126,19 +128,23 @@ class Redis:
         self._told = told
         self._until = 0.0
 
-    async def get(self, place: bytes) -> tuple[bytes, bytes] | None:
+    async def get(self, places: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
+        found: list[Any] = []
+        for start in range(0, len(places), _AT_ONCE):
+            found += await self._several(places[start : start + _AT_ONCE])
+        return [_entry(each) for each in found]
+
+    async def _several(self, places: Sequence[bytes]) -> Sequence[Any]:
+        """What lies in these places, by one question."""
         if time.monotonic() < self._until:
-            return None
+            return [None] * len(places)
         try:
             async with self._in_time(_PATIENCE):
-                found = await self._redis.get(_name(place))
+                found: Sequence[Any] = await self._redis.mget([_name(place) for place in places])
+                return found
         except self._errors as error:
             self._gone(error)
-            return None
-        if not isinstance(found, bytes) or len(found) < 8:
-            return None
-        end = 8 + int.from_bytes(found[:8], "little")
-        return found[8:end], found[end:]
+            return [None] * len(places)
 
     async def put(self, place: bytes, key: bytes, value: bytes) -> None:
         if time.monotonic() < self._until or len(key) + len(value) > _LARGEST:
@@ -155,6 +161,13 @@ class Redis:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+def _entry(lying: Any) -> tuple[bytes, bytes] | None:
+    if not isinstance(lying, bytes) or len(lying) < 8:
+        return None
+    end = 8 + int.from_bytes(lying[:8], "little")
+    return lying[8:end], lying[end:]
 
 
 def _name(place: bytes) -> str:

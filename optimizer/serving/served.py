@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from optimizer.artifact import Artifact
 from optimizer.data.preprocess import Preprocessor
-from optimizer.environment import cpu_threads
+from optimizer.environment import cpu_threads, gpu_facts
 from optimizer.errors import BadInput, MlOptError
 from optimizer.generator import Generator, GeneratorOptions, open_generator
-from optimizer.runtime import STREAMING, Provider, Session, SessionOptions, get_runtime, preferred
+from optimizer.runtime import GPU_PROVIDERS, STREAMING, Provider, Session, SessionOptions, get_runtime, preferred
 from optimizer.serving.problems import Problem
 from optimizer.serving.settings import Settings
 from optimizer.serving.statistics import Statistics
@@ -98,6 +98,7 @@ class Served:
         statistics: what V2's statistics extension tells.
         metrics: its children in the server's metrics.
         loaded: when it was loaded, in seconds since 1970.
+        gpus: that it may run on, as :func:`~optimizer.environment.gpu_facts` has them; none on a processor.
         provider: where it should run, where a verdict says so; else empty.
         why: why this variant of several; empty where it was named, or is the only one.
         on_demand: when it is not loaded, whoever asks for it waits until it is.
@@ -130,6 +131,7 @@ class Served:
     statistics: Statistics = field(default_factory=Statistics)
     metrics: ModelMetrics | None = None
     loaded: float = field(default_factory=time.time)
+    gpus: tuple[Mapping[str, JSON], ...] = ()
     provider: str = ""
     why: str = ""
     on_demand: bool = False
@@ -238,6 +240,7 @@ def opened(served: Served, settings: Settings) -> None:
     provider = _provider(served, settings)
     streams = _streams(served, provider, settings)
     # Where runs are side by side under load, this session runs when nobody else wants the cores.
+    served.gpus = gpu_facts() if provider.name in GPU_PROVIDERS else ()
     options = SessionOptions(provider, settings.threads, spin=streams > 1 and settings.workers == 1)
     if artifact is None:  # a planted model, or a bare ONNX file
         _open(served, served.path, options, streams)

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,17 @@ pytest.importorskip("starlette")
 from serving.test_app import call
 from serving.test_why import ids, play, why
 
+from optimizer.environment import version_of
 from optimizer.errors import BadInput
+from optimizer.serving import cache
+from optimizer.serving import served as opening
 from optimizer.serving.cache import Cache, key_of, pack, unpack
 from optimizer.serving.inference import HEADER_LENGTH
 from optimizer.serving.kept import Memory, Redis, memory_of
+from optimizer.serving.served import Served
 from optimizer.serving.settings import Settings
 from optimizer.serving.state import State
+from optimizer.store import Store
 
 CLASSES = "/v2/models/classes/infer"
 
@@ -145,6 +151,51 @@ def test_a_file_that_is_no_artifact_is_another_model_when_it_is_loaded_again(tmp
     play(tmp_path, scene, (f"fake:{planted}",))
 
 
+@pytest.mark.parametrize(
+    "library", ["ml-opt", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino",
+                "onnxruntime-ep-nv-tensorrt-rtx-cu13", "openvino", "tensorrt", "tensorrt-rtx-cu13"]
+)  # fmt: skip
+def test_another_version_of_what_computes_has_answers_of_its_own(
+    tiny_store: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session: Any = SimpleNamespace(facts={"provider": "cpu"})
+    served = Served("classes", "2", "classes@2", artifact=Store(tiny_store).get("classes"), session=session)
+    before = cache._identity(served)
+    monkeypatch.setattr(cache, "version_of", lambda name: "9.9" if name == library else version_of(name))
+    assert cache._identity(served) != before
+
+
+def test_what_a_session_got_is_part_of_whose_answers_they_are(tiny_store: Path) -> None:
+    session: Any = SimpleNamespace(facts={"provider": "cuda"})
+    served = Served("classes", "2", "classes@2", artifact=Store(tiny_store).get("classes"), session=session)
+    seen = {cache._identity(served)}
+    for gpu in ({"name": "NVIDIA H100"}, {"name": "NVIDIA L4"}, {"name": "NVIDIA L4", "driver": "580.1"}):
+        served.gpus = (gpu,)
+        seen.add(cache._identity(served))
+    for changed in (
+        {"provider": "tensorrt"}, {"precision": "fp16"}, {"threads": 3}, {"tf32": True}, {"flavor": "rtx"},
+        {"openvino": "2026.4.1"}, {"onnxruntime": "1.33.0"}, {"tensorrt": "10.13"}, {"tensorrt_rtx": "1.7"},
+        {"gpu": {"name": "NVIDIA L4"}},
+    ):  # fmt: skip
+        session.facts = {"provider": "cuda", **changed}
+        seen.add(cache._identity(served))
+    assert len(seen) == 14
+    session.facts = {"provider": "cuda", "load_seconds": 3.0}  # how long it took shows in no answer
+    assert cache._identity(served) in seen
+
+
+@pytest.mark.parametrize(("provider", "gpus"), [("cuda", 1), ("cpu", 0)])
+def test_a_model_on_a_gpu_knows_which(
+    tiny_store: Path, provider: str, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "gpu_facts", lambda: ({"name": "NVIDIA H100"},))
+    monkeypatch.setattr(opening, "_open", lambda *given: None)
+    served = Served("classes", "2", "classes@2", artifact=Store(tiny_store).get("classes"))
+    opening.opened(served, Settings.from_mapping({"provider": provider}))
+    assert len(served.gpus) == gpus
+    served.close()
+
+
 # ---------------------------------------------------------------- whole keys
 
 
@@ -241,12 +292,12 @@ def test_memory_holds_what_it_may_and_forgets_what_was_not_used(puts: list[tuple
             key = b"%d" % number
             await kept.put(key, key, bytes(size))
             used = [each for each in used if each != key] + [key]
-            assert await kept.get(key) == (key, bytes(size))
+            assert await kept.get([key, b"none"]) == [(key, bytes(size)), None]
             assert kept.size <= 4000
             held = [each for each in used if each in kept._held]
             assert held == used[len(used) - len(held) :] == list(kept._held)  # those used last, in that order
         await kept.put(b"big", b"big", bytes(5000))
-        assert await kept.get(b"big") is None
+        assert await kept.get([b"big"]) == [None]
         await kept.close()
         assert (kept.size, kept.entries) == (0, 0)
 
@@ -329,6 +380,32 @@ def test_two_servers_share_answers_in_redis(tiny_store: Path, redis: str) -> Non
     play(tiny_store, second)
     assert answers[0] == answers[1]
     assert said == []
+
+
+def test_rows_of_a_request_are_one_question_to_redis(tiny_store: Path, redis: str) -> None:
+    async def scene(app: Any, state: State) -> None:
+        kept, asked = Redis(redis, lambda text: None), list[int]()
+        state.cache = Cache(kept, state.metrics)
+        mget = kept._redis.mget
+
+        async def counted(names: list[str]) -> Any:
+            asked.append(len(names))
+            return await mget(names)
+
+        kept._redis.mget = counted
+        texts = ["a bad cab", "fed", "egg", "deaf"]
+        for known, shown in ((texts[:2], "0 of 2"), (texts, "2 of 4"), (texts[::-1], "4 of 4")):
+            body = json.dumps({"model": "classes", "input": known}).encode()
+            status, _, _ = await call(app, "POST", "/v1/classify", body, (b"x-request-id", b"rows"))
+            assert status == 200
+            assert (await why(app, "rows"))["cache"] == shown
+        assert asked == [2, 4, 4]
+        asked.clear()
+        assert await kept.get([b"%d" % number for number in range(130)]) == [None] * 130
+        assert asked == [64, 64, 2]
+        await state.cache.close()
+
+    play(tiny_store, scene)
 
 
 def test_without_redis_everything_is_answered(tiny_store: Path) -> None:
