@@ -214,7 +214,8 @@ def _stub() -> str:
         "from optimizer.benching.scenario import Scenario",
         "from optimizer.check import Report",
     ]
-    errors = ("BadInput", "Damaged", "GateFailed", "Inconclusive", "MissingPiece", "MlOptError", "UnknownName")
+    errors = ("BadInput", "Damaged", "GateFailed", "Inconclusive", "MissingPiece", "MlOptError", "TooLarge",
+              "UnknownName")  # fmt: skip
     lines += [f"from optimizer.errors import {name} as {name}" for name in errors]
     lines += [
         "from optimizer.manifest import Manifest as Manifest",

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.artifact import Artifact
-from optimizer.errors import BadInput, Damaged, GateFailed, Inconclusive, MissingPiece, MlOptError, UnknownName
+from optimizer.errors import (
+    BadInput,
+    Damaged,
+    GateFailed,
+    Inconclusive,
+    MissingPiece,
+    MlOptError,
+    TooLarge,
+    UnknownName,
+)
 from optimizer.manifest import Manifest
 from optimizer.ref import Ref
 from optimizer.store import Store
@@ -37,6 +46,7 @@ _VALUES = [
     "MlOptError",
     "Ref",
     "Store",
+    "TooLarge",
     "UnknownName",
 ]
 

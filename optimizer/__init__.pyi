@@ -12,6 +12,7 @@ from optimizer.errors import GateFailed as GateFailed
 from optimizer.errors import Inconclusive as Inconclusive
 from optimizer.errors import MissingPiece as MissingPiece
 from optimizer.errors import MlOptError as MlOptError
+from optimizer.errors import TooLarge as TooLarge
 from optimizer.errors import UnknownName as UnknownName
 from optimizer.manifest import Manifest as Manifest
 from optimizer.pipeline import Result
