@@ -1,6 +1,6 @@
 """Judges that ml-opt did not write, asking a server that it started; and 20,000 bodies that hypothesis made.
 
-    python -m benchmarks.serving.judges [--bodies 20000] [--seconds 120]
+    python -m benchmarks.serving.judges [--bodies 20000] [--seconds 120] [--only JUDGE]
 
 Serves MiniLM, a tiny Llama that writes text (where the extra genai is installed) and a planted model, over HTTP and
 gRPC. Asked by: tritonclient (http, grpc), openai, schemathesis on the OpenAPI document, kserve's clients (in an
@@ -189,20 +189,27 @@ def perf_analyzer(server: Server) -> str:
 
 
 def aiperf(server: Server) -> str:
-    """Streams of a conversation."""
+    """Completions, as streams and whole; its own report says how many were answered."""
     beside = OWN.with_name("aiperf")
     command = shutil.which("aiperf") or (str(beside) if beside.is_file() else None)
     if command is None or not server.writer:
         raise Missing
     words = [
-        command, "profile", "--model", "llama", "--url", server.url, "--endpoint-type", "completions", "--streaming",
+        command, "profile", "--model", "llama", "--url", server.url, "--endpoint-type", "completions",
         "--tokenizer", str(ROOT / ".cache" / "decoder-llama-tiny"), "--request-count", "20", "--concurrency", "2",
         "--synthetic-input-tokens-mean", "8", "--output-tokens-mean", "8", "--ui", "none",
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return "20 requests"
+    found = []
+    for more in (["--streaming"], []):
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+            (path,) = Path(folder).rglob("profile_export_aiperf.json")
+            report = json.loads(path.read_text())
+        assert not report["error_summary"], report["error_summary"]
+        found.append(int(report["completed_request_count"]["avg"]))
+    assert found == [20, 20], found
+    return f"{report['aiperf_version']}: {found[0]} of 20 streams and {found[1]} of 20 whole were answered"
 
 
 def hypothesis(server: Server, bodies: int) -> str:
@@ -216,6 +223,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bodies", type=int, default=20_000)
     parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--only", action="append", default=[], help="this judge; what is recorded of others is kept")
     options = parser.parse_args()
     judges: dict[str, Callable[[Server], str]] = {
         "tritonclient": triton,
@@ -227,11 +235,13 @@ def main() -> int:
         "aiperf": aiperf,
         "promtool": promtool,
     }
-    found: dict[str, Any] = {}
+    recorded = json.loads(RESULT.read_text(encoding="utf-8")) if options.only else {}
+    found: dict[str, Any] = dict(recorded.get("judges", {}))
+    asked = {name: judge for name, judge in judges.items() if not options.only or name in options.only}
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         try:
-            for name, judge in judges.items():
+            for name, judge in asked.items():
                 start = time.perf_counter()
                 try:
                     verdict, said = "passed", judge(server)
@@ -245,10 +255,12 @@ def main() -> int:
         finally:
             server.process.terminate()
             server.process.wait(60)
-    document = {"judges": found, "bodies": options.bodies, "environment": describe()}
+    document = recorded | {"judges": found} if options.only else {
+        "judges": found, "bodies": options.bodies, "environment": describe()
+    }  # fmt: skip
     RESULT.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
     print(RESULT)
-    return int(any(each["verdict"] == "FAULT" for each in found.values()))
+    return int(any(found[name]["verdict"] == "FAULT" for name in asked))
 
 
 if __name__ == "__main__":
