@@ -15,6 +15,7 @@ from optimizer.serving.app import build_app
 from optimizer.serving.cache import Cache
 from optimizer.serving.guard.connection import bounded_protocol
 from optimizer.serving.kept import kept_in
+from optimizer.serving.leftovers import after_the_dying
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.rpc.server import listen as rpc_listen
@@ -113,6 +114,8 @@ async def _serve(
         state.guard = guard
     if settings.cache:
         state.cache = Cache(kept_in(settings.cache, lambda text: log({"event": "cache", "error": text})), metrics)
+    server = _server(state)
+    told = [] if worker is None else [_one_of_several(worker, state, server)]
     if worker is not None and worker.late:
         await repository.start(refs)  # nobody finds it before it is ready; the others answer
         metrics.restarts.inc()
@@ -120,9 +123,7 @@ async def _serve(
     rpc = None
     if settings.grpc_port is not None:
         rpc = await rpc_listen(state, settings.host, settings.grpc_port, shared=worker is not None)
-    server = _server(state)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
-    told = [] if worker is None else [_one_of_several(worker, state)]
     try:
         loading = asyncio.ensure_future(_started(repository, refs))
         await asyncio.wait([running, loading], return_when=asyncio.FIRST_COMPLETED)
@@ -173,8 +174,8 @@ def _ready(repository: Repository, listening: socket.socket) -> dict[str, Any]:
     }
 
 
-def _one_of_several(worker: Worker, state: State) -> asyncio.Task[None]:
-    """Not ready before all are; and what others tell of its queues is never older than a moment."""
+def _one_of_several(worker: Worker, state: State, server: uvicorn.Server) -> asyncio.Task[None]:
+    """Not ready before all are, gone when the parent is; and its queues are counted again every moment."""
     loop = asyncio.get_running_loop()
     state.held = True
 
@@ -182,7 +183,11 @@ def _one_of_several(worker: Worker, state: State) -> asyncio.Task[None]:
         state.held = False
         worker.tell({"event": "open"})
 
-    worker.listen(lambda: loop.call_soon_threadsafe(all_ready))
+    def alone() -> None:
+        """Not draining for a while, as after SIGTERM: whoever starts the server again is not to find the port taken."""
+        state.draining = server.should_exit = True
+
+    worker.listen(lambda: loop.call_soon_threadsafe(all_ready), lambda: loop.call_soon_threadsafe(alone))
 
     async def counting() -> None:
         while True:
@@ -194,28 +199,43 @@ def _one_of_several(worker: Worker, state: State) -> asyncio.Task[None]:
 
 def _bound(settings: Settings, port: int | None = None, *, shared: bool = False) -> socket.socket:
     """A socket with the server's address; ``shared`` with other workers."""
+    if shared and port is None:
+        _await_free(settings.host, settings.port)
+        if settings.grpc_port is not None:
+            _await_free(settings.host, settings.grpc_port, "gRPC")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        if shared and port is None:
-            _need_free(settings)
         if shared:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((settings.host, settings.port if port is None else port))
     except OSError as error:
         listening.close()
-        where = f"{settings.host}:{settings.port}"
-        raise MissingPiece(f"cannot listen on {where}: {error.strerror}", "take another one: --port 0") from None
+        raise _taken(settings.host, settings.port, error) from None
     listening.setblocking(False)
     return listening
 
 
-def _need_free(settings: Settings) -> None:
-    """Raise :class:`OSError` where another server listens: with workers too it would share its port with this one."""
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as alone:
-        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        alone.bind((settings.host, settings.port))
+def _taken(host: str, port: int, error: OSError, protocol: str = "") -> MissingPiece:
+    if protocol:
+        where, option = f"{host}:{port} for {protocol}", f"--{protocol.lower()}-port"
+        return MissingPiece(f"cannot listen on {where}: {error.strerror}", f"name one that is free: {option} 8001")
+    return MissingPiece(f"cannot listen on {host}:{port}: {error.strerror}", "take another one: --port 0")
+
+
+def _await_free(host: str, port: int, protocol: str = "") -> None:
+    """Raise :class:`MissingPiece` where another server listens: with workers too it would share its port with ours."""
+
+    def alone() -> None:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+
+    try:
+        after_the_dying(alone, port)
+    except OSError as error:
+        raise _taken(host, port, error, protocol) from None
 
 
 def _server(state: State) -> uvicorn.Server:

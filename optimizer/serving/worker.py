@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,8 @@ __all__ = ["VARIABLE", "Worker", "shared"]
 
 #: How the parent says what a worker is.
 VARIABLE = "ML_OPT_SERVE_WORKER"
+#: Seconds that a worker whose parent is gone has for what is under way, a model that is loaded included.
+_LAST_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,22 @@ class Worker:
         self.tell({"event": "failed", "type": kind, "message": error.message, "hint": error.hint,
                    "exit_code": error.exit_code})  # fmt: skip
 
-    def listen(self, ready: Callable[[], object]) -> None:
-        """Call ``ready`` (in a thread) when the parent says that all are, and end when the parent is gone."""
+    def listen(self, ready: Callable[[], object], gone: Callable[[], object]) -> None:
+        """Hear, in a thread, what the parent says.
+
+        Args:
+            ready: called when it says that all workers are.
+            gone: called when it is no more, however it ended. Nobody would replace this process then, and who starts
+                the server again wants its port and its memory: it ends within two seconds, whatever is under way.
+        """
 
         def heard() -> None:
             while line := os.read(0, 4096):
                 if b"ready" in line:
                     ready()
-            os.kill(os.getpid(), signal.SIGTERM)
+            gone()
+            time.sleep(_LAST_S)
+            os._exit(1)
 
         threading.Thread(target=heard, name="parent", daemon=True).start()
 

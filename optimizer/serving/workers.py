@@ -14,13 +14,13 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optimizer.errors import MlOptError
+from optimizer.serving.leftovers import clear, counts_folder
 from optimizer.serving.settings import Settings
 from optimizer.serving.worker import Worker
 
@@ -50,8 +50,10 @@ def supervise(
     Raises:
         MlOptError: what the first worker that could not begin says.
     """
-    with listening, tempfile.TemporaryDirectory(prefix="ml-opt-serve-") as counts:
-        asyncio.run(_Parent([*words], settings, listening, log, Path(counts)).run())
+    clear()
+    ports = [listening.getsockname()[1], *([] if settings.grpc_port is None else [settings.grpc_port])]
+    with listening, counts_folder(*ports) as counts:
+        asyncio.run(_Parent([*words], settings, listening, log, counts).run())
 
 
 def _failed(event: Mapping[str, Any]) -> MlOptError:

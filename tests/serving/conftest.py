@@ -42,6 +42,7 @@ class Process:
     """A server in a process of its own."""
 
     words: list[str]
+    port: int = 0
     process: subprocess.Popen[str] = field(init=False)
     log: list[dict[str, Any]] = field(default_factory=list)
     ready: dict[str, Any] = field(init=False)
@@ -49,7 +50,7 @@ class Process:
     def __post_init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, "serve", *self.words, "--port", "0", "--json", "--threads", "1"],
+            [sys.executable, "-c", _RUN, "serve", *self.words, "--port", str(self.port), "--json", "--threads", "1"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
         )  # fmt: skip
         assert self.process.stdout is not None

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from processes import alive
 from serving.conftest import ROOT, Process
 
 from optimizer.cli.why_command import _asked
-from optimizer.errors import BadInput
+from optimizer.errors import BadInput, MissingPiece
 from optimizer.serving.config import guard_of, read_config
 from optimizer.serving.remote import fetch
 from optimizer.serving.server import _bound, serve
@@ -263,3 +264,14 @@ def test_workers_cannot_share_a_port_that_nobody_names(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="each worker a port of its own") as refused:
         serve([], Settings(workers=2, port=0, grpc_port=0), Store(tmp_path), lambda event: None)
     assert "--grpc-port 8001" in refused.value.hint
+
+
+def test_a_port_of_grpc_that_another_server_has_is_not_shared_with_it() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as another server's workers do
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MissingPiece, match=f"cannot listen on 127.0.0.1:{port} for gRPC") as refused:
+            _bound(Settings(port=0, grpc_port=port), shared=True)
+    assert "--grpc-port" in refused.value.hint
