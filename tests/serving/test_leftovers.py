@@ -130,6 +130,7 @@ def test_only_what_a_dead_server_of_this_user_left_is_removed(temporary: Path, t
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "lock").touch()
+    (elsewhere / "ports").write_text("8001")
     link = temporary / "ml-opt-serve-link"
     link.symlink_to(elsewhere)
     unlocked = temporary / "ml-opt-serve-older"
@@ -139,6 +140,7 @@ def test_only_what_a_dead_server_of_this_user_left_is_removed(temporary: Path, t
     with counts_folder(8000) as living:
         clear()
         assert not left.exists()
+        assert leftovers._given_up() == set()
         assert sorted(temporary.iterdir()) == sorted([link, unlocked, file, living])
         assert (elsewhere / "lock").exists()
     assert not living.exists()

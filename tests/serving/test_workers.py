@@ -224,6 +224,33 @@ def test_a_worker_is_not_ready_before_all_are_and_ends_with_its_parent(tmp_path:
             process.kill()
 
 
+def test_a_worker_whose_parent_is_gone_does_not_go_on_loading(tmp_path: Path) -> None:
+    (tmp_path / "slow.json").write_text(json.dumps({"load_s": 3600}))
+    reading, writing = os.pipe()
+    with _bound(Settings(port=0), shared=True) as held:
+        words = ["serve", f"fake:{tmp_path / 'slow.json'}", "--workers", "2", "--quiet"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "optimizer", *words], stdin=subprocess.PIPE, pass_fds=[writing], cwd=ROOT,
+            env={**os.environ, **Worker(0, held.getsockname()[1], writing, False).environment(),
+                 "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        os.close(writing)
+        try:
+            assert process.stdin is not None
+            eventually(lambda: listens(held.getsockname()[1]))
+            process.stdin.close()
+            assert process.wait(30) == 1
+        finally:
+            process.kill()
+            os.close(reading)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return health(port) == 503
+    return False
+
+
 def health(port: int) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/v2/health/ready")
