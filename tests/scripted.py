@@ -45,9 +45,16 @@ class Scripted:
 
 @dataclass
 class Asked:
-    """One request: what came back so far."""
+    """One request: what came back so far.
+
+    Attributes:
+        reads: clear while the client reads nothing: what is sent waits then, as it does for a socket that is full.
+        stalled: whether something does.
+    """
 
     events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    stalled: bool = False
     hang_up: asyncio.Event = field(default_factory=asyncio.Event)
     task: Any = None
     status: int = 0
@@ -78,6 +85,7 @@ class Server:
 
     def ask(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Asked:
         asked = Asked()
+        asked.reads.set()
         sent = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
 
         async def receive() -> Any:
@@ -87,6 +95,9 @@ class Server:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
+            asked.stalled = not asked.reads.is_set()
+            await asked.reads.wait()
+            asked.stalled = False
             if message["type"] == "http.response.start":
                 asked.status = message["status"]
                 asked.headers = {k.decode(): v.decode() for k, v in message["headers"]}

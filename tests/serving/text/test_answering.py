@@ -253,15 +253,32 @@ def test_a_model_that_is_closed_ends_its_texts_with_503(folder: Path) -> None:
 
 
 def test_a_slow_reader_gets_all_of_it_in_fewer_parts(folder: Path) -> None:
+    """What is written while it reads nothing is one part, and the writer waits for nobody."""
+
     async def test(server: Server) -> None:
         asked = server.ask(COMPLETIONS, {**BODY, "stream": True, "max_tokens": 100})
         text = await server.begun(1)
         tokens = list(range(40, 120))
-        write(text, *tokens, finish=Finish.LENGTH)
+        write(text, *tokens[:10])
+        await until(lambda: len(asked.parts()) > 0)
+        asked.reads.clear()
+        write(text, tokens[10])
+        await until(lambda: asked.stalled)
+        before = len(asked.parts())
+        for token in tokens[11:-1]:
+            write(text, token)
+            await asyncio.sleep(0)
+        write(text, tokens[-1], finish=Finish.LENGTH)
+        await server.ask(COMPLETIONS, {**BODY, "model": "nobody"}).task
+        assert asked.stalled
+        assert len(asked.parts()) == before
+        asked.reads.set()
         await asked.task
         said = "".join(part["choices"][0]["text"] for part in asked.parts()[:-1])
         assert said == TextTokenizer(folder).decode(tokens)
-        assert len(asked.parts()) < 20
+        assert asked.parts()[-1] == "[DONE]"
+        assert len(asked.parts()) - before <= 4  # the one that waited, all the others, why it ended, and the end
+        assert idle(server)
 
     run(folder, test)
 
