@@ -52,6 +52,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "export_time": export_time.to_markdown,
     "throughput": tables.throughput,
     "overload": tables.overload,
+    "endings": tables.endings,
     "streams": tables.streams,
     "door": tables.door,
     "huge_pages": tables.huge_pages,
@@ -59,7 +60,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "gpu-h100-80gb-hbm3": gpu_check.to_tables,
 }
 #: Where a benchmark lies in a package of its own.
-_PACKAGES = dict.fromkeys(("throughput", "overload", "streams", "door"), "serving.")
+_PACKAGES = dict.fromkeys(("throughput", "overload", "endings", "streams", "door"), "serving.")
 
 
 def rendered(page: str, results: Path = RESULTS) -> str:

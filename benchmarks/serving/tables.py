@@ -8,7 +8,7 @@ from typing import Any
 
 from optimizer.benching.formats.markdown import md_table
 
-__all__ = ["door", "huge_pages", "overload", "streams", "throughput"]
+__all__ = ["door", "endings", "huge_pages", "overload", "streams", "throughput"]
 
 
 def _machine(document: Mapping[str, Any]) -> str:
@@ -70,6 +70,37 @@ def overload(document: Mapping[str, Any]) -> str:
         [f"memory after {many['requests']:,} requests more", f"{(sizes[-1] - sizes[0]) / 1e6:+.0f} MB", "20 MB"],
     ]
     return f"{_machine(document)}.\n\n{_table(['what', 'measured', 'wanted: at most'], lines)}\n"
+
+
+def endings(document: Mapping[str, Any]) -> str:
+    """What became of requests when the server was told to end, and of the next start when it was killed."""
+
+    def total(rounds: Sequence[Mapping[str, int]], *names: str) -> str:
+        return f"{sum(each[name] for each in rounds for name in names):,}"
+
+    sigterm, kill = document["sigterm"], document["kill"]
+    lines = [
+        [what, *(total(rounds, *names) for rounds in sigterm.values()), wanted]
+        for what, names, wanted in (
+            ("SIGTERM: answered", ("answered",), ""),
+            ("SIGTERM: refused, 503", ("refused",), ""),
+            ("SIGTERM: never read by the server", ("raced_kept", "raced_new"), ""),
+            ("SIGTERM: lost", ("lost",), "0"),
+            ("SIGTERM: exit codes, added up", ("code",), "0"),
+        )
+    ]
+    lines += [
+        [what, *(total(rounds, name) for rounds in kill.values()), wanted]
+        for what, name, wanted in (
+            ("`kill -9`: answered before it", "answered", ""),
+            ("`kill -9`: cut by it", "cut", ""),
+            ("`kill -9`: next starts that answer on the same port", "answers", f"{document['times']}"),
+            ("`kill -9`: processes and files left", "left", "0"),
+        )
+    ]
+    head = f"{_machine(document)}, {document['times']} endings of each kind, {document['clients']} clients."
+    titles = ["what", *(f"{count} worker{'s' * (count != '1')}" for count in sigterm), "wanted"]
+    return f"{head}\n\n{_table(titles, lines)}\n"
 
 
 def streams(document: Mapping[str, Any]) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import importlib
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,6 +39,10 @@ __all__ = ["MODULES", "serve"]
 MODULES = ("uvicorn", "httptools", "uvloop", "starlette", "orjson", "prometheus_client", "numpy")
 #: Seconds that the port stays open after SIGTERM, so that who balances the load sees the 503 before it meets no one.
 _LINGER = 1.0
+#: Seconds that whoever connected before the port was closed has to say what it wants.
+_LAST_WORDS = 0.1
+#: ``SO_ATTACH_FILTER`` of Linux, which Python has no name for.
+_ATTACH_FILTER = 26
 #: Seconds between two looks at this worker's queues.
 _MOMENT = 0.5
 
@@ -114,7 +122,8 @@ async def _serve(
         state.guard = guard
     if settings.cache:
         state.cache = Cache(kept_in(settings.cache, lambda text: log({"event": "cache", "error": text})), metrics)
-    server = _server(state)
+    others: list[Callable[[float], Coroutine[Any, Any, None]]] = []
+    server = _server(state, others)
     told = [] if worker is None else [_one_of_several(worker, state, server)]
     if worker is not None and worker.late:
         await repository.start(refs)  # nobody finds it before it is ready; the others answer
@@ -123,6 +132,7 @@ async def _serve(
     rpc = None
     if settings.grpc_port is not None:
         rpc = await rpc_listen(state, settings.host, settings.grpc_port, shared=worker is not None)
+        others.append(rpc.close)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
     try:
         loading = asyncio.ensure_future(_started(repository, refs))
@@ -238,16 +248,17 @@ def _await_free(host: str, port: int, protocol: str = "") -> None:
         raise _taken(host, port, error, protocol) from None
 
 
-def _server(state: State) -> uvicorn.Server:
+def _server(state: State, others: Sequence[Callable[[float], Coroutine[Any, Any, None]]]) -> uvicorn.Server:
+    """The server of HTTP; ``others`` close the other ports, within so many seconds, when it is asked to end."""
     import uvicorn
 
     loop = asyncio.get_running_loop()
 
     def drain() -> None:
-        state.drainer = loop.create_task(_drained(state, server))
+        state.drainer = loop.create_task(_drained(state, server, others))
 
     def handle_exit(sig: int, frame: object) -> None:
-        """Not ready any more and still answering, then closed when nothing is under way; asked again, at once."""
+        """Not ready any more and still answering, then closed but for what is under way; asked again, at once."""
         if state.draining:
             server.force_exit = server.should_exit = True
             return
@@ -271,10 +282,39 @@ def _server(state: State) -> uvicorn.Server:
     return server
 
 
-async def _drained(state: State, server: uvicorn.Server) -> None:
-    """Wait until nothing is under way, or the time for it is over."""
+async def _drained(
+    state: State, server: uvicorn.Server, others: Sequence[Callable[[float], Coroutine[Any, Any, None]]]
+) -> None:
+    """Close the port, and wait until nothing is under way, or the time for it is over.
+
+    The port is closed first: clients that come again as soon as they are answered would hold the end up for good.
+    Whoever connected before that is still taken in and heard, as its request was sent to a server that listened.
+    """
     end = time.perf_counter() + state.settings.grace
     await asyncio.sleep(min(_LINGER, state.settings.grace))
+    left = max(0.0, end - time.perf_counter())
+    closing = [asyncio.ensure_future(close(left)) for close in others]
+    for listening in server.servers:
+        for each in listening.sockets:
+            _refuse_more(each)
+    await asyncio.sleep(min(_LAST_WORDS, left))
+    for listening in server.servers:
+        listening.close()
     while state.in_flight and time.perf_counter() < end:
         await asyncio.sleep(0.01)
+    await asyncio.gather(*closing)
     server.should_exit = True
+
+
+def _refuse_more(listening: socket.socket) -> None:
+    """Let nobody connect any more who has not yet, on Linux; those who have can still be accepted.
+
+    Closing alone would reset connections that the system has made and this process has not taken, with the requests
+    that were sent on them. A filter of one instruction (``BPF_RET`` 0) lets no packet through to the socket: whoever
+    comes now tries again after a second, by when the port is closed.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    with contextlib.suppress(OSError):  # forbidden: the port is closed without it
+        listening.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
