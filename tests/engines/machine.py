@@ -79,7 +79,7 @@ class Machine:
             key="0123456789abcdef" * 4,
             stage={"name": "build-trt-engine", "version": 1},
             source=more.get("source", {"type": "artifact", "ref": "toy@1:fp32", "digest": "d"}),
-            model={"limits": more.get("limits", {})},
+            model={"limits": more.get("limits", {}), "prefers": TENSORRT_NATIVE},
             options=more.get("options", {}),
             facts=facts,
             files=file_entries(path, digest_file),
