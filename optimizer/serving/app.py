@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import pkgutil
@@ -36,6 +37,8 @@ _ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _BROWSERS = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"))
 #: The status of a request whose client went away; nobody is sent it (nginx' number).
 _HUNG_UP = 499
+#: What is under way is told when the server ends before it is answered.
+_GIVEN_UP = Problem(503, "the server ended before this request was answered", reason="ended")
 
 
 def _ids() -> Iterator[str]:
@@ -174,6 +177,13 @@ class Door:
             call.admitted = await state.guard.admit(self.route.scope, request.headers, client)
             with using():  # what is asked is not closed under the request
                 return await self.route.endpoint(call)
+        except asyncio.CancelledError:
+            if not state.draining:
+                raise
+            # The grace period is over: who waits hears that it may ask another server, and not that this one failed.
+            call.notes["error"], call.notes["reason"] = _GIVEN_UP.message, _GIVEN_UP.reason
+            self._refused(call, _GIVEN_UP)
+            return answer(_GIVEN_UP, self.route.openai)
         except Exception as error:
             problem = as_problem(error)
             call.notes["error"], call.notes["reason"] = problem.message, problem.reason

@@ -63,15 +63,21 @@ def test_sigterm_is_503_at_once_and_loses_nothing(tmp_path: Path) -> None:
     assert statuses == {200}
 
 
-def test_a_model_that_hangs_does_not_hold_the_end_up(tmp_path: Path) -> None:
+def test_a_model_that_hangs_does_not_hold_the_end_up_and_its_requests_are_503(tmp_path: Path) -> None:
     planted = tmp_path / "stuck.json"
     planted.write_text(json.dumps({"hang_after": 0}))
-    server = Process([f"fake:{planted}", "--grace", "200ms", "--quiet"])
+    server = Process([f"fake:{planted}", "--grace", "200ms"])
     connection = http.client.HTTPConnection(server.address, timeout=20)
-    connection.request("POST", "/v2/models/stuck/infer", BODY)
+    connection.request("POST", "/v2/models/stuck/infer", BODY, {"X-Request-Id": "mine"})
     server.process.send_signal(signal.SIGTERM)
+    response = connection.getresponse()
+    said = "the server ended before this request was answered"
+    assert (response.status, response.getheader("Connection")) == (503, "close")
+    assert json.loads(response.read()) == {"error": said}
     assert server.process.wait(30) == 0
-    assert connection.getresponse().status == 500
+    server.end()  # its log is read to the end
+    (event,) = [each for each in server.log if each.get("id") == "mine"]
+    assert (event["status"], event["reason"], event["error"]) == (503, "ended", said)
 
 
 @pytest.mark.parametrize(("damage", "code", "word"), [(None, 4, "cannot listen"), ("bytes", 5, "is damaged")])

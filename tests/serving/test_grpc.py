@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -564,6 +565,20 @@ def test_a_server_that_ends_is_live_and_not_ready(inside: Inside) -> None:
     live = send(inside.channel, "ServerLive", b"", pb.ServerLiveResponse)
     assert (ready.ready, live.live) == (False, True)
     assert send(inside.channel, "/grpc.health.v1.Health/Check", b"") == b"\x08\x02"  # NOT_SERVING
+
+
+def test_calls_that_the_servers_end_cuts_are_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "stuck.json").write_text(json.dumps({"hang_after": 0}))
+    server = Process([f"fake:{tmp_path / 'stuck.json'}", "--grace", "200ms", "--grpc-port", "0", "--quiet"])
+    with grpc.insecure_channel(server.ready["grpc"]) as channel:
+        infer = channel.unary_unary(SERVICE + "ModelInfer")
+        call = infer.future(asked("stuck").SerializeToString(), timeout=LONG)
+        eventually(lambda: "ml_active_requests 2.0" in by_http(server, "/metrics"))
+        server.process.send_signal(signal.SIGTERM)
+        error = call.exception()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert error.details() == "the server ended before this request was answered"
+    assert server.process.wait(30) == 0
 
 
 def test_a_port_that_is_taken_is_named(inside: Inside, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ _MIB = 1 << 20
 _AROUND = 1 << 16
 #: Calls under way at once; more are RESOURCE_EXHAUSTED before their message is looked at.
 _MOST_CALLS = 4096
+#: Seconds that calls have to be told that the server ends.
+_LAST_WORDS = 1.0
 #: Most characters of an error, which travels in a header.
 _MOST_WORDS = 1000
 #: Metadata that would say of the body what is not so: this translation makes the body, and says what it is.
@@ -136,6 +138,11 @@ class _Handler:
         await context.abort(code_of(exchange.status), words, found)
         raise AssertionError("abort raises")
 
+    def give_up(self) -> None:
+        """Answer what is under way that the server ends."""
+        for asking in self._going:
+            asking.cancel()
+
 
 def _headers(context: Any) -> list[tuple[bytes, bytes]]:
     """The call's metadata as headers, and the time that its client gives it."""
@@ -167,10 +174,15 @@ class Listening:
 
     address: str
     _server: Any
+    _handlers: Sequence[_Handler]
 
     async def close(self, grace: float = 1.0) -> None:
-        """Take no more calls; those under way have so many seconds."""
-        await self._server.stop(grace)
+        """Take no more calls; those under way have so many seconds, and are UNAVAILABLE then."""
+        stopping = asyncio.ensure_future(self._server.stop(grace + _LAST_WORDS))
+        await asyncio.wait({stopping}, timeout=grace)
+        for handler in self._handlers:
+            handler.give_up()
+        await stopping
 
 
 async def listen(state: State, host: str, port: int, *, shared: bool = False) -> Listening:
@@ -197,8 +209,9 @@ async def listen(state: State, host: str, port: int, *, shared: bool = False) ->
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
     every = {f"{verb} {route.path}": route for route in routes(state) for verb in route.methods}
     services: dict[str, dict[str, Any]] = {}
-    for method in METHODS:
-        handler = grpc.unary_unary_rpc_method_handler(_Handler(method, every, state).__call__)
+    handling = [_Handler(method, every, state) for method in METHODS]
+    for method, each in zip(METHODS, handling, strict=True):
+        handler = grpc.unary_unary_rpc_method_handler(each.__call__)
         services.setdefault(method.service, {})[method.name] = handler
     found = tuple(grpc.method_handlers_generic_handler(name, handlers) for name, handlers in services.items())
     server.add_generic_rpc_handlers(found)
@@ -211,4 +224,4 @@ async def listen(state: State, host: str, port: int, *, shared: bool = False) ->
         hint = "take another one: --grpc-port 0"
         raise MissingPiece(f"cannot listen on {where}:{port} for gRPC", hint) from None
     await server.start()
-    return Listening(f"{where}:{taken}", server)
+    return Listening(f"{where}:{taken}", server, handling)

@@ -252,6 +252,29 @@ def test_a_model_that_is_closed_ends_its_texts_with_503(folder: Path) -> None:
     run(folder, test)
 
 
+@pytest.mark.parametrize("draining", [True, False])
+def test_a_text_that_the_servers_end_cut_is_503_in_its_dialect(folder: Path, draining: bool) -> None:
+    """Whoever cancels a request otherwise is not answered."""
+
+    async def test(server: Server) -> None:
+        asked = server.ask(COMPLETIONS, BODY)
+        write(await server.begun(1), 40)
+        server.state.draining = draining
+        asked.task.cancel()
+        await asyncio.wait({asked.task})
+        assert asked.task.cancelled() is not draining
+        assert server.generator.texts[0].cancelled
+        assert idle(server)
+        assert asked.status == (503 if draining else 0)
+        if draining:
+            assert asked.headers["connection"] == "close"
+            assert asked.json()["error"]["type"] == "server_error"
+            assert "ended before" in asked.json()["error"]["message"]
+            assert server.counted("ml_requests_failed_total", reason="ended") == 1
+
+    run(folder, test)
+
+
 def test_a_slow_reader_gets_all_of_it_in_fewer_parts(folder: Path) -> None:
     """What is written while it reads nothing is one part, and the writer waits for nobody."""
 
