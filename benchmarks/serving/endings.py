@@ -51,6 +51,8 @@ __all__ = ["Ended", "killed", "terminated"]
 RESULT = ROOT / "benchmarks" / "results" / "endings.json"
 #: Answers that every client has before the server is told to end.
 _WARM = 5
+#: Written by ONNX Runtime, once for all processes, and left by each of them however it ends.
+_SHARED = {".ses"}
 #: Seconds that what was killed may take to be gone.
 _GONE_S = 3.0
 
@@ -222,7 +224,7 @@ def killed(words: Sequence[str], path: str, bodies: Sequence[bytes], clients: in
         first = Started(words, free_port(), Path(folder))
         temporary = Path(folder) / "temporary"
         load = Load(first.port, path, bodies, clients)
-        files = {each.name for each in temporary.iterdir()}
+        files = {each.name for each in temporary.iterdir()} - _SHARED
         first.process.kill()
         first.process.wait()
         second = Started(words, first.port, Path(folder))
