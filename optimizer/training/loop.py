@@ -192,7 +192,7 @@ class _Trainer(Trainer):
     @property
     def between_epochs(self) -> bool:
         """Whether the last step was an epoch's last one, or the last of all."""
-        step = self.state.global_step
+        step = int(self.state.global_step)
         return step % self.epoch_steps == 0 or step >= self.steps
 
     def compute_loss(
