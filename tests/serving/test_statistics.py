@@ -89,6 +89,7 @@ def test_runs_are_counted_by_their_rows_with_the_times_of_their_parts(tiny_store
         object.__setattr__(lane, "run", slowly("compute_infer", lane.run))
         batcher.plan = SimpleNamespace(
             size=plan.size, as_run=plan.as_run, padded=plan.padded, joins=plan.joins, pads=plan.pads,
+            longest=plan.longest, whole=plan.whole,
             join=slowly("compute_input", plan.join), split=slowly("compute_output", plan.split),
         )  # fmt: skip
         both = json.dumps({"model": "classes", "input": ["fed", "egg"]}).encode()
