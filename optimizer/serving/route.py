@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from optimizer.serving.call import Call
+    from optimizer.serving.form import Form
 
 __all__ = ["Route", "Scope"]
 
@@ -34,6 +35,7 @@ class Route:
         scope: what it asks of whoever calls it.
         endpoint: ``endpoint(call)`` → a Starlette response, or raises :class:`~optimizer.serving.problems.Problem`.
         help: one sentence, for the OpenAPI page.
+        form: what it takes and answers, for the OpenAPI document; only a request that no route takes has none.
     """
 
     path: str
@@ -41,6 +43,7 @@ class Route:
     scope: Scope
     endpoint: Callable[[Call], Awaitable[Response]]
     help: str = ""
+    form: Form | None = None
 
     @property
     def openai(self) -> bool:

@@ -26,6 +26,10 @@ __all__ = ["Anybody", "Guard", "State"]
 class Guard(Protocol):
     """Who is let in."""
 
+    @property
+    def configured(self) -> bool:
+        """Whether callers need a key, but for what is open."""
+
     async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Admitted:
         """Decide before anything of the body is read.
 
@@ -61,6 +65,8 @@ class Guard(Protocol):
 
 class Anybody:
     """Lets everybody in and every text through."""
+
+    configured = False
 
     async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Admitted:
         return Admitted()

@@ -25,6 +25,11 @@ class Guarding:
         self.doorkeeper = doorkeeper
         self._screen = screen
 
+    @property
+    def configured(self) -> bool:
+        """See :attr:`Doorkeeper.configured`."""
+        return self.doorkeeper.configured
+
     async def admit(self, scope: Scope, headers: Mapping[str, str], client: str) -> Admitted:
         """See :meth:`Doorkeeper.admit`."""
         return await self.doorkeeper.admit(scope, headers, client)

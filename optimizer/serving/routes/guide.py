@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimizer.serving.call import Call
+from optimizer.serving.forms.text import GENERATE, GENERATE_STREAM, GUIDE
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.text.answering import answer
 from optimizer.serving.text.models import writer_of
@@ -44,10 +45,20 @@ async def _v2(call: Call, stream: bool) -> Response:
 _MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 
 ROUTES = (
-    Route("/generate", ("POST",), Scope.INFER, _generate, "Go on from a prompt."),
-    *(Route(f"{path}/generate", ("POST",), Scope.INFER, _v2_generate, "Go on from a text (V2).") for path in _MODELS),
+    Route("/generate", ("POST",), Scope.INFER, _generate, "Go on from a prompt.", GUIDE),
     *(
-        Route(f"{path}/generate_stream", ("POST",), Scope.INFER, _v2_stream, "The same while it is written (V2).")
+        Route(f"{path}/generate", ("POST",), Scope.INFER, _v2_generate, "Go on from a text (V2).", GENERATE)
+        for path in _MODELS
+    ),
+    *(
+        Route(
+            f"{path}/generate_stream",
+            ("POST",),
+            Scope.INFER,
+            _v2_stream,
+            "The same while it is written (V2).",
+            GENERATE_STREAM,
+        )
         for path in _MODELS
     ),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.serving.cache import answered
 from optimizer.serving.call import Call
+from optimizer.serving.forms.v2 import INFER
 from optimizer.serving.inference import HEADER_LENGTH, encoded, parse, parse_raw
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
@@ -52,6 +53,13 @@ async def _infer(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("/v2/models/{name}/infer", ("POST",), Scope.INFER, _infer, "Ask a model: JSON or binary tensors."),
-    Route("/v2/models/{name}/versions/{version}/infer", ("POST",), Scope.INFER, _infer, "Ask one version of a model."),
+    Route("/v2/models/{name}/infer", ("POST",), Scope.INFER, _infer, "Ask a model: JSON or binary tensors.", INFER),
+    Route(
+        "/v2/models/{name}/versions/{version}/infer",
+        ("POST",),
+        Scope.INFER,
+        _infer,
+        "Ask one version of a model.",
+        INFER,
+    ),
 )

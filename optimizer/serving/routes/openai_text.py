@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optimizer.serving.call import Call
+from optimizer.serving.forms.text import CHAT, COMPLETIONS
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.text.answering import answer
 from optimizer.serving.text.models import writer_of
@@ -38,6 +39,6 @@ def _screen(call: Call) -> Any:
 
 
 ROUTES = (
-    Route("/v1/completions", ("POST",), Scope.INFER, _completions, "Go on from a prompt (OpenAI)."),
-    Route("/v1/chat/completions", ("POST",), Scope.INFER, _chat, "Answer a conversation (OpenAI)."),
+    Route("/v1/completions", ("POST",), Scope.INFER, _completions, "Go on from a prompt (OpenAI).", COMPLETIONS),
+    Route("/v1/chat/completions", ("POST",), Scope.INFER, _chat, "Answer a conversation (OpenAI).", CHAT),
 )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
+from optimizer.serving.form import AS_JSON, TEXT, Form, listed, object_of, one_of
 from optimizer.serving.route import Route, Scope
+from optimizer.serving.served import Phase
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -49,7 +51,28 @@ async def _metrics(call: Call) -> Response:
     return Response(text, 200, {"content-type": content_type})
 
 
+_MODEL = object_of(
+    "ModelHealth",
+    {"name": TEXT, "version": TEXT, "state": one_of(*Phase)},
+    {"ref": TEXT, "why": TEXT},
+)
+_HEALTH = object_of("Health", {"status": one_of("ready", "loading", "draining")}, {"models": listed(_MODEL)})
+
 ROUTES = (
-    Route("/health", ("GET",), Scope.OPEN, _health, "Whether the server is ready, and where each model is."),
-    Route("/metrics", ("GET",), Scope.METRICS, _metrics, "What was counted, in Prometheus' text form."),
+    Route(
+        "/health",
+        ("GET",),
+        Scope.OPEN,
+        _health,
+        "Whether the server is ready, and where each model is.",
+        Form({AS_JSON: _HEALTH}, also={503: _HEALTH}),
+    ),
+    Route(
+        "/metrics",
+        ("GET",),
+        Scope.METRICS,
+        _metrics,
+        "What was counted, in Prometheus' text form.",
+        Form({"text/plain": TEXT}),
+    ),
 )

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from optimizer.serving.call import Call
+from optimizer.serving.form import TEXT, Form
 from optimizer.serving.route import Route, Scope
 
 if TYPE_CHECKING:
@@ -37,4 +38,13 @@ async def _index(call: Call) -> Response:
     return Response(_page(), 200, headers, "text/html")
 
 
-ROUTES = (Route("/", ("GET",), Scope.OPEN, _index, "A page to try the models and to watch the server."),)
+ROUTES = (
+    Route(
+        "/",
+        ("GET",),
+        Scope.OPEN,
+        _index,
+        "A page to try the models and to watch the server.",
+        Form({"text/html": TEXT}),
+    ),
+)

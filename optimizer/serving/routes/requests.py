@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
 from optimizer.serving.explaining import document, summary
+from optimizer.serving.form import COUNT, NUMBER, TEXT, TRUTH, WHOLE, listed, object_of, or_null, spoken
 from optimizer.serving.problems import Problem
 from optimizer.serving.record import ASKED_AT, RECENT, REFUSED, SLOWEST, Record
 from optimizer.serving.route import Route, Scope
@@ -54,8 +55,52 @@ def _batching(call: Call, record: Record) -> str:
     return ""
 
 
+#: Seconds, and words for the rest.
+_SUMMARY = {
+    **dict.fromkeys(("id", "at", "endpoint", "model", "version", "ref", "provider"), TEXT),
+    "status": WHOLE,
+    "seconds": NUMBER,
+}
+_RUN = {
+    **dict.fromkeys(("seconds", "padding"), NUMBER),
+    "beside": TRUTH,
+    **dict.fromkeys(
+        ("requests", "rows", "length", "tokens", "computed_tokens", "own_rows", "own_tokens", "mates_not_named"), COUNT
+    ),
+    "mates": listed(TEXT),
+}
+_LISTS = object_of(
+    "Requests",
+    {
+        "worker": {**WHOLE, "description": "The process that answers, which knows its own requests alone."},
+        "workers": COUNT,
+        **dict.fromkeys(("slowest", "newest"), listed(object_of("RequestSummary", _SUMMARY))),
+    },
+)
+_RECORD = object_of(
+    "RequestRecord",
+    {
+        **_SUMMARY,
+        "same_id": COUNT,
+        "who": TEXT,
+        "parts": listed(object_of("", {"part": TEXT, "seconds": NUMBER, "what": TEXT})),
+        "longest": TEXT,
+        "runs": listed(object_of("Run", _RUN)),
+        "refused": or_null(object_of("", {"message": TEXT, "reason": TEXT})),
+        "advice": listed(TEXT),
+    },
+    {"prompt_tokens": COUNT, "tokens": COUNT, "cache": TEXT, "trace": TEXT},
+)
+
 ROUTES = (
-    Route(ASKED_AT, ("GET",), Scope.ADMIN, _requests, "The slowest and the newest requests."),
+    Route(ASKED_AT, ("GET",), Scope.ADMIN, _requests, "The slowest and the newest requests.", spoken(_LISTS)),
     # The id is a client's own, and may hold a slash.
-    Route(ASKED_AT + "/{id:path}", ("GET",), Scope.ADMIN, _request, "Where the time of one request went, and why."),
+    Route(
+        ASKED_AT + "/{id:path}",
+        ("GET",),
+        Scope.ADMIN,
+        _request,
+        "Where the time of one request went, and why.",
+        spoken(_RECORD),
+    ),
 )

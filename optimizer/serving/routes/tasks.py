@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.serving.answers import json_answer
 from optimizer.serving.asking import Answered, ask, named_model, rows_of
 from optimizer.serving.call import Call
+from optimizer.serving.forms.tasks import CLASSIFY, EMBEDDINGS, MODEL, MODELS
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
@@ -130,8 +131,15 @@ def _card(call: Call, name: str) -> dict[str, JSON]:
 
 
 ROUTES = (
-    Route("/v1/embeddings", ("POST",), Scope.INFER, _embeddings, "Vectors of texts or images, as OpenAI's API."),
-    Route("/v1/classify", ("POST",), Scope.INFER, _classify, "Classes of texts or images."),
-    Route("/v1/models", ("GET",), Scope.INFER, _models, "The models that are ready, as OpenAI's API."),
-    Route("/v1/models/{name}", ("GET",), Scope.INFER, _model, "One model, as OpenAI's API."),
+    Route(
+        "/v1/embeddings",
+        ("POST",),
+        Scope.INFER,
+        _embeddings,
+        "Vectors of texts or images, as OpenAI's API.",
+        EMBEDDINGS,
+    ),
+    Route("/v1/classify", ("POST",), Scope.INFER, _classify, "Classes of texts or images.", CLASSIFY),
+    Route("/v1/models", ("GET",), Scope.INFER, _models, "The models that are ready, as OpenAI's API.", MODELS),
+    Route("/v1/models/{name}", ("GET",), Scope.INFER, _model, "One model, as OpenAI's API.", MODEL),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from optimizer.environment import version_of
 from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
+from optimizer.serving.forms import v2 as forms
 from optimizer.serving.platforms import platform_of
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
@@ -123,12 +124,25 @@ def _both(rest: str) -> tuple[str, str]:
 
 
 ROUTES = (
-    Route("/v2", ("GET",), Scope.OPEN, _server, "What this server is, and which extensions it speaks."),
-    Route("/v2/health/live", ("GET",), Scope.OPEN, _live, "Whether the server answers."),
-    Route("/v2/health/ready", ("GET",), Scope.OPEN, _ready, "Whether every model is ready; 503 where not."),
-    Route("/v2/models/stats", ("GET",), Scope.METRICS, _all_stats, "Counts and times of every model."),
-    *(Route(path, ("GET",), Scope.INFER, _model, "Inputs and outputs of a model.") for path in _both("")),
-    *(Route(path, ("GET",), Scope.INFER, _model_ready, "Whether a model is ready.") for path in _both("/ready")),
-    *(Route(path, ("GET",), Scope.INFER, _config, "Triton's configuration of a model.") for path in _both("/config")),
-    *(Route(path, ("GET",), Scope.METRICS, _stats, "Counts and times of a model.") for path in _both("/stats")),
+    Route("/v2", ("GET",), Scope.OPEN, _server, "What this server is, and which extensions it speaks.", forms.SERVER),
+    Route("/v2/health/live", ("GET",), Scope.OPEN, _live, "Whether the server answers.", forms.LIVE),
+    Route(
+        "/v2/health/ready", ("GET",), Scope.OPEN, _ready, "Whether every model is ready; 503 where not.", forms.READY
+    ),
+    Route(
+        "/v2/models/stats", ("GET",), Scope.METRICS, _all_stats, "Counts and times of every model.", forms.STATISTICS
+    ),
+    *(Route(path, ("GET",), Scope.INFER, _model, "Inputs and outputs of a model.", forms.MODEL) for path in _both("")),
+    *(
+        Route(path, ("GET",), Scope.INFER, _model_ready, "Whether a model is ready.", forms.MODEL_READY)
+        for path in _both("/ready")
+    ),
+    *(
+        Route(path, ("GET",), Scope.INFER, _config, "Triton's configuration of a model.", forms.CONFIG)
+        for path in _both("/config")
+    ),
+    *(
+        Route(path, ("GET",), Scope.METRICS, _stats, "Counts and times of a model.", forms.STATISTICS)
+        for path in _both("/stats")
+    ),
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from serving.conftest import ROOT, Process
+from serving.promised import Promised
 from starlette.testclient import TestClient
 
 from optimizer.serving.app import build_app, routes
@@ -187,6 +188,30 @@ def test_rates_and_tokens(guarded: Guarded) -> None:
     assert body["error"]["type"] == "rate_limit_error"
     assert 0 < int(headers["retry-after"]) <= 7201
     assert guarded.ask(guarded.slow, "/health")[0] == 200
+
+
+def test_refusals_are_as_the_document_has_them(guarded: Guarded) -> None:
+    """401, 403 and 429 with their headers, in the form of V2 and in OpenAI's."""
+    promised = Promised(guarded.ask("", "/openapi.json")[1])
+    assert promised.operation("POST", "/v1/classify")[1]["security"] == [{"Bearer": ["infer"]}, {"ApiKey": ["infer"]}]
+    _, rated = guarded.keys.create(name="rated", rate=Rate.parse("1/hour"))
+
+    def asked(status: int, key: str, path: str, body: Any = None, **more: str) -> None:
+        got, content, headers = guarded.ask(key, path, body, **more)
+        assert got == status, content
+        method = "GET" if body is None else "POST"
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        promised.check(method, path, got, headers, raw)
+
+    asked(200, guarded.infer, "/v1/classify", ASKED)
+    asked(200, "", "/v1/classify", ASKED, X_API_Key=guarded.infer)
+    asked(401, "", "/v1/classify", ASKED)
+    asked(401, "mlo_no", "/v2/models/classes")
+    asked(403, guarded.admin, "/v1/classify", ASKED)
+    asked(403, guarded.infer, "/v2/repository/index", {})
+    asked(200, rated, "/v1/models")
+    asked(429, rated, "/v1/models")
+    asked(429, rated, "/v2/models/classes")
 
 
 def test_arrays_cost_tokens_too(guarded: Guarded) -> None:
