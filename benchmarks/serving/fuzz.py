@@ -119,6 +119,8 @@ def _bodies(models: Sequence[dict[str, Any]]) -> st.SearchStrategy[tuple[str, by
             ways.append(st.tuples(st.just("/v1/embeddings"), _rows(name)))
         if task == "text-classification":
             ways.append(st.tuples(st.just("/v1/classify"), _rows(name)))
+        if task == "token-classification":
+            ways.append(st.tuples(st.just("/v1/ner"), _rows(name)))
         if task == "text-generation":
             for path, field in (("/v1/completions", "prompt"), ("/v1/chat/completions", "messages"),
                                 ("/generate", "prompt"), (f"/v2/models/{name}/generate", "text_input")):  # fmt: skip

@@ -151,27 +151,75 @@ class Preprocessor:
         Raises:
             BadInput: the model is not fed from tokens, or has no such one.
         """
-        encoder = self._text_encoder()
+        encoder = self.text
         if encoder is None:
             raise BadInput(f"{row}: tokens are for models that have a tokenizer", "send what this model reads")
         arrays = encoder.given(row, ids, self._fixed_length(encoder))
         self._need_all(row, arrays)
         return {spec.name: _fitted(arrays[spec.name], spec, [row]) for spec in self._specs}
 
-    def _text_encoder(self) -> TextEncoder | None:
-        from optimizer.data.text import TextEncoder
-
-        return next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
-
     def cut(self, rows: Sequence[Row]) -> list[int]:
         """Of each row, how many tokens its text has beyond the model's longest; 0 for what is no text."""
-        encoder = self._text_encoder()
+        encoder = self.text
         return [0] * len(rows) if encoder is None else encoder.cut(rows)
 
     def padding(self) -> dict[str, int]:
         """What each input is padded with that a tokenizer makes, by name; 0 for the rest."""
-        encoder = self._text_encoder()
+        encoder = self.text
         return {} if encoder is None else {"input_ids": encoder.pad_id or 0, "token_type_ids": encoder.pad_type_id}
+
+    @property
+    def text(self) -> TextEncoder | None:
+        """What makes tokens of texts, and texts of tokens; None for a model that is not fed from texts."""
+        from optimizer.data.text import TextEncoder
+
+        return next((each for each in self._encoders if isinstance(each, TextEncoder)), None)
+
+    def placed(self, row: Row) -> tuple[dict[str, NDArray[np.generic]], RowTexts]:
+        """One row's arrays, and where its tokens stand in its text.
+
+        Raises:
+            BadInput: the model is not fed from texts, or not from such a row.
+        """
+        encoder = self._need_text(row)
+        arrays, tokens = encoder.placed(row, self._fixed_length(encoder))
+        return self._of_row(row, arrays), RowTexts(encoder.content(row), tokens, encoder.words(row))
+
+    def windows(self, row: Row, longest: int, most: int) -> list[tuple[dict[str, NDArray[np.generic]], RowTexts]]:
+        """The same of a question with its context, in windows of at most so many tokens.
+
+        What a window shares with the one before is half of its tokens, and no more than 128: as the question-answering
+        pipeline of ``transformers`` had it.
+
+        Args:
+            row: has both.
+            longest: tokens of a window; no more than the model takes.
+            most: windows that may come of it.
+
+        Raises:
+            BadInput: as :meth:`placed`; or the question leaves a window no room for its context; or there would be
+                more of them.
+        """
+        encoder = self._need_text(row)
+        fixed = self._fixed_length(encoder)
+        size = fixed or min(longest, encoder.max_length or longest)
+        texts = encoder.content(row)
+        return [
+            (self._of_row(row, arrays), RowTexts(texts, tokens, None))
+            for arrays, tokens in encoder.windows(row, size, min(size // 2, 128), most, fixed)
+        ]
+
+    def _of_row(self, row: Row, arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        self._need_all(row, arrays)
+        return {spec.name: _fitted(arrays[spec.name], spec, [row]) for spec in self._specs}
+
+    def _need_text(self, row: Row) -> TextEncoder:
+        if (encoder := self.text) is None or self._is_tensors(row):
+            raise BadInput(
+                f"{row}: where a token stands in a text is known for texts only, and this row has none",
+                "give texts instead of arrays, and a model with its tokenizer.json",
+            )
+        return encoder
 
     @property
     def columns(self) -> Columns:
@@ -184,12 +232,7 @@ class Preprocessor:
         Raises:
             BadInput: the model is not fed from texts.
         """
-        encoder = self._text_encoder()
-        if encoder is None or self._is_tensors(rows[0]):
-            raise BadInput(
-                f"{rows[0]}: where a token stands in a text is known for texts only, and this row has none",
-                "give texts instead of arrays, and a model with its tokenizer.json",
-            )
+        encoder = self._need_text(rows[0])
         tokens = encoder.tokens(rows, self._fixed_length(encoder))
         return [
             RowTexts(encoder.content(row), each, encoder.words(row)) for row, each in zip(rows, tokens, strict=True)

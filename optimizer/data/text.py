@@ -6,6 +6,7 @@ What comes out is what ``transformers``' fast tokenizer gives for the same ``tok
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,11 +33,13 @@ class Token(NamedTuple):
         text: which of the row's texts, counted from 0; -1 for a special token.
         start: its first character there.
         end: the one behind its last.
+        word: the number of its word in that text, as the tokenizer splits it; None where it knows no words.
     """
 
     text: int
     start: int
     end: int
+    word: int | None = None
 
 
 class TextEncoder:
@@ -65,7 +68,7 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
             raise Damaged(f"{path} cannot be read: {error}") from None
-        config = _settings(folder)
+        config = self._config = _settings(folder)
         self._columns = columns
         self._task = model.get("task")
         self.pad_id = self._pad_id(config)
@@ -79,17 +82,35 @@ class TextEncoder:
         self._range = int(known[0]), int(known[1])
 
     def _pad_id(self, config: Mapping[str, JSON]) -> int | None:
-        token = config.get("pad_token")
-        if isinstance(token, Mapping):
-            token = token.get("content")
-        if token is not None:
-            return self._id_of(str(token))
+        if (token := _content(config.get("pad_token"))) is not None:
+            return self._id_of(token)
         padding = self._tokenizer.padding
         return int(padding["pad_id"]) if padding else None
 
     def _id_of(self, token: str) -> int | None:
         found = self._tokenizer.token_to_id(token)
         return int(found) if found is not None else None
+
+    def special(self, role: str) -> tuple[str, int] | None:
+        """A special token and its id by what the tokenizer's settings call it (``mask_token``); None for none."""
+        token = _content(self._config.get(role))
+        if token is None and role == "unk_token":  # a model of words has its own
+            token = getattr(self._tokenizer.model, "unk_token", None)
+        found = None if token is None else self._id_of(token)
+        return None if token is None or found is None else (token, found)
+
+    def piece(self, token: int) -> str:
+        """A token as it stands in the vocabulary (``##ing``)."""
+        return str(self._tokenizer.id_to_token(token))
+
+    def joined(self, pieces: Sequence[str]) -> str:
+        """Pieces of the vocabulary as a text."""
+        decoder = self._tokenizer.decoder
+        return " ".join(pieces) if decoder is None else str(decoder.decode(list(pieces)))
+
+    def decoded(self, tokens: Sequence[int], *, special: bool) -> str:
+        """Tokens as a text, with or without those that are special."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
 
     def content(self, row: Row) -> tuple[str, ...]:
         """The text, or the pair of texts, of a row; raises :class:`BadInput` when there is none.
@@ -123,11 +144,54 @@ class TextEncoder:
 
     def tokens(self, rows: Sequence[Row], pad_to: int | None) -> list[tuple[Token, ...]]:
         """Of each row, the tokens that :meth:`feeds` gives the model, padding left out."""
-        found = []
-        for encoding in self._encode(rows, pad_to or self.max_length):
-            places = zip(encoding.sequence_ids, encoding.offsets, strict=True)
-            found.append(tuple(Token(-1 if text is None else text, *span) for text, span in places))
-        return found
+        return [_tokens(encoding) for encoding in self._encode(rows, pad_to or self.max_length)]
+
+    def placed(self, row: Row, pad_to: int | None) -> tuple[dict[str, NDArray[np.generic]], tuple[Token, ...]]:
+        """What :meth:`feeds` and :meth:`tokens` give for one row, which is tokenized once."""
+        (encoding,) = self._encode([row], pad_to or self.max_length)
+        return self._arrays([encoding], pad_to), _tokens(encoding)
+
+    def windows(
+        self, row: Row, longest: int, stride: int, most: int, pad_to: int | None
+    ) -> list[tuple[dict[str, NDArray[np.generic]], tuple[Token, ...]]]:
+        """A pair of texts whose second is longer than the model takes, in windows that each have all of the first.
+
+        Args:
+            row: has two texts.
+            longest: tokens of a window, special ones included.
+            stride: tokens of the second text that a window shares with the one before.
+            most: windows that may come of it.
+            pad_to: see :meth:`feeds`.
+
+        Raises:
+            BadInput: the first text leaves a window no room for more of the second than the stride; or there would be
+                more windows. Nothing is made of either.
+        """
+        first, second = self.content(row)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        encodings = [self._tokenizer.encode(first, second)]
+        if (whole := len(encodings[0].ids)) > longest:
+            size = encodings[0].sequence_ids.count(0)
+            room = longest - self._tokenizer.num_special_tokens_to_add(True) - size
+            if room <= stride:
+                most = size + room - stride - 1
+                raise BadInput(
+                    f"the question has {size} tokens, and {most} are the most where the context is read in windows of "
+                    f"{longest}",
+                    "ask a shorter question, or send a shorter context",
+                )
+            if (count := 1 + math.ceil((whole - longest) / (room - stride))) > most:
+                raise BadInput(
+                    f"the context takes {count} windows of {longest} tokens, and {most} are the most",
+                    "send a shorter context",
+                )
+            self._tokenizer.enable_truncation(
+                longest, stride=stride, strategy="only_second", direction=self._truncation_side
+            )
+            encoding = self._tokenizer.encode(first, second)
+            encodings = [encoding, *encoding.overflowing]
+        return [(self._arrays([each], pad_to), _tokens(each)) for each in encodings]
 
     def _text(self, row: Row, role: str) -> str:
         value = self._columns.get(row, role)
@@ -148,8 +212,7 @@ class TextEncoder:
 
     def feeds(self, rows: Sequence[Row], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
         """Token arrays ``[rows, sequence]`` (int64), padded to the longest row, or cut and padded to ``pad_to``."""
-        encodings = self._encode(rows, pad_to or self.max_length)
-        return self._padded([(encoding.ids, encoding.type_ids) for encoding in encodings], pad_to)
+        return self._arrays(self._encode(rows, pad_to or self.max_length), pad_to)
 
     def given(self, row: Row, ids: Sequence[int], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
         """The same of one row whose tokens are given: as they are, without special ones, and cut where a text is cut.
@@ -166,6 +229,9 @@ class TextEncoder:
         if limit is not None and len(ids) > limit:
             ids = ids[-limit:] if self._truncation_side == "left" else ids[:limit]
         return self._padded([(ids, [0] * len(ids))], pad_to)
+
+    def _arrays(self, encodings: Sequence[Any], pad_to: int | None) -> dict[str, NDArray[np.generic]]:
+        return self._padded([(encoding.ids, encoding.type_ids) for encoding in encodings], pad_to)
 
     def _padded(
         self, encodings: Sequence[tuple[Sequence[int], Sequence[int]]], pad_to: int | None
@@ -214,6 +280,18 @@ class TextEncoder:
             return [self._tokenizer.encode(texts[0][0], texts[0][1] if len(texts[0]) == 2 else None)]
         encodings: Iterable[Any] = self._tokenizer.encode_batch([t if len(t) == 2 else t[0] for t in texts])
         return list(encodings)
+
+
+def _tokens(encoding: Any) -> tuple[Token, ...]:
+    places = zip(encoding.sequence_ids, encoding.offsets, encoding.word_ids, strict=True)
+    return tuple(Token(-1 if text is None else text, start, end, word) for text, (start, end), word in places)
+
+
+def _content(token: JSON) -> str | None:
+    """A token as the settings have it: a string, or an object that holds it."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return None if token is None else str(token)
 
 
 def _kind(value: object) -> str:

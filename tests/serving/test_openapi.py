@@ -21,8 +21,8 @@ from optimizer.serving.inference import written
 from optimizer.serving.openapi import document
 from optimizer.serving.route import Route, Scope
 
-#: Routes that only a text generator answers: tests/serving/text/test_promised.py asks them.
-OF_TEXT = ("/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions")
+#: Routes that models answer which are not served here: text/test_promised.py and test_reading.py ask them.
+ELSEWHERE = ("/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions", "/v1/ner")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_server_without_keys_says_that_none_is_needed(asked: Asked) -> None:
 
 
 def test_answers_are_as_the_document_has_them(asked: Asked) -> None:
-    """Every route that is answered without a text generator."""
+    """Every route that a classifier or an embedder answers, and all that are about no model."""
     ids = np.array([[2, 5, 6, 3]])
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     body, length = written(feeds)
@@ -176,7 +176,7 @@ def test_answers_are_as_the_document_has_them(asked: Asked) -> None:
         (method.upper(), path) for path, methods in asked.promised.document["paths"].items() for method in methods
     }
     answered = {(method, path) for method, path, status in asked.promised.seen if status == "200"}
-    assert {(method, path) for method, path in listed - answered if not path.endswith(OF_TEXT)} == set()
+    assert {(method, path) for method, path in listed - answered if not path.endswith(ELSEWHERE)} == set()
 
 
 def test_refusals_are_as_the_document_has_them(asked: Asked) -> None:

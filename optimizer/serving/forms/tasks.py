@@ -17,7 +17,7 @@ from optimizer.serving.form import (
     spoken,
 )
 
-__all__ = ["CLASSIFY", "EMBEDDINGS", "MODEL", "MODELS"]
+__all__ = ["CLASSIFY", "EMBEDDINGS", "HOW", "MODEL", "MODELS", "answers"]
 
 #: The only one that fits where it is left out or null.
 _MODEL: Schema = {"type": ["string", "null"]}
@@ -31,30 +31,31 @@ _ROW = either(
     },
 )
 _ROWS: dict[str, Schema] = {"input": either(_ROW, listed(_ROW, 1))}
-_HOW: dict[str, Schema] = {"model": _MODEL, "truncate": TRUTH}
+#: What every task route has beside its rows.
+HOW: dict[str, Schema] = {"model": _MODEL, "truncate": TRUTH}
 _USAGE = object_of("Usage", {"prompt_tokens": COUNT, "total_tokens": COUNT})
 
 
-def _answers(title: str, each: Schema) -> Schema:
+def answers(title: str, each: Schema) -> Schema:
     """One object for each row, in the form of OpenAI's lists."""
     return object_of(title, {"object": one_of("list"), "data": listed(each), "model": TEXT, "usage": _USAGE})
 
 
 _VECTOR = either(listed(NUMBER), {**TEXT, "description": "Base64 of little-endian float32."})
 EMBEDDINGS: Form = spoken(
-    _answers(
+    answers(
         "Embeddings",
         object_of("Embedding", {"object": one_of("embedding"), "index": COUNT, "embedding": _VECTOR}),
     ),
-    object_of("EmbeddingsRequest", _ROWS, {**_HOW, "encoding_format": one_of("float", "base64")}),
+    object_of("EmbeddingsRequest", _ROWS, {**HOW, "encoding_format": one_of("float", "base64")}),
 )
 
 _CLASS = object_of("Class", {"label": TEXT, "score": NUMBER})
 CLASSIFY: Form = spoken(
-    _answers(
+    answers(
         "Classes", object_of("Classified", {"index": COUNT, "label": TEXT, "score": NUMBER, "classes": listed(_CLASS)})
     ),
-    object_of("ClassifyRequest", _ROWS, {**_HOW, "top_k": {"type": "integer", "minimum": 1}}),
+    object_of("ClassifyRequest", _ROWS, {**HOW, "top_k": {"type": "integer", "minimum": 1}}),
 )
 
 _CARD = object_of(

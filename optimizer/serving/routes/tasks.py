@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from optimizer.serving.answers import json_answer
-from optimizer.serving.asking import Answered, ask, named_model, rows_of
+from optimizer.serving.asking import Answered, ask, named_model, rows_of, truncates, usage
 from optimizer.serving.call import Call
 from optimizer.serving.forms.tasks import CLASSIFY, EMBEDDINGS, MODEL, MODELS
 from optimizer.serving.problems import Problem
@@ -41,14 +41,14 @@ async def _embeddings(call: Call) -> Response:
             raise Problem(400, f"{served.name} has vectors of one size; leave dimensions out", param="dimensions")
         rows = rows_of(call, served, document.get("input"), tokens=True)
         counting.rows = len(rows)
-        answered = await ask(call, served, rows, truncate=_truncate(document))
+        answered = await ask(call, served, rows, truncate=truncates(document))
         start = time.perf_counter()
         data: list[JSON] = []
         for place, row in enumerate(answered):
             vector = _unit(row, served)
             shown = base64.b64encode(vector.tobytes()).decode() if form == "base64" else vector
             data.append({"object": "embedding", "index": place, "embedding": shown})
-        response = json_answer({"object": "list", "data": data, "model": served.name, "usage": _usage(answered)})
+        response = json_answer({"object": "list", "data": data, "model": served.name, "usage": usage(answered)})
         call.times["serialize"] = time.perf_counter() - start
     return response
 
@@ -75,10 +75,10 @@ async def _classify(call: Call) -> Response:
             raise Problem(400, "top_k should be a whole number, at least 1", param="top_k")
         rows = rows_of(call, served, document.get("input"))
         counting.rows = len(rows)
-        answered = await ask(call, served, rows, truncate=_truncate(document))
+        answered = await ask(call, served, rows, truncate=truncates(document))
         start = time.perf_counter()
         data = [{"index": place, **_classes(row, served, most)} for place, row in enumerate(answered)]
-        response = json_answer({"object": "list", "data": data, "model": served.name, "usage": _usage(answered)})
+        response = json_answer({"object": "list", "data": data, "model": served.name, "usage": usage(answered)})
         call.times["serialize"] = time.perf_counter() - start
     return response
 
@@ -101,18 +101,6 @@ def _classes(row: Answered, served: Served, most: int | None) -> dict[str, Any]:
         for place in order
     ]
     return {**classes[0], "classes": classes}
-
-
-def _truncate(document: dict[str, Any]) -> bool:
-    found = document.get("truncate", False)
-    if not isinstance(found, bool):
-        raise Problem(400, "truncate should be true or false", param="truncate")
-    return found
-
-
-def _usage(answered: list[Answered]) -> dict[str, int]:
-    tokens = sum(row.tokens for row in answered)
-    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 async def _models(call: Call) -> Response:
