@@ -16,7 +16,7 @@ from optimizer.store import Store
 
 NAMES = ["O", "B-PER", "I-PER", "LOC", "I-LOC"]
 #: Name in the store → the class of its head.
-HEADS = {"tagger": "BertForTokenClassification"}
+HEADS = {"tagger": "BertForTokenClassification", "reader": "BertForQuestionAnswering"}
 #: Of unequal lengths; "ß" is no token.
 TEXTS = [" ".join(words) for words in phrases(6, 5, longest=6)] + ["a", "Ab cß d. e", "x  y\tz"]
 
@@ -130,3 +130,110 @@ def test_texts_are_screened_as_prompts_are(store: Store, tmp_path: Path, privacy
             assert not set("123456789") & set("".join(words))
     finally:
         process.end()
+
+
+#: Of unequal lengths; the longer ones are read in several windows of 32 tokens.
+CONTEXTS = [" ".join(words) for words in phrases(5, 11, longest=8)] + [
+    " ".join(words) for words in phrases(5, 12, longest=60)
+]
+
+
+def pipelines_answers(folder: Path, question: str, context: str, top: int, longest: int, may_be_none: bool) -> Any:
+    """By the rules of the pipeline of transformers 4.57, its steps one by one: windows, shares, spans, words, sums."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    encoded = tokenizer(question, context, truncation="only_second", max_length=32, stride=16,
+                        return_overflowing_tokens=True)  # fmt: skip
+    answers: list[dict[str, Any]] = []
+    nothing = 1_000_000.0
+    for place in range(len(encoded["input_ids"])):
+        ids = encoded["input_ids"][place]
+        own = np.array([text == 1 for text in encoded.sequence_ids(place)])
+        desired = own | (np.array(ids) == tokenizer.cls_token_id)
+        with torch.inference_mode():
+            out = model(torch.tensor([ids]), token_type_ids=torch.tensor([encoded["token_type_ids"][place]]))
+        shares = []
+        for logits in (out.start_logits[0].double().numpy(), out.end_logits[0].double().numpy()):
+            masked = np.where(desired, logits, -10000.0)
+            shares.append(np.exp(masked - masked.max()) / np.exp(masked - masked.max()).sum())
+        start, end = shares
+        nothing = min(nothing, float(start[0] * end[0]))
+        start[0] = end[0] = 0.0
+        table = np.tril(np.triu(np.outer(start, end)), longest - 1)
+        for flat in np.argsort(-table, axis=None)[: top * 2 + 10]:
+            first, last = np.unravel_index(flat, table.shape)
+            if not table[first, last] or not (own[first] and own[last]):
+                continue
+            words = encoded.token_to_word(place, int(first)), encoded.token_to_word(place, int(last))
+            begins = encoded.word_to_chars(place, words[0], sequence_index=1).start
+            ends = encoded.word_to_chars(place, words[1], sequence_index=1).end
+            said = context[begins:ends]
+            same = next((each for each in answers if each["answer"].lower() == said.lower()), None)
+            if same is None:
+                answers.append({"answer": said, "score": 0.0, "start": begins, "end": ends})
+                same = answers[-1]
+            same["score"] += float(table[first, last])
+    if may_be_none:
+        answers.append({"answer": "", "score": nothing, "start": 0, "end": 0})
+    return len(encoded["input_ids"]), sorted(answers, key=lambda each: -each["score"])[:top]
+
+
+@pytest.mark.parametrize(("top", "longest", "may_be_none"), [(1, 15, False), (4, 15, True), (3, 2, False)])
+def test_answers_are_those_of_the_pipeline(
+    asked: Asked, folders: dict[str, Path], top: int, longest: int, may_be_none: bool
+) -> None:
+    body = {"model": "reader", "top_k": top, "max_answer_len": longest, "handle_impossible_answer": may_be_none}
+    rows = [{"question": "Q a", "context": context} for context in CONTEXTS]
+    wanted = [pipelines_answers(folders["reader"], **row, top=top, longest=longest, may_be_none=may_be_none)
+              for row in rows]  # fmt: skip
+    windows = [count for count, _ in wanted]
+    assert min(windows) == 1
+    assert max(windows) > 3
+    for part in (rows[:5], rows[5:7], *([row] for row in rows[7:])):  # no more windows at once than may wait
+        answer = asked(200, "POST", "/v1/answer", {**body, "input": part})
+        for ours, row in zip(answer["data"], part, strict=True):
+            theirs = wanted[rows.index(row)][1]
+            near(ours["answers"], theirs)
+            assert {**ours, "answers": 0, "index": 0} == {**ours["answers"][0], "answers": 0, "index": 0}
+            assert row["context"][ours["start"] : ours["end"]] == ours["answer"]
+    one = asked(200, "POST", "/v1/answer", {**body, **rows[0]})
+    near(one["data"][0]["answers"], wanted[0][1])
+
+
+def test_answers_in_other_case_and_place_are_one(asked: Asked) -> None:
+    body = {"question": "q", "context": "ab ab AB ab", "top_k": 50, "max_answer_len": 2}
+    (found,) = asked(200, "POST", "/v1/answer", body)["data"]
+    assert [each["answer"].lower() for each in found["answers"]].count("ab") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "input should be an object with question and context"),
+        ({"question": "a"}, "an object with question and context"),
+        ({"input": "a"}, "an object with question and context"),
+        ({"input": [{"question": "a", "context": "b", "text": "c"}]}, "input[0] should be"),
+        ({"input": {"question": "a", "context": "b"}, "question": "a"}, "in its place"),
+        ({"question": " ", "context": "b"}, "question is empty"),
+        ({"question": "a", "context": ""}, "context is empty"),
+        ({"question": "a", "context": 3}, "context should be a string"),
+        ({"question": "a", "context": "b", "top_k": 0}, "top_k"),
+        ({"question": "a", "context": "b", "max_answer_len": 1001}, "max_answer_len"),
+        ({"question": "a", "context": "b", "handle_impossible_answer": "no"}, "handle_impossible_answer"),
+        ({"question": "a " * 14, "context": "b " * 30}, "the question has 14 tokens, and 12 are the most"),
+        ({"question": "a", "context": "b " * 3000}, "windows of 32 tokens, and 16 are the most"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(asked: Asked, body: dict[str, Any], words: str) -> None:
+    answer = asked(400, "POST", "/v1/answer", {"model": "reader", **body})
+    assert words in answer["error"]["message"]
+
+
+def test_more_windows_than_may_wait_are_refused(asked: Asked) -> None:
+    row = {"question": "a", "context": "b " * 120}
+    asked(200, "POST", "/v1/answer", {"input": [row]})
+    asked(413, "POST", "/v1/answer", {"input": [row] * 4})

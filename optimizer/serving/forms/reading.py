@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from optimizer.serving.form import COUNT, NUMBER, TEXT, Form, Schema, either, listed, object_of, one_of, spoken
+from optimizer.serving.form import COUNT, NUMBER, TEXT, TRUTH, Form, Schema, either, listed, object_of, one_of, spoken
 from optimizer.serving.forms.tasks import HOW, answers
 from optimizer.serving.reading.entities import AGGREGATIONS
 
-__all__ = ["NER"]
+__all__ = ["ANSWER", "NER"]
 
 _TEXT_ROW = either(TEXT, {**object_of("", {"text": TEXT}), "additionalProperties": False})
 _TEXTS: dict[str, Schema] = {"input": either(_TEXT_ROW, listed(_TEXT_ROW, 1))}
@@ -29,4 +29,34 @@ NER: Form = spoken(
             "ignore_labels": {**listed(TEXT), "default": ["O"]},
         },
     ),
+)
+
+_QUESTION = object_of("Question", {"question": TEXT, "context": TEXT})
+_SPAN = {
+    "answer": TEXT,
+    "score": {**NUMBER, "description": "Answers that differ in their place and case alone are one, with one sum."},
+    **_PLACE,
+}
+_MANY: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 1000}
+ANSWER: Form = spoken(
+    answers(
+        "Answers",
+        object_of("AnsweredQuestion", {"index": COUNT, **_SPAN, "answers": listed(object_of("Answer", _SPAN), 1)}),
+    ),
+    {
+        **object_of(
+            "AnswerRequest",
+            {},
+            {
+                "model": HOW["model"],
+                "input": either(_QUESTION, listed(_QUESTION, 1)),
+                "question": TEXT,
+                "context": TEXT,
+                "top_k": {**_MANY, "default": 1},
+                "max_answer_len": {**_MANY, "default": 15, "description": "Tokens of the longest answer."},
+                "handle_impossible_answer": {**TRUTH, "description": "An empty answer is one too."},
+            },
+        ),
+        "oneOf": [{"required": ["input"]}, {"required": ["question", "context"]}],
+    },
 )

@@ -1,4 +1,4 @@
-"""What models that read say of a text: ``/v1/ner``."""
+"""What models that read say of a text: ``/v1/ner``, ``/v1/answer``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from optimizer.data.text import TextEncoder
 from optimizer.serving.answers import json_answer
 from optimizer.serving.asking import Answered, Way, ask, named_model, rows_of, truncates, usage, using_tokenizer
 from optimizer.serving.call import Call
-from optimizer.serving.forms.reading import NER
+from optimizer.serving.forms.reading import ANSWER, NER
 from optimizer.serving.problems import Problem
 from optimizer.serving.reading.entities import AGGREGATIONS, entities
+from optimizer.serving.reading.spans import spans
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
 from optimizer.types import JSON
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ROUTES"]
 
+#: What a row of ``/v1/answer`` has.
+_ASKED = ("question", "context")
+#: Most answers that one row is given, and tokens of the longest.
+_MOST = 1000
 #: Tokens whose answers are made on the event loop; more are left to the model's thread.
 _FEW = 512
 
@@ -47,6 +52,52 @@ async def _ner(call: Call) -> Response:
     return await _answer(call, served, answered, read)
 
 
+async def _answers(call: Call) -> Response:
+    """The answers to each question out of its context."""
+    document = await call.json()
+    served = named_model(call, document, ("question-answering",))
+    top = _count(document, "top_k", 1)
+    longest = _count(document, "max_answer_len", 15)
+    may_be_none = document.get("handle_impossible_answer", False)
+    if not isinstance(may_be_none, bool):
+        raise Problem(400, "handle_impossible_answer should be true or false", param="handle_impossible_answer")
+    asked = document.get("input")
+    if asked is None:
+        asked = {name: document[name] for name in _ASKED if name in document}
+    elif any(name in document for name in _ASKED):
+        raise Problem(400, "question and context stand in input, or in its place", param="input")
+    rows = rows_of(call, served, asked, roles=_ASKED, needs=_ASKED)
+    for place, row in enumerate(rows):
+        for name, text in row.items():
+            if not text.strip():
+                raise Problem(400, f"input[{place}]: {name} is empty", param="input")
+    answered = await ask(call, served, rows, way=Way.WINDOWS)
+    special = _encoder(served).special("cls_token")
+    first = special[1] if special is not None else None
+
+    def read() -> list[JSON]:
+        data: list[JSON] = []
+        for place in range(len(rows)):
+            windows = [each for each in answered if each.row == place]
+            found = spans(windows, first, top=top, longest=longest, may_be_none=may_be_none)
+            if not found:  # a context that the tokenizer has no tokens for, or a model that answers with no numbers
+                raise Problem(400, f"input[{place}]: nothing in the context can be an answer", param="input")
+            data.append({"index": place, **found[0], "answers": found})
+        return data
+
+    return await _answer(call, served, answered, read)
+
+
+def _count(document: dict[str, JSON], name: str, usual: int) -> int:
+    """A field that counts something; null is as good as not there."""
+    found = document.get(name)
+    if found is None:
+        return usual
+    if type(found) is not int or not 1 <= found <= _MOST:
+        raise Problem(400, f"{name} should be a whole number from 1 to {_MOST}", param=name)
+    return found
+
+
 def _encoder(served: Served) -> TextEncoder:
     """The model's tokenizer, which :func:`ask` has used."""
     encoder = served.preprocessor.text if served.preprocessor is not None else None
@@ -62,4 +113,7 @@ async def _answer(call: Call, served: Served, answered: list[Answered], read: Ca
         return json_answer({"object": "list", "data": data, "model": served.name, "usage": usage(answered)})
 
 
-ROUTES = (Route("/v1/ner", ("POST",), Scope.INFER, _ner, "Entities of texts, or the classes of their tokens.", NER),)
+ROUTES = (
+    Route("/v1/ner", ("POST",), Scope.INFER, _ner, "Entities of texts, or the classes of their tokens.", NER),
+    Route("/v1/answer", ("POST",), Scope.INFER, _answers, "Answers to questions out of a context.", ANSWER),
+)
