@@ -15,6 +15,7 @@ from optimizer.serving.reading.entities import AGGREGATIONS, entities
 from optimizer.serving.reading.spans import spans
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
+from optimizer.serving.statistics import Counting
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
@@ -34,58 +35,64 @@ async def _ner(call: Call) -> Response:
     """The entities of each text."""
     document = await call.json()
     served = named_model(call, document, ("token-classification",))
-    aggregation = document.get("aggregation_strategy")
-    if aggregation is not None and aggregation not in AGGREGATIONS:
-        raise Problem(400, f"aggregation_strategy should be {' or '.join(AGGREGATIONS)}", param="aggregation_strategy")
-    ignored = document.get("ignore_labels", ["O"])
-    if not isinstance(ignored, list) or not all(isinstance(label, str) for label in ignored):
-        raise Problem(400, "ignore_labels should be a list of labels", param="ignore_labels")
-    rows = rows_of(call, served, document.get("input"), roles=("text",))
-    answered = await ask(call, served, rows, truncate=truncates(document), way=Way.PLACED)
-    labels = [str(label) for label in served.model.get("labels") or ()]
-    encoder = _encoder(served)
+    with Counting(served.statistics, call.times) as counting:
+        aggregation = document.get("aggregation_strategy")
+        if aggregation is not None and aggregation not in AGGREGATIONS:
+            raise Problem(
+                400, f"aggregation_strategy should be {' or '.join(AGGREGATIONS)}", param="aggregation_strategy"
+            )
+        ignored = document.get("ignore_labels", ["O"])
+        if not isinstance(ignored, list) or not all(isinstance(label, str) for label in ignored):
+            raise Problem(400, "ignore_labels should be a list of labels", param="ignore_labels")
+        rows = rows_of(call, served, document.get("input"), roles=("text",))
+        counting.rows = len(rows)
+        answered = await ask(call, served, rows, truncate=truncates(document), way=Way.PLACED)
+        labels = [str(label) for label in served.model.get("labels") or ()]
+        encoder = _encoder(served)
 
-    def read() -> list[JSON]:
-        found = [entities(each, labels, encoder, aggregation or "simple", ignored) for each in answered]
-        return [{"index": place, "entities": each} for place, each in enumerate(found)]
+        def read() -> list[JSON]:
+            found = [entities(each, labels, encoder, aggregation or "simple", ignored) for each in answered]
+            return [{"index": place, "entities": each} for place, each in enumerate(found)]
 
-    return await _answer(call, served, answered, read)
+        return await _answer(call, served, answered, read)
 
 
 async def _answers(call: Call) -> Response:
     """The answers to each question out of its context."""
     document = await call.json()
     served = named_model(call, document, ("question-answering",))
-    top = _count(document, "top_k", 1)
-    longest = _count(document, "max_answer_len", 15)
-    may_be_none = document.get("handle_impossible_answer", False)
-    if not isinstance(may_be_none, bool):
-        raise Problem(400, "handle_impossible_answer should be true or false", param="handle_impossible_answer")
-    asked = document.get("input")
-    if asked is None:
-        asked = {name: document[name] for name in _ASKED if name in document}
-    elif any(name in document for name in _ASKED):
-        raise Problem(400, "question and context stand in input, or in its place", param="input")
-    rows = rows_of(call, served, asked, roles=_ASKED, needs=_ASKED)
-    for place, row in enumerate(rows):
-        for name, text in row.items():
-            if not text.strip():
-                raise Problem(400, f"input[{place}]: {name} is empty", param="input")
-    answered = await ask(call, served, rows, way=Way.WINDOWS)
-    special = _encoder(served).special("cls_token")
-    first = special[1] if special is not None else None
+    with Counting(served.statistics, call.times) as counting:
+        top = _count(document, "top_k", 1)
+        longest = _count(document, "max_answer_len", 15)
+        may_be_none = document.get("handle_impossible_answer", False)
+        if not isinstance(may_be_none, bool):
+            raise Problem(400, "handle_impossible_answer should be true or false", param="handle_impossible_answer")
+        asked = document.get("input")
+        if asked is None:
+            asked = {name: document[name] for name in _ASKED if name in document}
+        elif any(name in document for name in _ASKED):
+            raise Problem(400, "question and context stand in input, or in its place", param="input")
+        rows = rows_of(call, served, asked, roles=_ASKED, needs=_ASKED)
+        counting.rows = len(rows)
+        for place, row in enumerate(rows):
+            for name, text in row.items():
+                if not text.strip():
+                    raise Problem(400, f"input[{place}]: {name} is empty", param="input")
+        answered = await ask(call, served, rows, way=Way.WINDOWS)
+        special = _encoder(served).special("cls_token")
+        first = special[1] if special is not None else None
 
-    def read() -> list[JSON]:
-        data: list[JSON] = []
-        for place in range(len(rows)):
-            windows = [each for each in answered if each.row == place]
-            found = spans(windows, first, top=top, longest=longest, may_be_none=may_be_none)
-            if not found:  # a context that the tokenizer has no tokens for, or a model that answers with no numbers
-                raise Problem(400, f"input[{place}]: nothing in the context can be an answer", param="input")
-            data.append({"index": place, **found[0], "answers": found})
-        return data
+        def read() -> list[JSON]:
+            data: list[JSON] = []
+            for place in range(len(rows)):
+                windows = [each for each in answered if each.row == place]
+                found = spans(windows, first, top=top, longest=longest, may_be_none=may_be_none)
+                if not found:  # a context that the tokenizer has no tokens for, or a model that answers with no numbers
+                    raise Problem(400, f"input[{place}]: nothing in the context can be an answer", param="input")
+                data.append({"index": place, **found[0], "answers": found})
+            return data
 
-    return await _answer(call, served, answered, read)
+        return await _answer(call, served, answered, read)
 
 
 def _count(document: dict[str, JSON], name: str, usual: int) -> int:
