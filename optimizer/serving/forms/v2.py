@@ -74,7 +74,8 @@ MODEL_READY = Form({AS_JSON: _MODEL_READY}, also={503: _MODEL_READY})
 #: A dimension that is not fixed is -1.
 _SHAPE = listed({"type": "integer", "minimum": -1})
 _TENSOR = object_of("TensorMetadata", {"name": TEXT, "datatype": _DATATYPE, "shape": _SHAPE})
-_PARAMETERS = {"ref": TEXT, "task": TEXT, "provider": TEXT, "batching": one_of("padded", "same-shape", "none")}
+_BATCHING = one_of("padded", "same-shape", "none")
+_PARAMETERS = {"ref": TEXT, "task": TEXT, "provider": TEXT, "batching": _BATCHING, "proof": TEXT}
 MODEL = spoken(
     object_of(
         "ModelMetadata",

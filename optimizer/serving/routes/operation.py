@@ -54,9 +54,11 @@ async def _metrics(call: Call) -> Response:
 _MODEL = object_of(
     "ModelHealth",
     {"name": TEXT, "version": TEXT, "state": one_of(*Phase)},
-    {"ref": TEXT, "why": TEXT},
+    {"ref": TEXT, "why": TEXT, "proof": TEXT, "reason": TEXT},
 )
-_HEALTH = object_of("Health", {"status": one_of("ready", "loading", "draining")}, {"models": listed(_MODEL)})
+_HEALTH = object_of(
+    "Health", {"status": one_of("ready", "loading", "degraded", "draining")}, {"models": listed(_MODEL)}
+)
 
 ROUTES = (
     Route(
