@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Answered", "Way", "ask", "named_model", "rows_of", "truncates", "usage", "using_tokenizer"]
+__all__ = ["Answered", "Fed", "Way", "ask", "named_model", "rows_of", "truncates", "usage", "using_tokenizer"]
 
 T = TypeVar("T")
 
