@@ -116,7 +116,7 @@ def streams(document: Mapping[str, Any]) -> str:
             ]
         )  # fmt: skip
     titles = ["decoder", f"{document['streams']} at once, tokens/s", "one by one, tokens/s", "ratio", "wanted",
-              "steps until a place is free"]  # fmt: skip
+              "steps until a place is free (wanted: 1)"]  # fmt: skip
     return f"{_machine(document)}.\n\n{_table(titles, lines)}\n"
 
 
