@@ -103,6 +103,10 @@ class TextEncoder:
         """A token as it stands in the vocabulary (``##ing``)."""
         return str(self._tokenizer.id_to_token(token))
 
+    def number(self, piece: str) -> int | None:
+        """The id of a piece of the vocabulary; None for what is none."""
+        return self._id_of(piece)
+
     def joined(self, pieces: Sequence[str]) -> str:
         """Pieces of the vocabulary as a text."""
         decoder = self._tokenizer.decoder

@@ -22,7 +22,15 @@ from optimizer.serving.openapi import document
 from optimizer.serving.route import Route, Scope
 
 #: Routes that models answer which are not served here: text/test_promised.py and test_reading.py ask them.
-ELSEWHERE = ("/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions", "/v1/ner", "/v1/answer")
+ELSEWHERE = (
+    "/generate",
+    "/generate_stream",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/ner",
+    "/v1/answer",
+    "/v1/fill",
+)
 
 
 @pytest.fixture(scope="module")

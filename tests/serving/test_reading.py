@@ -12,11 +12,14 @@ from serving.test_openapi import Asked
 from tiny import phrases, tiny_bert
 
 import optimizer
+from optimizer.serving.problems import Problem
+from optimizer.serving.routes.reading import _encoder
+from optimizer.serving.served import Served
 from optimizer.store import Store
 
 NAMES = ["O", "B-PER", "I-PER", "LOC", "I-LOC"]
 #: Name in the store → the class of its head.
-HEADS = {"tagger": "BertForTokenClassification", "reader": "BertForQuestionAnswering"}
+HEADS = {"tagger": "BertForTokenClassification", "reader": "BertForQuestionAnswering", "filler": "BertForMaskedLM"}
 #: Of unequal lengths; "ß" is no token.
 TEXTS = [" ".join(words) for words in phrases(6, 5, longest=6)] + ["a", "Ab cß d. e", "x  y\tz"]
 
@@ -237,3 +240,66 @@ def test_more_windows_than_may_wait_are_refused(asked: Asked) -> None:
     row = {"question": "a", "context": "b " * 120}
     asked(200, "POST", "/v1/answer", {"input": [row]})
     asked(413, "POST", "/v1/answer", {"input": [row] * 4})
+
+
+MASKED = ["a b [MASK]", "[MASK]", "ab [MASK] cd. [MASK]", "x [MASK] y z ab cd ef gh"]
+
+
+@pytest.mark.parametrize("top", [1, 5, 400])
+@pytest.mark.parametrize("targets", [None, ["a", "##b", "z"]])
+def test_fills_are_those_of_transformers(
+    asked: Asked, folders: dict[str, Path], top: int, targets: list[str] | None
+) -> None:
+    import transformers
+
+    theirs = transformers.pipeline("fill-mask", str(folders["filler"]), device="cpu")
+    size = theirs.model.config.vocab_size
+    more = {} if targets is None else {"targets": targets}
+    body = {"model": "filler", "input": MASKED, "top_k": top, **more}
+    answer = asked(200, "POST", "/v1/fill", body)
+    for place, (text, ours) in enumerate(zip(MASKED, answer["data"], strict=True)):
+        wanted = theirs(text, top_k=min(top, size), targets=targets)
+        wanted = wanted if text.count("[MASK]") > 1 else [wanted]
+        assert ours["index"] == place
+        assert len(ours["masks"]) == len(wanted)
+        for mask, each in zip(ours["masks"], wanted, strict=True):
+            assert text[mask["start"] : mask["end"]] == "[MASK]"
+            near(mask["fills"], each)
+    usual = asked(200, "POST", "/v1/fill", {"model": "filler", "input": MASKED[0]})
+    assert len(usual["data"][0]["masks"][0]["fills"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"input": ["[MASK]", "a b"]}, "input[1] has no mask; write [MASK]"),
+        ({"input": "a " * 31 + "[MASK]", "truncate": True}, "input[0] has no mask"),
+        ({"input": "[MASK] " * 31}, "send truncate: true"),
+        ({"input": "[MASK]", "top_k": True}, "top_k"),
+        ({"input": "[MASK]", "top_k": 1001}, "top_k"),
+        ({"input": ["[MASK] [MASK]", "[MASK]"], "top_k": 1000}, "3 masks with 1000 tokens each are 3000, and 2000"),
+        ({"input": "[MASK]", "targets": ["a", "abc"]}, "'abc' is no token of filler"),
+        ({"input": "[MASK]", "targets": []}, "targets"),
+        ({"input": "[MASK]", "targets": "a"}, "targets"),
+        ({"input": {"text": "[MASK]", "image": "a"}}, "should be a text"),
+    ],
+)
+def test_what_cannot_be_filled_is_refused(asked: Asked, body: dict[str, Any], words: str) -> None:
+    answer = asked(400, "POST", "/v1/fill", {"model": "filler", **body})
+    assert words in answer["error"]["message"]
+
+
+def test_a_model_that_may_not_tell_of_personal_data_fills_no_mask(store: Store, tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text('[privacy.models.filler]\noutputs = "redact"\n')
+    process = Process(["filler", "--store", str(store.root), "--config", str(config)])
+    try:
+        answer = Asked(process)(400, "POST", "/v1/fill", {"input": "[MASK]"})
+    finally:
+        process.end()
+    assert "personal data" in answer["error"]["message"]
+
+
+def test_a_model_without_its_tokenizer_is_refused_by_name() -> None:
+    with pytest.raises(Problem, match="bare has no tokenizer here: tokenizer.json cannot be read"):
+        _encoder(Served("bare", "1", "bare@1:fp32", reason="tokenizer.json cannot be read"))

@@ -6,7 +6,7 @@ from optimizer.serving.form import COUNT, NUMBER, TEXT, TRUTH, Form, Schema, eit
 from optimizer.serving.forms.tasks import HOW, answers
 from optimizer.serving.reading.entities import AGGREGATIONS
 
-__all__ = ["ANSWER", "NER"]
+__all__ = ["ANSWER", "FILL", "NER"]
 
 _TEXT_ROW = either(TEXT, {**object_of("", {"text": TEXT}), "additionalProperties": False})
 _TEXTS: dict[str, Schema] = {"input": either(_TEXT_ROW, listed(_TEXT_ROW, 1))}
@@ -59,4 +59,22 @@ ANSWER: Form = spoken(
         ),
         "oneOf": [{"required": ["input"]}, {"required": ["question", "context"]}],
     },
+)
+
+_FILL = object_of("Fill", {"score": NUMBER, "token": COUNT, "token_str": TEXT, "sequence": TEXT})
+_MASK = object_of("Mask", {**_PLACE, "fills": listed(_FILL, 1)})
+FILL: Form = spoken(
+    answers("Fills", object_of("Filled", {"index": COUNT, "masks": listed(_MASK, 1)})),
+    object_of(
+        "FillRequest",
+        _TEXTS,
+        {
+            **HOW,
+            "top_k": {**_MANY, "default": 5},
+            "targets": {
+                "anyOf": [listed(TEXT, 1), {"type": "null"}],
+                "description": "The only tokens that are looked at, as the vocabulary has them.",
+            },
+        },
+    ),
 )

@@ -5,7 +5,7 @@ That pipeline is gone since version 5; the rules are those of its last, in 4.57.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimizer.data.preprocess import RowTexts
@@ -42,9 +42,10 @@ def spans(
         texts = window.texts
         assert texts is not None
         start, end, none = _shares(window, first_token)
+        words = _words(texts)
         nothing = min(nothing, none)
         for first, last, score in _best(start, end, top * 2 + 10, longest):
-            begins, ends = _characters(texts, first, last)
+            begins, ends = _characters(texts, words, first, last)
             answer = texts.texts[1][begins:ends]
             known = found.setdefault(answer.lower(), {"answer": answer, "score": 0.0, "start": begins, "end": ends})
             known["score"] += score
@@ -90,12 +91,19 @@ def _best(start: Array, end: Array, most: int, longest: int) -> Iterator[tuple[i
             yield first, first + more, float(scores[place])
 
 
-def _characters(texts: RowTexts, first: int, last: int) -> tuple[int, int]:
+def _words(texts: RowTexts) -> dict[int | None, tuple[int, int]]:
+    """Where each word of the context stands, as far as it is in this window."""
+    found: dict[int | None, tuple[int, int]] = {}
+    for token in texts.tokens:
+        if token.text == 1:
+            start, end = found.get(token.word, (token.start, token.end))
+            found[token.word] = min(start, token.start), max(end, token.end)
+    return found
+
+
+def _characters(texts: RowTexts, words: Mapping[int | None, tuple[int, int]], first: int, last: int) -> tuple[int, int]:
     """Where a span stands in the context, from the beginning of its first word to the end of its last."""
-    tokens = texts.tokens
-    words = tokens[first].word, tokens[last].word
-    if None in words:
-        return tokens[first].start, tokens[last].end
-    own = [token for token in tokens if token.text == 1]
-    begins = min(token.start for token in own if token.word == words[0])
-    return begins, max(token.end for token in own if token.word == words[1])
+    begins, ends = texts.tokens[first], texts.tokens[last]
+    if begins.word is None or ends.word is None:
+        return begins.start, ends.end
+    return words[begins.word][0], words[ends.word][1]

@@ -1,4 +1,4 @@
-"""What models that read say of a text: ``/v1/ner``, ``/v1/answer``."""
+"""What models that read say of a text: ``/v1/ner``, ``/v1/answer``, ``/v1/fill``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from optimizer.data.text import TextEncoder
 from optimizer.serving.answers import json_answer
 from optimizer.serving.asking import Answered, Way, ask, named_model, rows_of, truncates, usage, using_tokenizer
 from optimizer.serving.call import Call
-from optimizer.serving.forms.reading import ANSWER, NER
+from optimizer.serving.forms.reading import ANSWER, FILL, NER
 from optimizer.serving.problems import Problem
 from optimizer.serving.reading.entities import AGGREGATIONS, entities
+from optimizer.serving.reading.masks import masks
 from optimizer.serving.reading.spans import spans
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Served
@@ -27,6 +28,9 @@ __all__ = ["ROUTES"]
 _ASKED = ("question", "context")
 #: Most answers that one row is given, and tokens of the longest.
 _MOST = 1000
+#: Tokens in place of masks that one request is given, and those that are put into their texts on the event loop: each
+#: makes a text.
+_FILLS, _FEW_FILLS = 2000, 50
 #: Tokens whose answers are made on the event loop; more are left to the model's thread.
 _FEW = 512
 
@@ -95,6 +99,51 @@ async def _answers(call: Call) -> Response:
         return await _answer(call, served, answered, read)
 
 
+async def _fill(call: Call) -> Response:
+    """The likeliest tokens in place of each mask of each text."""
+    document = await call.json()
+    served = named_model(call, document, ("fill-mask",))
+    top = _count(document, "top_k", 5)
+    if call.state.guard.output(served.name) is not None:
+        # Personal data may come to be by a single token, which is none by itself.
+        raise Problem(400, f"{served.name} may not tell of personal data, and no mask is filled in so", param="model")
+    special = _encoder(served).special("mask_token")
+    if special is None:
+        raise Problem(400, f"the tokenizer of {served.name} names no mask token", param="model")
+    word, mask = special
+    rows = rows_of(call, served, document.get("input"), roles=("text",))
+    targets = _targets(document, served)
+    answered = await ask(call, served, rows, truncate=truncates(document), way=Way.PLACED)
+    for each in answered:
+        if mask not in each.feeds["input_ids"][0]:
+            raise Problem(400, f"input[{each.row}] has no mask; write {word} for it", param="input", code="no_mask")
+    count = sum(int((each.feeds["input_ids"][0] == mask).sum()) for each in answered)
+    if (fills := count * min(top, len(targets) if targets else top)) > _FILLS:
+        message = f"{count} masks with {top} tokens each are {fills}, and {_FILLS} are the most"
+        raise Problem(400, message, param="top_k")
+    encoder = _encoder(served)
+
+    def read() -> list[JSON]:
+        found = [masks(each, encoder, mask, top, targets) for each in answered]
+        return [{"index": place, "masks": each} for place, each in enumerate(found)]
+
+    return await _answer(call, served, answered, read, short=fills <= _FEW_FILLS)
+
+
+def _targets(document: dict[str, JSON], served: Served) -> list[int] | None:
+    """The tokens that a request allows, by their ids; None for all."""
+    found = document.get("targets")
+    if found is None:
+        return None
+    if not isinstance(found, list) or not found or not all(isinstance(word, str) for word in found):
+        raise Problem(400, "targets should be a list of tokens", param="targets")
+    ids = [_encoder(served).number(word) for word in found]
+    if None in ids:
+        unknown = found[ids.index(None)][:100]
+        raise Problem(400, f"targets: {unknown!r} is no token of {served.name}", param="targets")
+    return [each for each in ids if each is not None]
+
+
 def _count(document: dict[str, JSON], name: str, usual: int) -> int:
     """A field that counts something; null is as good as not there."""
     found = document.get(name)
@@ -106,16 +155,19 @@ def _count(document: dict[str, JSON], name: str, usual: int) -> int:
 
 
 def _encoder(served: Served) -> TextEncoder:
-    """The model's tokenizer, which :func:`ask` has used."""
+    """The model's tokenizer; raises :class:`Problem` 400 where it has none."""
     encoder = served.preprocessor.text if served.preprocessor is not None else None
-    assert encoder is not None
+    if encoder is None:
+        raise Problem(400, f"{served.name} has no tokenizer here: {served.reason or 'send arrays'}", param="model")
     return encoder
 
 
-async def _answer(call: Call, served: Served, answered: list[Answered], read: Callable[[], list[JSON]]) -> Response:
+async def _answer(
+    call: Call, served: Served, answered: list[Answered], read: Callable[[], list[JSON]], *, short: bool = True
+) -> Response:
     """What ``read()`` makes of the answers, one object a row, in the form of OpenAI's lists."""
     with call.timed("serialize"):
-        short = sum(each.tokens for each in answered) <= _FEW
+        short = short and sum(each.tokens for each in answered) <= _FEW
         data = await using_tokenizer(served, read, short=short)
         return json_answer({"object": "list", "data": data, "model": served.name, "usage": usage(answered)})
 
@@ -123,4 +175,5 @@ async def _answer(call: Call, served: Served, answered: list[Answered], read: Ca
 ROUTES = (
     Route("/v1/ner", ("POST",), Scope.INFER, _ner, "Entities of texts, or the classes of their tokens.", NER),
     Route("/v1/answer", ("POST",), Scope.INFER, _answers, "Answers to questions out of a context.", ANSWER),
+    Route("/v1/fill", ("POST",), Scope.INFER, _fill, "Tokens in place of the masks of texts.", FILL),
 )
