@@ -301,5 +301,5 @@ def test_a_model_that_may_not_tell_of_personal_data_fills_no_mask(store: Store, 
 
 
 def test_a_model_without_its_tokenizer_is_refused_by_name() -> None:
-    with pytest.raises(Problem, match="bare has no tokenizer here: tokenizer.json cannot be read"):
-        _encoder(Served("bare", "1", "bare@1:fp32", reason="tokenizer.json cannot be read"))
+    with pytest.raises(Problem, match="bare has no tokenizer here: its file is gone"):
+        _encoder(Served("bare", "1", "bare@1:fp32", reason="its file is gone"))

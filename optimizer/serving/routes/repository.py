@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.serving.answers import json_answer, parsed
 from optimizer.serving.call import Call
-from optimizer.serving.form import AS_JSON, OBJECT, TEXT, TRUTH, Form, listed, object_of, one_of
+from optimizer.serving.form import AS_JSON, OBJECT, TEXT, TRUTH, Form, listed, object_of, one_of, or_null
 from optimizer.serving.problems import Problem
 from optimizer.serving.route import Route, Scope
 from optimizer.serving.served import Phase
@@ -60,9 +60,9 @@ async def _unload(call: Call) -> Response:
 
 
 _ENTRY = object_of("RepositoryEntry", {"name": TEXT, "version": TEXT, "state": one_of(*Phase), "reason": TEXT})
-_INDEX = Form({AS_JSON: listed(_ENTRY)}, {AS_JSON: object_of("", {}, {"ready": TRUTH})}, optional=True)
+_INDEX = Form({AS_JSON: listed(_ENTRY)}, {AS_JSON: object_of("", {}, {"ready": or_null(TRUTH)})}, optional=True)
 _DONE = object_of("Done", {})
-_LOAD = Form({AS_JSON: _DONE}, {AS_JSON: object_of("", {}, {"parameters": OBJECT})}, optional=True)
+_LOAD = Form({AS_JSON: _DONE}, {AS_JSON: object_of("", {}, {"parameters": or_null(OBJECT)})}, optional=True)
 _UNLOAD = Form({AS_JSON: _DONE}, {AS_JSON: OBJECT}, optional=True)
 
 ROUTES = (
