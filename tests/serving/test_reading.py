@@ -303,3 +303,22 @@ def test_a_model_that_may_not_tell_of_personal_data_fills_no_mask(store: Store, 
 def test_a_model_without_its_tokenizer_is_refused_by_name() -> None:
     with pytest.raises(Problem, match="bare has no tokenizer here: its file is gone"):
         _encoder(Served("bare", "1", "bare@1:fp32", reason="its file is gone"))
+
+
+def test_rows_and_failures_are_counted_as_those_of_v2(asked: Asked) -> None:
+    bodies: dict[str, tuple[str, Any]] = {
+        "tagger": ("/v1/ner", ["ab", "cd"]),
+        "reader": ("/v1/answer", [{"question": "a b", "context": "c d"}] * 2),
+        "filler": ("/v1/fill", ["a [MASK]", "[MASK] b"]),
+    }
+
+    def counted(model: str) -> tuple[int, int, int]:
+        (found,) = asked(200, "GET", f"/v2/models/{model}/stats")["model_stats"]
+        ended = found["inference_stats"]
+        return found["inference_count"], ended["success"]["count"], ended["fail"]["count"]
+
+    for model, (path, rows) in bodies.items():
+        before = counted(model)
+        asked(200, "POST", path, {"model": model, "input": rows})
+        asked(400, "POST", path, {"model": model, "input": []})
+        assert counted(model) == (before[0] + 2, before[1] + 1, before[2] + 1), model

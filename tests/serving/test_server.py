@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -322,8 +323,14 @@ def eventually(look: Any, seconds: float = 10.0) -> Any:
 
 
 def test_a_full_queue_is_429_with_the_time_to_come_again(server: Process) -> None:
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: ask(server, "POST", "/v2/models/slow/infer", slow()), range(16)))
+    body, together = slow(), threading.Barrier(32)
+
+    def at_once(_: int) -> tuple[int, Any, dict[str, str]]:
+        together.wait(30)
+        return ask(server, "POST", "/v2/models/slow/infer", body)
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(at_once, range(32)))
     assert {status for status, _, _ in answers} == {200, 429}
     for status, _, headers in answers:
         assert status == 200 or int(headers["retry-after"]) >= 1

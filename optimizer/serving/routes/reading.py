@@ -103,31 +103,35 @@ async def _fill(call: Call) -> Response:
     """The likeliest tokens in place of each mask of each text."""
     document = await call.json()
     served = named_model(call, document, ("fill-mask",))
-    top = _count(document, "top_k", 5)
-    if call.state.guard.output(served.name) is not None:
-        # Personal data may come to be by a single token, which is none by itself.
-        raise Problem(400, f"{served.name} may not tell of personal data, and no mask is filled in so", param="model")
-    special = _encoder(served).special("mask_token")
-    if special is None:
-        raise Problem(400, f"the tokenizer of {served.name} names no mask token", param="model")
-    word, mask = special
-    rows = rows_of(call, served, document.get("input"), roles=("text",))
-    targets = _targets(document, served)
-    answered = await ask(call, served, rows, truncate=truncates(document), way=Way.PLACED)
-    for each in answered:
-        if mask not in each.feeds["input_ids"][0]:
-            raise Problem(400, f"input[{each.row}] has no mask; write {word} for it", param="input", code="no_mask")
-    count = sum(int((each.feeds["input_ids"][0] == mask).sum()) for each in answered)
-    if (fills := count * min(top, len(targets) if targets else top)) > _FILLS:
-        message = f"{count} masks with {top} tokens each are {fills}, and {_FILLS} are the most"
-        raise Problem(400, message, param="top_k")
-    encoder = _encoder(served)
+    with Counting(served.statistics, call.times) as counting:
+        top = _count(document, "top_k", 5)
+        if call.state.guard.output(served.name) is not None:
+            # Personal data may come to be by a single token, which is none by itself.
+            raise Problem(
+                400, f"{served.name} may not tell of personal data, and no mask is filled in so", param="model"
+            )
+        special = _encoder(served).special("mask_token")
+        if special is None:
+            raise Problem(400, f"the tokenizer of {served.name} names no mask token", param="model")
+        word, mask = special
+        rows = rows_of(call, served, document.get("input"), roles=("text",))
+        counting.rows = len(rows)
+        targets = _targets(document, served)
+        answered = await ask(call, served, rows, truncate=truncates(document), way=Way.PLACED)
+        for each in answered:
+            if mask not in each.feeds["input_ids"][0]:
+                raise Problem(400, f"input[{each.row}] has no mask; write {word} for it", param="input", code="no_mask")
+        count = sum(int((each.feeds["input_ids"][0] == mask).sum()) for each in answered)
+        if (fills := count * min(top, len(targets) if targets else top)) > _FILLS:
+            message = f"{count} masks with {top} tokens each are {fills}, and {_FILLS} are the most"
+            raise Problem(400, message, param="top_k")
+        encoder = _encoder(served)
 
-    def read() -> list[JSON]:
-        found = [masks(each, encoder, mask, top, targets) for each in answered]
-        return [{"index": place, "masks": each} for place, each in enumerate(found)]
+        def read() -> list[JSON]:
+            found = [masks(each, encoder, mask, top, targets) for each in answered]
+            return [{"index": place, "masks": each} for place, each in enumerate(found)]
 
-    return await _answer(call, served, answered, read, short=fills <= _FEW_FILLS)
+        return await _answer(call, served, answered, read, short=fills <= _FEW_FILLS)
 
 
 def _targets(document: dict[str, JSON], served: Served) -> list[int] | None:
