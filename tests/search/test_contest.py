@@ -67,9 +67,9 @@ def contest(original: Entrant, entrants: list[Entrant], rows: EvalSet, **rules: 
 def test_the_fastest_that_keeps_the_budget_wins(tmp_path: Path, plant: Callable[..., Entrant]) -> None:
     rows = rows_of(tmp_path, 400)
     found = contest(
-        plant("original", latency_s=0.02),
+        plant("original", latency_s=0.05),
         [
-            plant("slower", latency_s=0.012),
+            plant("slower", latency_s=0.03),
             plant("wrong", latency_s=0.001, wrong=0.2),
             plant("right", latency_s=0.006),
             plant("nan", latency_s=0.001, nan=True),
