@@ -152,8 +152,11 @@ class Batcher:
         if time.perf_counter() + wait > deadline:
             raise _busy(f"the wait is predicted to be {wait:.2f} s, beyond this request's time", wait, "deadline")
 
-    def pieces(self, feeds: Arrays) -> list[dict[str, Any]]:
+    def pieces(self, feeds: Arrays) -> tuple[int, list[dict[str, Any]]]:
         """A request as requests that no run is too small for, by rows; one row is never too large.
+
+        Returns:
+            rows of the request, and its pieces.
 
         Raises:
             Problem: 400: its rows are longer than the model takes.
@@ -164,10 +167,9 @@ class Batcher:
             raise Problem(400, message, param="inputs", code="too_long")
         rows = max(1, min(self.limits.rows, self.limits.tokens // plan.padded(size.length)))
         if not plan.joins or size.rows <= rows:
-            return [dict(feeds)]
-        return [
-            {name: array[start : start + rows] for name, array in feeds.items()} for start in range(0, size.rows, rows)
-        ]
+            return size.rows, [dict(feeds)]
+        starts = range(0, size.rows, rows)
+        return size.rows, [{name: array[at : at + rows] for name, array in feeds.items()} for at in starts]
 
     def submit(self, feeds: Arrays, deadline: float = math.inf, owner: str = "") -> Ticket:
         """Put a request into the queue; raises as :meth:`need_room` does."""

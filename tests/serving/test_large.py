@@ -56,7 +56,8 @@ def test_pieces_are_no_larger_than_a_run_and_make_the_whole_again(
     async def scene() -> None:
         batcher = Batcher(PLAIN.run, PLAN, Limits(rows=most, tokens=tokens))
         feeds = {"x": np.arange(count * length, dtype=np.float32).reshape(count, length)}
-        pieces = batcher.pieces(feeds)
+        rows, pieces = batcher.pieces(feeds)
+        assert rows == count
         assert all(len(piece["x"]) <= most for piece in pieces)
         assert all(piece["x"].size <= tokens or len(piece["x"]) == 1 for piece in pieces)
         answer = batcher.plan.whole([PLAIN.run(piece) for piece in pieces])
@@ -141,7 +142,8 @@ def test_rows_that_no_run_shares_are_not_divided() -> None:
         from dataclasses import replace
 
         batcher = Batcher(PLAIN.run, replace(PLAN, joins=False), Limits(rows=2))
-        assert len(batcher.pieces(x(5, 3))) == 1
+        rows, pieces = batcher.pieces(x(5, 3))
+        assert (rows, len(pieces)) == (5, 1)
         batcher.close()
         await asyncio.to_thread(batcher.join)
 

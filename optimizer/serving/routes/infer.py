@@ -43,8 +43,7 @@ async def _infer(call: Call) -> Response:
         ids = asked.feeds.get("input_ids")
         async with call.spending(0 if ids is None else int(ids.size)):
             end = deadline(call, asked.timeout)
-            pieces = batcher.pieces(asked.feeds)
-            counting.rows = batcher.plan.size(asked.feeds).rows
+            counting.rows, pieces = batcher.pieces(asked.feeds)
             outputs = batcher.plan.whole(await answered(call, served, pieces, end, asked.parameters))
         start = time.perf_counter()
         content, headers = encoded(asked, outputs, served.name, served.version)
