@@ -42,7 +42,7 @@ _FADES = 0.05
 _OWNERS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Lane:
     """A way to run the model, and how long that takes."""
 
@@ -134,6 +134,24 @@ class Batcher:
         runs = max(1.0, tokens / budget, self._rows / self.limits.rows)
         return running + runs * lane.curve.seconds(tokens / runs) / self.threads
 
+    def begin_with(self, limits: Limits, curve: Curve | None = None) -> None:
+        """Keep to other limits, and to what is known of runs that are alone; before anybody asks."""
+        with self._lock:
+            self.limits = limits
+            if curve is not None:
+                self._alone_lane.curve = curve
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a request may be predicted to wait; infinite where nobody has said."""
+        limits = self.limits
+        if limits.wait_s is None:
+            return math.inf
+        if limits.total_s is None:
+            return limits.wait_s
+        run = max(lane.curve.seconds(self._budget(lane)) for lane in (self._alone_lane, self._beside_lane))
+        return max(limits.wait_s, limits.total_s - run)
+
     def need_room(self, rows: int, deadline: float = math.inf) -> None:
         """Refuse before work is put into a request that has no place.
 
@@ -147,7 +165,7 @@ class Batcher:
         wait = self.predicted()
         if (depth := self.depth) + rows > limit:
             raise _busy(f"the queue is full: {depth} of {limit} rows wait", wait, "queue_full")
-        if self.limits.wait_s is not None and wait > self.limits.wait_s:
+        if wait > self.longest_wait:
             raise _busy(f"the wait is predicted to be {wait:.3f} s, too long for --slo", wait, "slo")
         if time.perf_counter() + wait > deadline:
             raise _busy(f"the wait is predicted to be {wait:.2f} s, beyond this request's time", wait, "deadline")

@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
-__all__ = ["Cache", "answered", "key_of", "pack", "unpack"]
+__all__ = ["FACTS", "Cache", "answered", "key_of", "pack", "unpack"]
 
 #: Parameters of V2 that say how an answer is sent, and in what time, and not what it is.
 _FORM = frozenset({"binary_data_output", "timeout", "priority"})
 
 #: What a session says of what it got that may show in an answer; those of its libraries are what was really loaded.
-_FACTS = ("provider", "precision", "threads", "tf32", "flavor", "gpu", "onnxruntime", "openvino",
+FACTS = ("provider", "precision", "threads", "tf32", "flavor", "gpu", "onnxruntime", "openvino",
           *(flavor.module for flavor in FLAVORS.values()))  # fmt: skip
 #: Distributions that bring kernels, among them those of ONNX Runtime's providers, whose sessions do not name them.
 _LIBRARIES = ("ml-opt", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", *RTX, "openvino",
@@ -219,7 +219,7 @@ def _identity(served: Served) -> str:
             "ref": served.ref,
             "key": manifest.key,
             "files": manifest.files,
-            "runs": {name: facts.get(name) for name in _FACTS},
+            "runs": {name: facts.get(name) for name in FACTS},
             # Another kernel rounds otherwise.
             "versions": {name: version_of(name) or "" for name in _LIBRARIES},
             "cpu": [cpu[name] for name in ("vendor", "model", "features")],

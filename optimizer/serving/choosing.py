@@ -21,7 +21,7 @@ from optimizer.runtime import is_openvino, preferred, works
 from optimizer.store import Store
 from optimizer.types import Kind, Precision
 
-__all__ = ["BEST", "Choice", "chosen"]
+__all__ = ["BEST", "Choice", "chosen", "of_this_machine"]
 
 #: The alias that ``ml-opt optimize`` gives the winner, and its verdict, beside the variants of a version.
 BEST, _VERDICT = "best", "verdict.json"
@@ -95,7 +95,7 @@ def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _judged(models: list[Artifact], verdict: Mapping[str, Any], provider: str) -> Choice | None:
     """The winner of a verdict from here, or the first that passed elsewhere and is fast here."""
-    here, when = _here(verdict), str(verdict.get("created", ""))[:10]
+    here, when = of_this_machine(verdict), str(verdict.get("created", ""))[:10]
     by_ref = {artifact.ref: artifact for artifact in models}
     for candidate in _passed(verdict):
         artifact, where = by_ref.get(str(candidate.get("ref"))), str(candidate.get("provider"))
@@ -119,9 +119,9 @@ def _passed(verdict: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield from sorted(passed, key=lambda c: (c.get("ref"), c.get("provider")) != winner)
 
 
-def _here(verdict: Mapping[str, Any]) -> bool:
-    """Whether a verdict was reached on a machine like this one: the same processor, and the same GPUs."""
-    environment = _mapping(verdict, "environment")
+def of_this_machine(report: Mapping[str, Any]) -> bool:
+    """Whether a verdict or a report is of a machine like this one: the same processor, and the same GPUs."""
+    environment = _mapping(report, "environment")
     cpu, own = _mapping(environment, "cpu"), cpu_facts()
     same = all(cpu.get(part) == own[part] for part in ("model", "features"))
     gpus = [gpu.get("name") for gpu in environment.get("gpus") or () if isinstance(gpu, dict)]

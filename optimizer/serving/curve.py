@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Curve"]
@@ -47,6 +48,17 @@ class Curve:
     _start: float = 0.0
     _slope: float = 0.0
 
+    @classmethod
+    def of(cls, runs: Iterable[tuple[int, float]]) -> Curve:
+        """A curve that begins with what was measured before, which runs move from then on as they move any other.
+
+        Args:
+            runs: tokens, and the seconds of a usual run of so many; at least one.
+        """
+        curve = cls({tokens.bit_length(): _Size(float(tokens), seconds, _FIRST) for tokens, seconds in runs})
+        curve._fit()
+        return curve
+
     def add(self, tokens: int, seconds: float) -> None:
         """Count one run."""
         place = tokens.bit_length()
@@ -76,6 +88,12 @@ class Curve:
     def tokens(self, seconds: float) -> float:
         """Tokens of a run that takes so long; infinite while nothing has run."""
         return max(0.0, seconds - self._start) / self._slope if self._slope else math.inf
+
+    def enough(self, share: float) -> float:
+        """Tokens of a run that computes this share of the tokens a second that an endless one would; infinite while
+        what a run costs beside its tokens is not known.
+        """
+        return share / (1 - share) * self._start / self._slope if self._start > 0 and self._slope else math.inf
 
     @property
     def overhead(self) -> float:

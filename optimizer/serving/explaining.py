@@ -10,7 +10,7 @@ from optimizer.serving.record import Part, Record
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
-    from optimizer.serving.settings import Settings
+    from optimizer.serving.tickets import Limits
 
 __all__ = ["PARTS", "document", "summary"]
 
@@ -53,13 +53,13 @@ _REASONS: Mapping[str, str] = {
 }
 
 
-def document(record: Record, same_id: int, settings: Settings, batching: str) -> dict[str, JSON]:
+def document(record: Record, same_id: int, limits: Limits, batching: str) -> dict[str, JSON]:
     """What is known of a request, as JSON.
 
     Args:
         record: of the request.
         same_id: how many requests are kept under its id.
-        settings: of the server; advice names those that would change something.
+        limits: of the model's queue; advice names the options that would change them.
         batching: what shares a run of the model, as its metadata say; empty where it is not served any more.
 
     Returns:
@@ -86,7 +86,7 @@ def document(record: Record, same_id: int, settings: Settings, batching: str) ->
         known["refused"] = {"message": message, "reason": reason}
         known["advice"] = [_REASONS.get(reason, "the message names the field: send another request")]
     else:
-        known["advice"] = _advice(record, longest, settings, batching)
+        known["advice"] = _advice(record, longest, limits, batching)
     return known
 
 
@@ -129,11 +129,11 @@ def _padding(part: Part) -> float:
     return 1 - part.run.tokens / part.run.computed if part.run.computed else 0.0
 
 
-def _advice(record: Record, longest: str, settings: Settings, batching: str) -> list[str]:
+def _advice(record: Record, longest: str, limits: Limits, batching: str) -> list[str]:
     """What would change the part that took longest; the likeliest first."""
     optimize = f"ml-opt optimize looks for a faster variant of {record.model}" if record.model else ""
     if longest == "queue":
-        return [*_of_queue(record, settings, batching), optimize]
+        return [*_of_queue(record, limits, batching), optimize]
     if longest == "compute":
         return [*_of_run(record), optimize]
     by_part = {
@@ -148,16 +148,16 @@ def _advice(record: Record, longest: str, settings: Settings, batching: str) -> 
     return [by_part[longest]] if longest in by_part else []
 
 
-def _of_queue(record: Record, settings: Settings, batching: str) -> list[str]:
+def _of_queue(record: Record, limits: Limits, batching: str) -> list[str]:
     found = []
     run = record.runs[0].run if record.runs else None
-    if settings.delay and record.times["queue"] <= settings.delay * 1.5 and run and run.rows < settings.max_batch:
-        found.append(f"--delay lets requests wait {settings.delay * 1000:g} ms for others; without it none waits idly")
+    if limits.delay and record.times["queue"] <= limits.delay * 1.5 and run and run.rows < limits.rows:
+        found.append(f"--delay lets requests wait {limits.delay * 1000:g} ms for others; without it none waits idly")
     if batching == "none":
         found.append("this model runs one request after the other, as its requests cannot share a run")
-    elif run and run.rows >= settings.max_batch:
+    elif run and run.rows >= limits.rows:
         found.append(f"its run was full ({run.rows} rows): a larger --max-batch takes more at once")
-    elif run and run.computed >= settings.max_tokens * 0.9:
+    elif run and run.computed >= limits.tokens * 0.9:
         found.append(f"its run was full ({run.computed} tokens): a larger --max-tokens takes more at once")
     return [*found, "the model was busy with others: a second server beside this one shares the load"]
 

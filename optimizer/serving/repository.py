@@ -15,8 +15,10 @@ from optimizer.runtime import SHAPED
 from optimizer.serving.batcher import Batcher
 from optimizer.serving.choosing import chosen
 from optimizer.serving.joining import plan_of
+from optimizer.serving.measured import by_bench, timed_now
 from optimizer.serving.memory import WAITS, Memory
 from optimizer.serving.metrics import Metrics
+from optimizer.serving.pacing import curve_of, limits_from, limits_of, rows_of_a_run
 from optimizer.serving.priority import in_the_background
 from optimizer.serving.problems import Problem
 from optimizer.serving.proving import prove
@@ -26,7 +28,7 @@ from optimizer.serving.settled import settled
 from optimizer.serving.sizes import resident
 from optimizer.serving.text.models import writer_for
 from optimizer.serving.text.proving import prove_writer
-from optimizer.serving.tickets import Limits, Run
+from optimizer.serving.tickets import Run
 from optimizer.store import Store
 
 __all__ = ["Repository"]
@@ -184,6 +186,8 @@ class Repository:
                 served.writer = await asyncio.to_thread(writer_for, served, self._settings, self._metrics)
             if self._settings.verify:
                 served.proof = await (prove(served) if served.generator is None else prove_writer(served))
+            if served.batcher is not None:
+                await self._pace(served, served.batcher)
         except MlOptError as error:
             served.phase, served.reason, served.failed = Phase.UNAVAILABLE, error.message, True
             await self._close(served)
@@ -240,14 +244,6 @@ class Repository:
         session, settings, metrics = served.session, self._settings, served.metrics
         assert session is not None
         assert metrics is not None
-        limits = Limits(
-            queue=settings.max_queue,
-            rows=min(settings.max_batch, int(served.model.get("max_batch") or settings.max_batch)),
-            tokens=settings.max_tokens,
-            delay=settings.delay,
-            run_s=settings.slo / 2 if settings.slo else None,
-            wait_s=settings.slo / 2 if settings.slo else None,
-        )
         longest = int(served.model.get("max_length") or 0)
         # What is not known to fit is not made longer.
         multiple = _MULTIPLE if session.facts["provider"] in SHAPED and longest else 1
@@ -260,9 +256,21 @@ class Repository:
                 served.statistics.ran(run)
 
         served.batcher = Batcher(
-            session.run, plan, limits, f"{served.name} {served.version}", watch,
+            session.run, plan, limits_of(settings, served.model), f"{served.name} {served.version}", watch,
             None if beside is None else beside.run, 1 if beside is None else served.streams, served.told,
         )  # fmt: skip
+
+    async def _pace(self, served: Served, batcher: Batcher) -> None:
+        """Have the queue begin with what is known of its runs: as it stands beside the model, or, where ``--slo`` has
+        to be kept to, as a few runs show now. Those of the golden inputs were its first, which say little.
+        """
+        settings = self._settings
+        known = await asyncio.to_thread(by_bench, served, batcher.plan)
+        if known is None and settings.slo:
+            rows = rows_of_a_run(settings, served.model)
+            known = await in_the_background(lambda: timed_now(served, batcher.plan, rows))
+        batcher.begin_with(limits_of(settings, served.model, known), curve_of(known) if known is not None else None)
+        served.limits_from = limits_from(settings, known)
 
     async def _retire(self, served: Served, reason: str = "unloaded") -> None:
         served.phase = Phase.UNLOADING

@@ -84,6 +84,7 @@ class Served:
         wanted: it was asked for at the server's start, and nobody has unloaded it since.
         failed: it could not be loaded when it was asked for.
         proof: what it was held to before it was ready; empty where there was nothing, or nobody wanted it.
+        limits_from: what says how large its runs are and how long requests wait, in words; empty for generators.
         model: the manifest's description: task, labels, pooling, limits.
         path: the artifact's folder, or the file.
         session: what answers, for all but generators.
@@ -116,6 +117,7 @@ class Served:
     wanted: bool = False
     failed: bool = False
     proof: str = ""
+    limits_from: str = ""
     model: Mapping[str, JSON] = field(default_factory=dict)
     path: Path = Path()
     artifact: Artifact | None = None

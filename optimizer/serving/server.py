@@ -177,6 +177,7 @@ def _ready(repository: Repository, listening: socket.socket) -> dict[str, Any]:
                 "ref": s.ref,
                 "provider": s.facts.get("provider", ""),
                 "proof": s.proof,
+                "limits_from": s.limits_from,
                 **({"why": s.why} if s.why else {}),
             }
             for s in repository

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optimizer.errors import BadInput
 from optimizer.options import Options, opt, parse_size
 from optimizer.runtime import Provider
 from optimizer.serving.kept import check_place
@@ -31,14 +32,23 @@ class Settings(Options):
     )
     verify: bool = opt(True, "Replay the golden inputs through the batcher before a model is ready.")
     max_queue: int = opt(256, "Most rows that wait for one model; more are answered 429.", ge=1, le=1_000_000)
-    max_batch: int = opt(32, "Most rows in one run of a model.", ge=1, le=65536)
-    max_tokens: int = opt(2048, "Most tokens in one run of a model, padding included.", ge=1, le=10_000_000)
+    max_batch: int | None = opt(
+        None, "Most rows in one run of a model [32, or as many as were measured, with --slo].", ge=1, le=65536
+    )
+    max_tokens: int | None = opt(
+        None,
+        "Most tokens in one run of a model, padding included [2048, or what its measured times say, with --slo].",
+        ge=1,
+        le=10_000_000,
+    )
     slo: float | None = opt(
         None,
         "Time that requests should take: a run is kept to half of it, and what would wait longer is answered 429.",
         time=True,
     )
-    delay: float = opt(0.0, "How long a request may wait for others while the model has nothing to do.", time=True)
+    delay: float | None = opt(
+        None, "How long a request may wait for others while the model has nothing to do [not at all].", time=True
+    )
     deadline: float = opt(30.0, "How long a request may take that names no time of its own.", time=True)
     grace: float = opt(30.0, "How long requests have to finish after SIGTERM.", time=True)
     max_body: int = opt(32, "Largest body of a request in MiB, after decompression.", ge=1, le=65536)
@@ -67,5 +77,9 @@ class Settings(Options):
             Provider.parse(self.provider)
         if self.cache:
             check_place(self.cache)
+        if self.slo and self.delay and self.delay >= self.slo:
+            raise BadInput(
+                f"--delay {self.delay:g}s leaves nothing of --slo {self.slo:g}s to run in", "make one of them smaller"
+            )
         if self.memory:
             parse_size(self.memory, "--memory")

@@ -30,6 +30,8 @@ class Limits:
         delay: seconds that a request may wait for others while the model has nothing to do.
         run_s: seconds that a run should not be predicted to take longer than; None for no such wish.
         wait_s: seconds that a request is not let into the queue to wait longer than; None for no such wish.
+        total_s: seconds that waiting and the run may be predicted to take together: a request may wait longer than
+            ``wait_s`` where runs leave the time for it. None where runs are not known well enough.
     """
 
     queue: int = 256
@@ -38,6 +40,7 @@ class Limits:
     delay: float = 0.0
     run_s: float | None = None
     wait_s: float | None = None
+    total_s: float | None = None
 
 
 @dataclass(eq=False)

@@ -528,5 +528,5 @@ def test_health_says_where_each_model_is(server: Process) -> None:
     status, answer, _ = ask(server, "GET", "/health")
     assert status == 200
     assert answer["status"] == "ready"
-    proved = {"state": "READY", "proof": "golden inputs: 4 rows"}
+    proved = {"state": "READY", "proof": "golden inputs: 4 rows", "limits_from": "learned as it runs"}
     assert {"name": "classes", "version": "2", **proved} in answer["models"]

@@ -103,6 +103,7 @@ CONFIG = spoken(
             "input": listed(_CONFIGURED),
             "output": listed(_CONFIGURED),
             "dynamic_batching": object_of("", {"max_queue_delay_microseconds": COUNT}),
+            "parameters": object_of("", {"limits_from": object_of("", {"string_value": TEXT})}),
             "instance_group": listed(object_of("", {"name": TEXT, "kind": TEXT, "count": COUNT})),
         },
     )

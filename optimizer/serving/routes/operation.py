@@ -34,7 +34,7 @@ def _model(served: Served) -> dict[str, JSON]:
     """Where one model is."""
     said: dict[str, JSON] = {"name": served.name, "version": served.version, "state": served.phase}
     if served.ready:
-        said["proof"] = served.proof
+        said |= {"proof": served.proof, "limits_from": served.limits_from}
     if served.why:
         said |= {"ref": served.ref, "why": served.why}
     if served.degraded:
@@ -54,7 +54,7 @@ async def _metrics(call: Call) -> Response:
 _MODEL = object_of(
     "ModelHealth",
     {"name": TEXT, "version": TEXT, "state": one_of(*Phase)},
-    {"ref": TEXT, "why": TEXT, "proof": TEXT, "reason": TEXT},
+    {"ref": TEXT, "why": TEXT, "proof": TEXT, "limits_from": TEXT, "reason": TEXT},
 )
 _HEALTH = object_of(
     "Health", {"status": one_of("ready", "loading", "degraded", "draining")}, {"models": listed(_MODEL)}

@@ -9,9 +9,11 @@ from optimizer.serving.answers import json_answer
 from optimizer.serving.call import Call
 from optimizer.serving.explaining import document, summary
 from optimizer.serving.form import COUNT, NUMBER, TEXT, TRUTH, WHOLE, listed, object_of, or_null, spoken
+from optimizer.serving.pacing import limits_of
 from optimizer.serving.problems import Problem
 from optimizer.serving.record import ASKED_AT, RECENT, REFUSED, SLOWEST, Record
 from optimizer.serving.route import Route, Scope
+from optimizer.serving.tickets import Limits
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -45,14 +47,16 @@ async def _request(call: Call) -> Response:
         headers = {"X-Workers": str(call.state.settings.workers)}  # each of which keeps its own
         raise Problem(404, message, headers, code="request_not_found", reason="unknown_request")
     record, same_id = found
-    return json_answer(document(record, same_id, call.state.settings, _batching(call, record)))
+    return json_answer(document(record, same_id, *_queue(call, record)))
 
 
-def _batching(call: Call, record: Record) -> str:
+def _queue(call: Call, record: Record) -> tuple[Limits, str]:
+    """The limits of the queue that it was in, and what shares a run there, while its model is served."""
     for served in call.state.models:
         if (served.name, served.version) == (record.model, record.version):
-            return served.batching
-    return ""
+            usual = limits_of(call.state.settings, served.model)
+            return usual if served.batcher is None else served.batcher.limits, served.batching
+    return limits_of(call.state.settings, {}), ""
 
 
 #: Seconds, and words for the rest.

@@ -101,7 +101,8 @@ async def _config(call: Call) -> Response:
             "max_batch_size": most,
             "input": [tensor(spec) for spec in served.inputs],
             "output": [tensor(spec) for spec in served.outputs],
-            "dynamic_batching": {"max_queue_delay_microseconds": int(call.state.settings.delay * 1e6)},
+            "dynamic_batching": {"max_queue_delay_microseconds": int((call.state.settings.delay or 0) * 1e6)},
+            "parameters": {"limits_from": {"string_value": served.limits_from}},
             "instance_group": [{"name": served.name, "kind": platform.kind, "count": served.streams}],
         }
     )
