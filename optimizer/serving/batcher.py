@@ -51,7 +51,7 @@ class _Lane:
 
 
 class Batcher:
-    """The queue of one model. :meth:`submit` is for the event loop's thread alone.
+    """The queue of one model. :meth:`submit_all` is for the event loop's thread alone.
 
     Args:
         run: ``run(feeds)`` → outputs, for a run that is alone; never called by two threads at once.
@@ -189,13 +189,8 @@ class Batcher:
         starts = range(0, size.rows, rows)
         return size.rows, [{name: array[at : at + rows] for name, array in feeds.items()} for at in starts]
 
-    def submit(self, feeds: Arrays, deadline: float = math.inf, owner: str = "") -> Ticket:
-        """Put a request into the queue; raises as :meth:`need_room` does."""
-        (ticket,) = self.submit_all([feeds], deadline, owner)
-        return ticket
-
     def submit_all(self, requests: Sequence[Arrays], deadline: float = math.inf, owner: str = "") -> list[Ticket]:
-        """Put several into the queue at once, all or none; raises as :meth:`need_room` does."""
+        """Put requests into the queue at once, all or none; raises as :meth:`need_room` does."""
         sizes = [self.plan.size(feeds) for feeds in requests]
         self.need_room(sum(size.rows for size in sizes), deadline)
         tickets = [

@@ -23,7 +23,7 @@ from optimizer.serving.batcher import Batcher
 from optimizer.serving.joining import Plan, plan_of
 from optimizer.serving.priority import in_the_background
 from optimizer.serving.problems import Problem
-from optimizer.serving.tickets import Limits, Run
+from optimizer.serving.tickets import Limits, Run, Ticket
 from optimizer.types import TensorSpec
 
 PLAIN = FakeSession(FakeModel(), SessionOptions())
@@ -32,6 +32,12 @@ PLAN = plan_of(PLAIN.inputs, PLAIN.outputs, {})
 
 def x(rows: int, length: int, value: float = 1.0) -> dict[str, Any]:
     return {"x": np.full((rows, length), value, np.float32)}
+
+
+def put(batcher: Batcher, request: dict[str, Any], deadline: float = math.inf) -> Ticket:
+    """One request in the queue."""
+    (ticket,) = batcher.submit_all([request], deadline)
+    return ticket
 
 
 async def asked(
@@ -105,9 +111,9 @@ def test_what_comes_while_the_model_is_busy_shares_the_next_run() -> None:
 
     async def scene() -> None:
         batcher = Batcher(gate, PLAN, Limits(), watch=runs.append)
-        first = batcher.submit(x(1, 3))
+        first = put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
-        rest = [batcher.submit(x(1, 3, value)) for value in range(5)]
+        rest = [put(batcher, x(1, 3, value)) for value in range(5)]
         assert batcher.depth == 5
         gate.open.set()
         await asyncio.gather(first.answer, *(ticket.answer for ticket in rest))
@@ -125,11 +131,11 @@ def test_what_comes_while_a_run_is_alone_runs_beside_it() -> None:
 
     async def scene() -> None:
         batcher = Batcher(alone, PLAN, Limits(), beside=beside, threads=2)
-        first = batcher.submit(x(1, 3))
+        first = put(batcher, x(1, 3))
         await asyncio.to_thread(alone.begun.wait, 20)
-        second = batcher.submit(x(2, 3))
+        second = put(batcher, x(2, 3))
         await asyncio.to_thread(beside.begun.wait, 20)
-        third = batcher.submit(x(1, 3))
+        third = put(batcher, x(1, 3))
         await asyncio.sleep(0.05)
         assert batcher.depth == 1, "two runs are all there are at once"
         assert not first.answer.done()
@@ -174,13 +180,13 @@ def test_where_a_thread_is_free_nobody_waits() -> None:
         for _ in range(4):
             batcher._alone_lane.curve.add(3, 0.5)
             batcher._beside_lane.curve.add(3, 10.0)
-        first = batcher.submit(x(1, 3))
+        first = put(batcher, x(1, 3))
         await asyncio.to_thread(alone.begun.wait, 20)
         assert batcher.predicted() == 0.0
-        second = batcher.submit(x(1, 3))
+        second = put(batcher, x(1, 3))
         await asyncio.to_thread(beside.begun.wait, 20)
         assert 0.0 < batcher.predicted() <= 0.5
-        third = batcher.submit(x(1, 3))
+        third = put(batcher, x(1, 3))
         assert 5.0 <= batcher.predicted() <= 5.5, "a run of its kind, and two threads for it"
         alone.open.set()
         beside.open.set()
@@ -199,7 +205,7 @@ async def behind_the_first_of_four(alone: Gate, beside: Gate, slow: float, rows:
     for _ in range(4):
         batcher._alone_lane.curve.add(3, 0.5)
         batcher._beside_lane.curve.add(3, slow)
-    first = batcher.submit(x(1, 3))
+    first = put(batcher, x(1, 3))
     await asyncio.to_thread(alone.begun.wait, 20)
     looks = 0
 
@@ -257,17 +263,17 @@ def test_a_full_queue_answers_429_with_a_computed_wait() -> None:
     async def scene() -> Problem:
         batcher = Batcher(gate, PLAN, Limits(queue=3))
         gate.open.set()
-        await batcher.submit(x(1, 3)).answer  # so that it knows what a row costs
+        await put(batcher, x(1, 3)).answer  # so that it knows what a row costs
         gate.open.clear()
         gate.begun.clear()
-        batcher.submit(x(1, 3))
+        put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
-        batcher.submit(x(3, 3))
+        put(batcher, x(3, 3))
         with pytest.raises(Problem) as refused:
-            batcher.submit(x(1, 3))
+            put(batcher, x(1, 3))
         assert batcher.depth == 3
         with pytest.raises(Problem) as never:
-            batcher.submit(x(4, 3))
+            put(batcher, x(4, 3))
         assert never.value.status == 413
         gate.open.set()
         batcher.close()
@@ -284,9 +290,9 @@ def test_what_would_be_too_late_is_refused_at_once_and_what_is_too_late_does_not
 
     async def scene() -> None:
         batcher = Batcher(gate, PLAN, Limits())
-        first = batcher.submit(x(1, 3))
+        first = put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
-        late = batcher.submit(x(1, 3), time.perf_counter() + 0.05)
+        late = put(batcher, x(1, 3), time.perf_counter() + 0.05)
         await asyncio.sleep(0.1)
         gate.open.set()
         await first.answer
@@ -295,9 +301,9 @@ def test_what_would_be_too_late_is_refused_at_once_and_what_is_too_late_does_not
         assert problem.value.status == 504
         # The first took over a tenth of a second a row: a row behind a hundred others begins in ten seconds.
         gate.open.clear()
-        batcher.submit(x(100, 3))
+        put(batcher, x(100, 3))
         with pytest.raises(Problem) as refused:
-            batcher.submit(x(1, 3), time.perf_counter() + 1)
+            put(batcher, x(1, 3), time.perf_counter() + 1)
         assert (refused.value.status, refused.value.reason) == (429, "deadline")
         gate.open.set()
         batcher.close()
@@ -314,13 +320,13 @@ def test_what_would_wait_too_long_is_refused_and_a_run_that_is_nearly_over_count
         batcher = Batcher(gate, PLAN, Limits(rows=1, wait_s=0.05))
         for _ in range(50):
             batcher._alone_lane.curve.add(3, 0.02)  # a row of three takes 20 ms
-        batcher.submit(x(1, 3))
+        put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
         # At most 20 ms are left of the run, and each one that waits takes as long.
         accepted, refused = 0, None
         while refused is None:
             try:
-                batcher.submit(x(1, 3))
+                put(batcher, x(1, 3))
                 accepted += 1
             except Problem as problem:
                 refused = problem
@@ -344,10 +350,10 @@ def test_the_wait_is_predicted_by_runs_and_with_their_padding() -> None:
         for tokens in (2, 200) * 20:
             batcher._alone_lane.curve.add(tokens, 0.01 + 0.001 * tokens)
         batcher._waste = 1.5
-        batcher.submit(x(1, 3))
+        put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
         for _ in range(6):
-            batcher.submit(x(1, 10))
+            put(batcher, x(1, 10))
         await asyncio.sleep(0.03)
         predicted = batcher.predicted()
         gate.open.set()
@@ -363,9 +369,9 @@ def test_a_dropped_request_leaves_the_queue() -> None:
 
     async def scene() -> None:
         batcher = Batcher(gate, PLAN, Limits())
-        first = batcher.submit(x(1, 3))
+        first = put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
-        dropped, kept = batcher.submit(x(2, 3)), batcher.submit(x(1, 3))
+        dropped, kept = put(batcher, x(2, 3)), put(batcher, x(1, 3))
         dropped.drop()
         assert batcher.depth == 1
         gate.open.set()
@@ -413,9 +419,9 @@ def test_closing_answers_what_waits() -> None:
 
     async def scene() -> None:
         batcher = Batcher(gate, PLAN, Limits())
-        first = batcher.submit(x(1, 3))
+        first = put(batcher, x(1, 3))
         await asyncio.to_thread(gate.begun.wait, 20)
-        waits = batcher.submit(x(1, 3))
+        waits = put(batcher, x(1, 3))
         batcher.close()
         gate.open.set()
         with pytest.raises(Problem, match="unloaded"):
@@ -423,7 +429,7 @@ def test_closing_answers_what_waits() -> None:
         assert "y" in await first.answer
         await asyncio.to_thread(batcher.join)
         with pytest.raises(Problem) as closed:
-            batcher.submit(x(1, 3))
+            put(batcher, x(1, 3))
         assert closed.value.status == 503
 
     asyncio.run(scene())
@@ -439,7 +445,7 @@ def test_a_run_is_held_to_the_time_it_may_take() -> None:
 
     async def scene() -> None:
         batcher = Batcher(run, PLAN, Limits(run_s=0.225))
-        await batcher.submit(x(1, 3)).answer
+        await put(batcher, x(1, 3)).answer
         tickets = batcher.submit_all([x(1, 3) for _ in range(12)])
         await asyncio.gather(*(ticket.answer for ticket in tickets))
         batcher.close()

@@ -334,7 +334,8 @@ def test_openvino_is_asked_for_few_shapes(
 
         monkeypatch.setattr(served.batcher, "_alone_lane", replace(served.batcher._alone_lane, run=noted))
         for request in requests:
-            (answer,) = [await served.batcher.submit(request).answer]
+            (ticket,) = served.batcher.submit_all([request])
+            answer = await ticket.answer
             wanted = served.session.run(request)
             assert {each: array.shape for each, array in answer.items()} == {
                 each: array.shape for each, array in wanted.items()
