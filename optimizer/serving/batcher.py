@@ -16,7 +16,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class Batcher:
         #: Thread → what it runs: tokens, padding included, since when, and how.
         self._running: dict[int, tuple[int, float, _Lane]] = {}
         self._waste = 1.0  # tokens computed for each that was asked, of late
-        self._closed = False
+        self._closed = self._held = False
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         # Waits without a line of Python: a thread that still works on going to sleep keeps the loop from the answers.
@@ -206,6 +207,19 @@ class Batcher:
             self._wake()
         return tickets
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No run begins inside: for those who want to see who shares one, however they come."""
+        with self._lock:
+            self._held = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held = False
+                for _ in self._threads:
+                    self._wake()
+
     def _wake(self) -> None:
         """Let a thread look at the queue again, if one waits; the lock is held."""
         if self._idle:
@@ -270,7 +284,7 @@ class Batcher:
                 self._running.pop(me, None)
                 if self._closed:
                     return None
-                if self._waiting and (rest := self._worth_waiting()) <= 0:
+                if self._waiting and not self._held and (rest := self._worth_waiting()) <= 0:
                     if self._worth_beside():
                         picked = self._picked(me)
                         if self._waiting:

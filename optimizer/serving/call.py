@@ -74,7 +74,8 @@ class Call:
         named = params["name"] if name is None else name
         found = self.state.models.get(named, version or params.get("version", ""))
         self.model, self.version, self.answering = found.name, found.version, found
-        found.need_ready()
+        if found is not self.state.proving:
+            found.need_ready()
         return found
 
     async def body(self) -> bytes:

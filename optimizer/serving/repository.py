@@ -185,7 +185,8 @@ class Repository:
             if served.generator is not None:
                 served.writer = await asyncio.to_thread(writer_for, served, self._settings, self._metrics)
             if self._settings.verify:
-                served.proof = await (prove(served) if served.generator is None else prove_writer(served))
+                proved = prove if served.generator is None else prove_writer
+                served.proof = await proved(served, self._settings)
             if served.batcher is not None:
                 await self._pace(served, served.batcher)
         except MlOptError as error:
@@ -251,8 +252,8 @@ class Repository:
         beside = served.beside
 
         def watch(run: Run) -> None:
-            metrics.ran(run)
             if served.phase is not Phase.LOADING:  # golden inputs are nobody's requests
+                metrics.ran(run)
                 served.statistics.ran(run)
 
         served.batcher = Batcher(

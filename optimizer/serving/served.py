@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optimizer.serving.metrics import ModelMetrics
     from optimizer.serving.text.writers import Writer
 
-__all__ = ["NotLoaded", "Phase", "Served", "opened", "using"]
+__all__ = ["NotLoaded", "Phase", "Served", "opened", "uncounted", "using"]
 
 _LAST_RUN_S = 3.0
 #: Bytes of a model that is not held twice without being asked.
@@ -60,6 +60,17 @@ def using() -> Iterator[None]:
         for served in used:
             served.users -= 1
             served.used = time.perf_counter()
+
+
+@contextmanager
+def uncounted(served: Served) -> Iterator[None]:
+    """What a model is asked inside is in none of its counts: they are those of its clients."""
+    statistics, metrics = served.statistics, served.metrics
+    served.statistics, served.metrics = Statistics(), None
+    try:
+        yield
+    finally:
+        served.statistics, served.metrics = statistics, metrics
 
 
 class Phase(StrEnum):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optimizer.errors import BadInput, MissingPiece, MlOptError
 from optimizer.serving.app import build_app
 from optimizer.serving.cache import Cache
-from optimizer.serving.guard.connection import bounded_protocol
+from optimizer.serving.guard.connection import http_config
 from optimizer.serving.kept import kept_in
 from optimizer.serving.leftovers import after_the_dying
 from optimizer.serving.metrics import Metrics
@@ -266,19 +266,7 @@ def _server(state: State, others: Sequence[Callable[[float], Coroutine[Any, Any,
         state.draining = True
         loop.call_soon_threadsafe(drain)
 
-    config = uvicorn.Config(
-        build_app(state),
-        http=bounded_protocol(),
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=1,  # what was under way had its time before (_drained)
-        backlog=2048,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(build_app(state)))
     server.handle_exit = handle_exit
     return server
 

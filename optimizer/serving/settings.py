@@ -30,7 +30,7 @@ class Settings(Options):
     workers: int = opt(
         1, "Processes that answer on the port, each with its own models and its share of the cores.", ge=1, le=256
     )
-    verify: bool = opt(True, "Replay the golden inputs through the batcher before a model is ready.")
+    verify: bool = opt(True, "Replay the golden inputs over HTTP before a model is ready.")
     max_queue: int = opt(256, "Most rows that wait for one model; more are answered 429.", ge=1, le=1_000_000)
     max_batch: int | None = opt(
         None, "Most rows in one run of a model [32, or as many as were measured, with --slo].", ge=1, le=65536

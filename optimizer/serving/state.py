@@ -18,6 +18,7 @@ from optimizer.serving.settings import Settings
 if TYPE_CHECKING:
     from optimizer.serving.cache import Cache
     from optimizer.serving.call import Call
+    from optimizer.serving.served import Served
     from optimizer.serving.tracing import Tracing
 
 __all__ = ["Anybody", "Guard", "State"]
@@ -102,6 +103,8 @@ class State:
         cache: answers that are kept; None where none are.
         tracing: makes OpenTelemetry's spans; None where none are made.
         records: what is kept of the last requests.
+        proving: the model that is asked through here before it is ready (:mod:`optimizer.serving.loopback`); None where
+            clients ask.
         watchers: each is told of a request that is over: its call, route, status and seconds.
     """
 
@@ -117,6 +120,7 @@ class State:
     cache: Cache | None = None
     tracing: Tracing | None = None
     records: Records = field(default_factory=Records)
+    proving: Served | None = None
     watchers: list[Callable[[Call, Route, int, float], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

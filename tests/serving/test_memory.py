@@ -199,8 +199,8 @@ def test_a_model_that_comes_back_has_proved_itself_again(
     proofs: list[str] = []
     prove = repositories.prove
 
-    async def counted(served: Any) -> None:
-        await prove(served)
+    async def counted(served: Any, settings: Any) -> None:
+        await prove(served, settings)
         proofs.append(served.name)
 
     monkeypatch.setattr(repositories, "prove", counted)

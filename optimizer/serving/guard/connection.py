@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import uvicorn
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-__all__ = ["HEAD_BYTES", "LINE", "WHOLE", "Line", "bounded_protocol"]
+__all__ = ["HEAD_BYTES", "LINE", "WHOLE", "Line", "bounded_protocol", "http_config"]
 
 #: In ``scope["extensions"]``: the connection's :class:`Line`.
 LINE = "ml-opt.line"
@@ -140,6 +141,24 @@ def bounded_protocol(head_seconds: float = _HEAD_SECONDS, stall_seconds: float =
             self._timer = self.loop.call_later(look_every, self._look)
 
     return Bounded
+
+
+def http_config(app: Any) -> uvicorn.Config:
+    """How an application is spoken to by HTTP, at the port and by whatever else is to be no different."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http=bounded_protocol(),
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=1,  # what was under way had its time before
+        backlog=2048,
+    )
 
 
 def _whole(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:

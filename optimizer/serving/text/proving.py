@@ -2,13 +2,15 @@
 
 What PyTorch wrote is kept beside the artifact, with how far each token was ahead of the next one. Where it was further
 ahead than this artifact's logits are off, it has to be written again. Written together, the texts have to be those
-that were written one by one, but for places where two tokens were as good as equal.
+that were written one by one, but for places where two tokens were as good as equal. One of them is asked for once more
+as clients ask for texts, by a body of HTTP through a socket, and has to come back as the text of those tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +18,16 @@ from optimizer.data.continuations import Continuation, load_continuations
 from optimizer.errors import BadInput, GateFailed
 from optimizer.generating.golden import EQUAL, EQUAL_IN_BLOCKS, first_difference, reach
 from optimizer.generator import Sampling
+from optimizer.serving.loopback import Loopback
+from optimizer.serving.text.observer import Observer
 from optimizer.serving.text.pieces import Pieces
+from optimizer.serving.text.writers import Writer
 
 if TYPE_CHECKING:
+    from optimizer.generating.tokens import Text
     from optimizer.generator import Generator
     from optimizer.serving.served import Served
+    from optimizer.serving.settings import Settings
 
 __all__ = ["prove_writer"]
 
@@ -36,7 +43,7 @@ class _Written:
     margins: tuple[float, ...]
 
 
-async def prove_writer(served: Served) -> str:
+async def prove_writer(served: Served, settings: Settings) -> str:
     """Write what was kept beside a generator.
 
     Returns:
@@ -64,7 +71,42 @@ async def prove_writer(served: Served) -> str:
         place, _ = first_difference(one.tokens, other.tokens, one.margins, near)
         if place is not None:
             raise _fails(served, number, place, "beside other texts it writes something else than alone")
+    if golden:
+        await _asked_for(served, settings, golden[0], alone[0], near)
     return f"golden texts: {len(golden)}" if golden else ""
+
+
+async def _asked_for(served: Served, settings: Settings, golden: Continuation, alone: _Written, near: float) -> None:
+    """Ask for a continuation over HTTP; what it writes is nobody's text, and is not counted."""
+    writer, generator = served.writer, served.generator
+    assert writer is not None
+    assert generator is not None
+    served.writer = Writer(served.name, served.version, served.ref, generator, writer.tokenizer, 1, Observer())
+    asked = {"model": served.name, "prompt": list(golden.prompt), "temperature": 0,
+             "max_tokens": min(_TOKENS, len(golden.tokens))}  # fmt: skip
+    try:
+        reply = await Loopback(served, settings).post("/v1/completions", json.dumps(asked).encode())
+    finally:
+        served.writer = writer
+    try:
+        (choice,) = json.loads(reply.body)["choices"]
+        text = str(choice["text"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _fails(served, 0, 0, f"what comes over HTTP is no completion ({type(error).__name__})") from None
+    place = _leaves(text, alone, lambda: writer.tokenizer.after(() if generator.answers else golden.prompt))
+    if place is not None and not (place < len(alone.margins) and alone.margins[place] <= near):
+        raise _fails(served, 0, place, "another text comes over HTTP than it writes")
+
+
+def _leaves(text: str, alone: _Written, anew: Callable[[], Text]) -> int | None:
+    """Place of the first token whose text is not the beginning of another; None where all of it is the same."""
+    said = anew()
+    so_far = ""
+    for place, token in enumerate(alone.tokens):
+        so_far += said.add((token,))
+        if not text.startswith(so_far):
+            return place
+    return None if text == so_far + said.end() else len(alone.tokens)
 
 
 def _facts(served: Served) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from generators import prompts, reference
 from served_texts import put_text
+from serving.test_loopback import counted
 
 from optimizer.data.continuations import Continuation, save_continuations
 from optimizer.errors import Damaged, GateFailed
@@ -19,6 +20,8 @@ from optimizer.runtimes._ort_decoder import Decoder
 from optimizer.serving.metrics import Metrics
 from optimizer.serving.repository import Repository
 from optimizer.serving.settings import Settings
+from optimizer.serving.statistics import Statistics
+from optimizer.serving.text.openai_said import Completions
 from optimizer.serving.text.proving import _ahead
 from optimizer.store import Store
 
@@ -98,6 +101,52 @@ def test_rows_that_spoil_each_other_are_found(
     monkeypatch.setattr(Decoder, "step", spoilt)
     with pytest.raises(GateFailed, match="beside other texts"):
         load(tmp_path, llama_generator, golden[:3])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda whole: whole["choices"][0].update(text=whole["choices"][0]["text"] + "!"),
+            "another text comes over HTTP",
+        ),
+        (lambda whole: whole["choices"][0].update(text=""), "another text comes over HTTP"),
+        (lambda whole: whole.pop("choices"), "what comes over HTTP is no completion"),
+    ],
+    ids=["more", "none", "no completion"],
+)
+def test_a_fault_of_what_is_said_over_http_is_found(
+    tmp_path: Path, llama_generator: Path, golden: list[Continuation], monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[dict[str, Any]], object], said: str,
+) -> None:  # fmt: skip
+    whole = Completions.whole
+
+    def spoilt(self: Completions, *given: Any) -> dict[str, Any]:
+        document = whole(self, *given)
+        spoil(document)
+        return document
+
+    monkeypatch.setattr(Completions, "whole", spoilt)
+    with pytest.raises(GateFailed, match=said):
+        load(tmp_path, llama_generator, golden[:2])
+
+
+def test_nothing_of_it_is_counted(tmp_path: Path, llama_generator: Path, golden: list[Continuation]) -> None:
+    folder = shutil.copytree(llama_generator, tmp_path / "llama")
+    save_continuations(folder, tuple(golden[:2]))
+    store, metrics = Store(tmp_path / "models"), Metrics()
+    put_text(store, folder, "llama")
+
+    async def inside() -> tuple[str, Any]:
+        repository = Repository(store, Settings(threads=1), metrics)
+        try:
+            await repository.start(["llama"])
+            return repository.get("llama").proof, repository.get("llama").statistics.to_json()
+        finally:
+            await repository.close()
+
+    assert asyncio.run(inside()) == ("golden texts: 2", Statistics().to_json())
+    assert {name for name in counted(metrics) if not name.startswith("ml_model_unloads")} == set()
 
 
 def test_what_cannot_be_read_is_damage(tmp_path: Path, llama_generator: Path) -> None:
