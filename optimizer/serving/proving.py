@@ -63,13 +63,13 @@ async def prove(served: Served, settings: Settings) -> str:
     asking = _Asking(Loopback(served, settings), served, batcher)
     limits = batcher.limits
     with uncounted(served):
-        # What clients may ask for at once, and how long they may wait, is no matter of what is answered.
+        # What clients may ask for at once, and how long they may wait, is no matter of what is answered; the limits
+        # that hold for them are set when it is proved.
         batcher.begin_with(Limits(_EVERYTHING, limits.rows, limits.tokens))
         for beside in (False, True)[: batcher.lanes]:
             batcher.always_beside = beside
             await _proved(asking, golden, tolerance)
         batcher.always_beside = False
-        batcher.begin_with(limits)
     return f"golden inputs: {len(next(iter(golden.inputs.values())))} rows"
 
 

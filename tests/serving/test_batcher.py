@@ -126,6 +126,25 @@ def test_what_comes_while_the_model_is_busy_shares_the_next_run() -> None:
     assert all(isinstance(run, Run) and run.seconds > 0 for run in runs)
 
 
+def test_what_comes_while_runs_are_held_shares_one() -> None:
+    gate = Gate()
+    gate.open.set()
+
+    async def scene() -> None:
+        batcher = Batcher(gate, PLAN, Limits())
+        with batcher.held():
+            tickets = []
+            for value in range(3):
+                tickets.append(put(batcher, x(1, 3, value)))
+                await asyncio.sleep(0.05)
+            assert (batcher.depth, gate.seen) == (3, [])
+        await asyncio.gather(*(ticket.answer for ticket in tickets))
+        batcher.close()
+
+    asyncio.run(scene())
+    assert gate.seen == [(3, 3)]
+
+
 def test_what_comes_while_a_run_is_alone_runs_beside_it() -> None:
     alone, beside = Gate(), Gate()
 

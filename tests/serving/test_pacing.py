@@ -188,11 +188,19 @@ def test_runs_are_no_larger_than_pays_off_and_no_larger_than_was_measured() -> N
     assert limits_of(settings, {}, costly).tokens == pytest.approx(4900, abs=1)
     assert limits_of(settings, {}, costly).rows == 64
     assert limits_of(settings, {"max_batch": 48}, costly).rows == 48
+    assert limits_of(Settings(slo="10s", max_batch=16), {}, costly).rows == 16
+    assert limits_of(Settings(slo="10s", max_tokens=300), {}, costly).tokens == 300
     assert limits_of(settings, {}, by((1, 100, 0.02), (8, 900, 0.1))).tokens == 2048, "larger ones were never seen"
     assert limits_of(settings, {}, by((1, 9, 0.01), (1, 99, 0.1))).tokens == pytest.approx(49, abs=1)
     assert limits_of(settings, {}, by((64, 9900, 1.0))).tokens == 9900, "of one size nothing is known of the start"
     for unknown in (limits_of(settings, {}), limits_of(Settings(), {}, costly)):
         assert (unknown.rows, unknown.tokens, unknown.total_s) == (32, 2048, None)
+
+
+def test_a_run_moves_what_was_measured_by_a_tenth() -> None:
+    curve = Curve.of([(16, 0.1)])
+    curve.add(16, 0.0)
+    assert curve.seconds(16) == pytest.approx(0.09)
 
 
 def test_what_a_run_leaves_of_the_time_is_for_waiting(store: Store) -> None:
