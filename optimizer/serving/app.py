@@ -236,4 +236,6 @@ class Door:
         if call.model:
             event |= {"model": call.model, "version": call.version}
         event |= {f"{part}_ms": round(took * 1000, 3) for part, took in call.times.items()}
+        if call.texts:
+            event["texts"] = call.texts
         state.log({**event, **call.notes})

@@ -160,7 +160,7 @@ def rows_of(
             if role == "image":
                 row[role] = {"bytes": _picture(content, where, param)}
             else:
-                row[role] = call.state.guard.screen(content, served.name, where)
+                row[role] = call.screen(content, served.name, where)
         rows.append(row)
     return rows
 

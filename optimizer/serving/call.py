@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimizer.serving.answers import parsed
 from optimizer.serving.guard.scopes import Admitted, Reservation, joined
+from optimizer.serving.logged import TEXTS, loggable
 from optimizer.serving.problems import Problem
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Call:
         admitted: who asks, and what the answer says about rates.
         answering: the model that answers.
         runs: the runs of it that the request shared, for its record.
+        texts: what was asked and written, as the log may have it; empty unless ``log_text`` asks for it.
     """
 
     request: Request
@@ -54,6 +57,30 @@ class Call:
     admitted: Admitted = field(default_factory=Admitted)
     answering: Served | None = None
     runs: Sequence[Part] = ()
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def screen(self, text: str, model: str, param: str) -> str:
+        """A text that is about to be given to a model, as it may see it.
+
+        Args:
+            text: what was asked.
+            model: the model's name.
+            param: where in the request it stands.
+
+        Raises:
+            Problem: 400: it may not be given this text, by the guard.
+        """
+        self.tell(param, text)
+        return self.state.guard.screen(text, model, param)
+
+    def tell(self, name: str, text: str) -> None:
+        """Have the log say a text, where texts are wanted in it; several of a name are told apart by number."""
+        if not self.state.settings.log_text or len(self.texts) >= TEXTS:
+            return
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        while name in self.texts:
+            name = next(numbered)
+        self.texts[name] = loggable(text)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -59,7 +59,7 @@ class Loopback:
         self._served = served
         #: What would be in the log: a failure's traceback.
         self._said: list[Mapping[str, Any]] = []
-        own = replace(settings, deadline=_LONG, max_body=_LARGE, access_log=True)
+        own = replace(settings, deadline=_LONG, max_body=_LARGE, access_log=True, log_text=False)
         models = cast("Repository", _Only(served))
         state = State(own, models, cast("Metrics", _Uncounted()), log=self._said.append, proving=served)
         self._config = http_config(build_app(state))

@@ -71,6 +71,9 @@ class Settings(Options):
         metavar="SIZE",
     )
     access_log: bool = opt(True, "One line of JSON on stderr for each request.")
+    log_text: bool = opt(
+        False, "Have that line say what was asked and written, 500 characters a text, personal data taken out."
+    )
 
     def check(self) -> None:
         if self.provider != "auto":
@@ -81,5 +84,7 @@ class Settings(Options):
             raise BadInput(
                 f"--delay {self.delay:g}s leaves nothing of --slo {self.slo:g}s to run in", "make one of them smaller"
             )
+        if self.log_text and not self.access_log:
+            raise BadInput("--log-text puts texts into the log of requests, which --no-access-log turns off")
         if self.memory:
             parse_size(self.memory, "--memory")

@@ -21,7 +21,7 @@ async def _generate(call: Call) -> Response:
     body = await call.json()
     writer = writer_of(call, body)
     with writer.statistics.failing():
-        asked = guide_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param))
+        asked = guide_asked(body, lambda text, param: call.screen(text, call.model, param))
     return await answer(call, writer, asked, Guide(writer.ref))
 
 
@@ -37,7 +37,7 @@ async def _v2(call: Call, stream: bool) -> Response:
     writer = writer_of(call)
     with writer.statistics.failing():
         body = await call.json()
-        asked = v2_asked(body, lambda text, param: call.state.guard.screen(text, call.model, param), stream)
+        asked = v2_asked(body, lambda text, param: call.screen(text, call.model, param), stream)
     details = bool((body.get("parameters") or {}).get("details"))
     return await answer(call, writer, asked, V2(asked, writer.name, writer.version, body.get("id") or "", details))
 

@@ -35,7 +35,7 @@ async def _chat(call: Call) -> Response:
 
 
 def _screen(call: Call) -> Any:
-    return lambda text, param: call.state.guard.screen(text, call.model, param)
+    return lambda text, param: call.screen(text, call.model, param)
 
 
 ROUTES = (

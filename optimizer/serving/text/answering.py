@@ -46,7 +46,7 @@ class Work:
         self._spoke = 0.0
         self._counting = Counting(writer.statistics, call.times)
         self._counting.rows = self._counting.executions = asked.rows
-        self._written = False
+        self._written = self._told = False
         self._places = contextlib.ExitStack()
         self._budget = contextlib.AsyncExitStack()
         self._reserved: Reservation | None = None
@@ -157,6 +157,10 @@ class Work:
         if self._replies:
             self._call.notes["prompt_tokens"] = sum(map(len, self._prompts))
             self._call.notes["tokens"] = sum(reply.tokens for reply in self._replies)
+            if not self._told:
+                self._told = True
+                for reply in self._replies:
+                    self._call.tell("answer", reply.text)
 
     async def end(self) -> None:
         """:meth:`close`, and pay for what was read and written."""
