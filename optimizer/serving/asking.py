@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimizer.serving.state import Guard
+
 __all__ = ["Answered", "Fed", "Way", "ask", "named_model", "rows_of", "truncates", "usage", "using_tokenizer"]
 
 T = TypeVar("T")
@@ -125,7 +127,7 @@ def rows_of(
     A string is a text; an object has ``text`` (and ``text_pair``), or ``image``: a picture's file in base64, with or
     without ``data:image/png;base64,`` before it. Nothing names a file or an address: the server opens neither. Where
     ``tokens`` may be sent, a list of whole numbers is one row, and a list of such lists one row each; its role is
-    ``ids``, and nobody can look for personal data in it.
+    ``ids``, and its text is looked at when it is fed.
 
     Args:
         call: the request.
@@ -196,7 +198,7 @@ async def ask(
     end = deadline(call)
     served.batcher.need_room(len(rows), end)
     start = time.perf_counter()
-    prepared = await _prepared(served, rows, truncate, way)
+    prepared = await _prepared(call.state.guard, served, rows, truncate, way)
     call.times["tokenize"] = took = time.perf_counter() - start
     if served.metrics is not None:
         served.metrics.tokenize.observe(took)
@@ -241,9 +243,11 @@ async def using_tokenizer(served: Served, work: Callable[[], T], *, short: bool)
     return await asyncio.get_running_loop().run_in_executor(served.prepare, locked)
 
 
-async def _prepared(served: Served, rows: Sequence[dict[str, Any]], truncate: bool, way: Way = Way.WHOLE) -> list[Fed]:
+async def _prepared(
+    guard: Guard, served: Served, rows: Sequence[dict[str, Any]], truncate: bool, way: Way = Way.WHOLE
+) -> list[Fed]:
     """What the model is given of each row: of short texts here and now, of all else in the model's own thread."""
-    return await using_tokenizer(served, lambda: _fed(served, rows, truncate, way), short=_short(rows))
+    return await using_tokenizer(served, lambda: _fed(guard, served, rows, truncate, way), short=_short(rows))
 
 
 def _short(rows: Sequence[dict[str, Any]]) -> bool:
@@ -256,7 +260,7 @@ def _short(rows: Sequence[dict[str, Any]]) -> bool:
     return True
 
 
-def _fed(served: Served, rows: Sequence[dict[str, Any]], truncate: bool, way: Way) -> list[Fed]:
+def _fed(guard: Guard, served: Served, rows: Sequence[dict[str, Any]], truncate: bool, way: Way) -> list[Fed]:
     """What the model is given of each row; the lock is held."""
     preprocessor = served.preprocessor
     assert preprocessor is not None
@@ -265,7 +269,7 @@ def _fed(served: Served, rows: Sequence[dict[str, Any]], truncate: bool, way: Wa
     for place, values in enumerate(rows):
         row = Row(_SOURCE, place, values)
         try:
-            fed = _parts(served, preprocessor, row, place, way)
+            fed = _parts(guard, served, preprocessor, row, place, way)
             # One that comes out at the longest may have been cut there: only then it is worth tokenizing it again.
             full = longest is not None and way is not Way.WINDOWS and fed[0].tokens >= int(longest)
             if full and not truncate and (cut := _beyond(preprocessor, row, longest)):
@@ -288,9 +292,12 @@ def _beyond(preprocessor: Preprocessor, row: Row, longest: JSON) -> int:
     return preprocessor.cut([row])[0] if given is None else max(0, len(given) - int(longest))
 
 
-def _parts(served: Served, preprocessor: Preprocessor, row: Row, place: int, way: Way) -> list[Fed]:
+def _parts(guard: Guard, served: Served, preprocessor: Preprocessor, row: Row, place: int, way: Way) -> list[Fed]:
     if (ids := row.values.get("ids")) is not None:
-        return [Fed(place, preprocessor.token_feeds(row, ids))]
+        feeds, encoder = preprocessor.token_feeds(row, ids), preprocessor.text
+        assert encoder is not None
+        guard.screen_tokens(lambda: encoder.decoded(ids, special=False), served.name, f"input[{place}]")
+        return [Fed(place, feeds)]
     if way is Way.WHOLE:
         return [Fed(place, preprocessor.feeds([row]))]
     if way is Way.PLACED:

@@ -60,6 +60,18 @@ class Guard(Protocol):
             Problem: 400, naming ``param``: the model is not given such texts.
         """
 
+    def screen_tokens(self, decode: Callable[[], str], model: str, param: str) -> None:
+        """Token ids that are about to be given to a model in place of a text.
+
+        Args:
+            decode: the text that they stand for; called where somebody looks at it.
+            model: the model's name.
+            param: where in the request they stand.
+
+        Raises:
+            Problem: 400, naming ``param``: the model is not given such texts, or only changed, as ids cannot be.
+        """
+
     def output(self, model: str) -> Redactor | None:
         """What a text that the model writes goes through, piece by piece; None where it is left as it is."""
 
@@ -77,6 +89,9 @@ class Anybody:
 
     def screen(self, text: str, model: str, param: str) -> str:
         return text
+
+    def screen_tokens(self, decode: Callable[[], str], model: str, param: str) -> None:
+        """Let them through."""
 
     def output(self, model: str) -> Redactor | None:
         return None

@@ -13,6 +13,7 @@ import pytest
 from optimizer.serving.asking import _prepared
 from optimizer.serving.problems import Problem
 from optimizer.serving.served import Served
+from optimizer.serving.state import Anybody
 
 
 class Noting:
@@ -48,7 +49,7 @@ def served() -> Served:
     ],
 )
 def test_short_texts_are_tokenized_here(served: Served, rows: list[dict[str, Any]], here: bool) -> None:
-    answers = asyncio.run(_prepared(served, rows, False))
+    answers = asyncio.run(_prepared(Anybody(), served, rows, False))
     assert len(answers) == len(rows)
     loop = threading.current_thread().name
     assert all((name == loop) == here for name in served.preprocessor.threads)
@@ -59,9 +60,9 @@ def test_a_tokenizer_that_is_taken_is_not_waited_for_on_the_loop(served: Served)
 
     async def scene() -> None:
         noting.go_on.clear()
-        long = asyncio.ensure_future(_prepared(served, [{"text": "a" * 5000}], False))
+        long = asyncio.ensure_future(_prepared(Anybody(), served, [{"text": "a" * 5000}], False))
         await asyncio.to_thread(noting.begun.wait, 20)
-        short = asyncio.ensure_future(_prepared(served, [{"text": "a"}], False))
+        short = asyncio.ensure_future(_prepared(Anybody(), served, [{"text": "a"}], False))
         await asyncio.sleep(0.05)
         assert not short.done()
         noting.go_on.set()
@@ -77,7 +78,7 @@ def test_the_tokenizer_is_given_back_after_an_error(served: Served) -> None:
 
     working, served.preprocessor.feeds = served.preprocessor.feeds, failing
     with pytest.raises(Problem, match="too large"):
-        asyncio.run(_prepared(served, [{"text": "a"}], False))
+        asyncio.run(_prepared(Anybody(), served, [{"text": "a"}], False))
     served.preprocessor.feeds = working
-    asyncio.run(_prepared(served, [{"text": "a"}], False))
+    asyncio.run(_prepared(Anybody(), served, [{"text": "a"}], False))
     assert served.preprocessor.threads == [threading.current_thread().name]

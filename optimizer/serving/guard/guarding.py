@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from optimizer.serving.guard.doorkeeper import Doorkeeper
 from optimizer.serving.guard.redaction import Redactor
@@ -41,6 +41,10 @@ class Guarding:
     def screen(self, text: str, model: str, param: str) -> str:
         """See :meth:`Screen.prompt`."""
         return self._screen.prompt(text, model, param)
+
+    def screen_tokens(self, decode: Callable[[], str], model: str, param: str) -> None:
+        """See :meth:`Screen.tokens`."""
+        self._screen.tokens(decode, model, param)
 
     def output(self, model: str) -> Redactor | None:
         """See :meth:`Screen.output`."""

@@ -8,10 +8,10 @@ asked for, personal data.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from optimizer.options import Options, opt
-from optimizer.serving.guard.personal import Personal
+from optimizer.serving.guard.personal import Found, Personal
 from optimizer.serving.guard.redaction import Redactor, find, redact
 from optimizer.serving.problems import Problem
 
@@ -19,6 +19,9 @@ __all__ = ["PrivacySettings", "PromptSettings", "Screen"]
 
 #: C0 and C1 controls but tab, newline and carriage return, and halves of surrogate pairs, which are no characters.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+#: A mark, and the spaces beside it.
+_BESIDE_A_MARK = re.compile(r" ?([^\w\s]) ?")
 
 
 class PromptSettings(Options):
@@ -87,16 +90,43 @@ class Screen:
         privacy = self.of(model)
         if privacy.prompts == "redact":
             return redact(text, _kinds(privacy))
-        if privacy.prompts == "reject" and (personal := find(text, _kinds(privacy))):
-            sorts = ", ".join(dict.fromkeys(piece.kind.value for piece in personal))
-            message = f"{param} holds personal data ({sorts}), which {model} is not given"
-            raise Problem(400, message, param=param, code="personal_data", reason="personal_data")
+        if privacy.prompts == "reject":
+            _reject(find(text, _kinds(privacy)), model, param)
         return text
+
+    def tokens(self, decode: Callable[[], str], model: str, param: str) -> None:
+        """Look at token ids that stand for a text, by the same settings.
+
+        Tokenizers that cut at every mark do not know afterwards whether there were spaces beside it; so the text is
+        looked at with them and without.
+
+        Args:
+            decode: the text; not called where nobody looks at texts.
+            model: the model's name.
+            param: where in the request they stood.
+
+        Raises:
+            Problem: 400: there is personal data in it that the model is not given, or nothing could be taken out of it.
+        """
+        privacy = self.of(model)
+        if privacy.prompts == "redact":
+            message = f"{param} has token ids, out of which nothing can be redacted for {model}; send the text"
+            raise Problem(400, message, param=param, code="personal_data", reason="personal_data")
+        if privacy.prompts == "reject":
+            text, kinds = decode(), _kinds(privacy)
+            _reject([*find(text, kinds), *find(_BESIDE_A_MARK.sub(r"\1", text), kinds)], model, param)
 
     def output(self, model: str) -> Redactor | None:
         """What a text that the model writes goes through, piece by piece; None where it is left as it is."""
         privacy = self.of(model)
         return Redactor(_kinds(privacy)) if privacy.outputs == "redact" else None
+
+
+def _reject(personal: Sequence[Found], model: str, param: str) -> None:
+    if personal:
+        sorts = ", ".join(dict.fromkeys(piece.kind.value for piece in personal))
+        message = f"{param} holds personal data ({sorts}), which {model} is not given"
+        raise Problem(400, message, param=param, code="personal_data", reason="personal_data")
 
 
 def _kinds(privacy: PrivacySettings) -> frozenset[Personal]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
@@ -74,6 +75,7 @@ class Work:
             async with asyncio.timeout(wanted):
                 with self._call.timed("tokenize"):
                     self._prompts = await self._writer.encode(asked)
+                    await self._screen_tokens()
                 most = self._writer.most_tokens(asked, self._prompts)
                 self._reserved = await self._budget.enter_async_context(self._call.spending(most))
                 with self._call.timed("first_token"):
@@ -81,6 +83,14 @@ class Work:
                     self._said = _merged(self._replies)
                     self._first = await anext(self._said)
                 self._spoke = time.perf_counter()
+
+    async def _screen_tokens(self) -> None:
+        """Have the guard look at prompts that came as tokens."""
+        call, decode = self._call, self._writer.tokenizer.decode
+        for given, tokens in zip(self.asked.prompts, self._prompts, strict=True):
+            if given == tokens:
+                text = functools.partial(decode, tokens)
+                await asyncio.to_thread(call.state.guard.screen_tokens, text, call.model, self.asked.prompt_field)
 
     def _redactor(self) -> Redactor | None:
         """What an answer goes through on its way out."""
