@@ -33,8 +33,6 @@ __all__ = ["STAGE", "TrainQat", "scheme_of", "words_of"]
 _WORDS = {"w8a8": "", "w8a8-sym": "sym", "w4a16": "w4a16"}
 #: Rows that a batch of calibration has.
 _BATCH = 8
-#: Names that an error or a warning shows before it counts.
-_SHOWN = 3
 
 
 class TrainQat(Options):
@@ -118,6 +116,7 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
     import torch
 
     from optimizer.training.checkpoint import save_quantized
+    from optimizer.training.left import left_in_float, said_of
     from optimizer.training.loop import Plan, train
     from optimizer.training.probe import probe_batches, write_probe
     from optimizer.training.quantized import QuantizedModel
@@ -138,7 +137,8 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
         scores["float"] = judge.score(original, original)
     model = QuantizedModel(module, scheme_of(options), {n: t.to(device) for n, t in inputs.items()}).to(device)
     _calibrate(model, rows, options, device, progress)
-    warnings += _left_in_float(model)
+    left = left_in_float(model)
+    warnings += said_of(left, sum(weight.numel() for weight in module.parameters()))
 
     def judged() -> Mapping[str, float]:
         assert judge is not None
@@ -181,6 +181,7 @@ def _run(source: Source, out: Path, options: TrainQat, progress: Progress) -> Ou
             "step_seconds": run.step_seconds,
             "device": run.device,
             "float_weights": model.float_weights(),
+            "float_modules": left,
             "smoothed": model.smoothed_sites(),
         }
     }
@@ -261,17 +262,6 @@ def _calibrate(model: QuantizedModel, rows: TrainingRows, options: TrainQat, dev
     places = rows.order(options.seed, 0, _BATCH)[: options.samples]
     batches = [batch_of(batch.feeds, device) for batch in rows.rows.batches(_BATCH, places)]
     model.calibrate(batches, lambda done: progress("finding ranges", done, len(batches)))
-
-
-def _left_in_float(model: QuantizedModel) -> list[str]:
-    """Say which weights are not rounded."""
-    left = model.float_weights()
-    if not left:
-        return []
-    names = sorted(left, key=lambda name: -left[name])
-    total = sum(weight.numel() for weight in model.module.parameters())
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [f"{sum(left.values()) / total:.1%} of the weights stay in float: {', '.join(names[:_SHOWN])}{more}"]
 
 
 def _checkpoints(source: SourceModel, options: TrainQat, out: Path) -> Path:

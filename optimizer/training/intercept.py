@@ -8,7 +8,7 @@ markers in the graph instead (:mod:`optimizer.quantizing.marked`), so that the g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ _LOOKUP = "embedding"
 #: What may stand between a convolution and the rounding of its answer: int8 kernels do both.
 _FUSED_WITH_CONVOLUTION = ("relu", "relu_")
 _SOFTMAX = "softmax"
+#: What asks a tensor about itself, and computes nothing with it.
+_LOOKS = ("__get__", "size", "dim", "numel", "is_floating_point", "__len__")
 _SUMS, _NORM = ("add", "__add__", "__radd__", "add_", "__iadd__"), "layer_norm"
 #: What is also rounded where every operator is to take 8 bits.
 _EVERY = (
@@ -94,6 +96,8 @@ class Calls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
         scheme = self._model.scheme
+        if self._model.phase is Phase.FIND:
+            self._find_readers(name, (*args, *kwargs.values()))
         if self._answers and name not in _FUSED_WITH_CONVOLUTION and not name.startswith("__get__"):
             args = tuple(self._answered(arg) for arg in args)
             kwargs = {key: self._answered(value) for key, value in kwargs.items()}
@@ -222,6 +226,15 @@ class Calls(TorchFunctionMode):
         if self._model.phase is Phase.FIND and known[3] is not None:
             self._model.readers.setdefault(weight, []).append((known[3], inputs))
         return known[2]
+
+    def _find_readers(self, name: str, args: Sequence[Any]) -> None:
+        """Note which function reads which weight, so that of those that stay in float it can be said why."""
+        if name in _LOOKS:
+            return
+        for arg in args:
+            for each in arg if isinstance(arg, (list, tuple)) else (arg,):
+                if weight := self._names.get(id(each), ""):
+                    self._model.read_by.setdefault(weight, []).append(name)
 
     def _find_sums(self, name: str, answer: Any, args: Any, operands: list[int]) -> None:
         """Note what may be smoothed although no weight is multiplied with it: what a normalization of channels reads,

@@ -46,6 +46,7 @@ class QuantizedModel(torch.nn.Module):
         sites: what each of them rounds: the function that reads it first, and the weight there.
         rounded: names of the weights that are rounded, and the axis along which their scales differ.
         tables: names of those that rows are looked up in.
+        read_by: of each weight, the functions of torch that read it.
         off: numbers of quantizers that round nothing, as masks of attention pass there.
         beside: numbers of quantizers whose values meet in one operation.
         readers: of each weight, where the scheme smooths, the quantizers whose values it is multiplied with, each with
@@ -61,6 +62,7 @@ class QuantizedModel(torch.nn.Module):
         self.sites: dict[str, int] = {}
         self.rounded: dict[str, int | None] = {}
         self.tables: set[str] = set()
+        self.read_by: dict[str, list[str]] = {}
         self._head = _head_of(module)
         self.off: set[int] = set()
         self.beside: list[list[int]] = []
