@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
-__all__ = ["ACTIVATION", "DOMAIN", "WEIGHT", "Levels", "Range", "write_quantized", "write_rounded"]
+__all__ = ["ACTIVATION", "DOMAIN", "WEIGHT", "Levels", "Range", "write_quantized", "write_rounded", "write_tables"]
 
 #: Of the markers, and their operators.
 DOMAIN, ACTIVATION, WEIGHT = "ml_opt", "RoundActivation", "RoundWeight"
@@ -117,6 +117,63 @@ def write_rounded(model: onnx_ir.Model, weights: Mapping[str, NDArray[Any]]) -> 
         products += [str(each.name) for each in _replace_weight(model, node, partial(_in_float, model, weight))]
     _tidy(model)
     return products
+
+
+def write_tables(model: onnx_ir.Model, tables: Mapping[str, Levels]) -> list[str]:
+    """Put tables in 8 bits, with a scale for each row, in the place of their markers.
+
+    The levels are looked up as those of a table with one scale of 1 are, which every runtime knows how to do without
+    bringing back the whole; what was looked up is multiplied by the rows' own scales. (Behind one DequantizeLinear with
+    a scale a row, ONNX Runtime would bring back the whole table in every run; a Cast of what was looked up is no place
+    for int8 to TensorRT.)
+
+    Args:
+        model: the exported graph; changed in place. Other markers stay.
+        tables: by the name in the marker, ``axis`` 0.
+
+    Returns:
+        names of the lookups.
+
+    Raises:
+        GateFailed: something other than a lookup reads a table.
+    """
+    import numpy as np
+
+    lookups: list[str] = []
+    for node in _markers(model, WEIGHT):
+        name = node.attributes["name"].as_string()
+        if name not in tables:
+            continue
+        table = tables[name]
+        levels = Levels(table.levels, np.ones(1, np.float32), None, table.zero_point)
+        readers = _replace_weight(model, node, partial(_dequantized, model, levels, before=node))
+        scales = _initializer(model, f"{name}_row_scales", table.scale.reshape(-1, 1))
+        for reader in readers:
+            if reader.op_type != "Gather":
+                raise GateFailed(f"{reader.name} ({reader.op_type}) reads the table {name}, and is no lookup")
+            _round_rows(model, reader, levels)
+            _scale_rows(model, reader, scales)
+            lookups.append(str(reader.name))
+    return lookups
+
+
+def _scale_rows(model: onnx_ir.Model, gather: onnx_ir.Node, scales: Any) -> None:
+    """Multiply what was looked up, and rounded behind that, by the scale of each row."""
+    import onnx_ir
+
+    down = next(use.node for use in gather.outputs[0].uses())
+    up = next(use.node for use in down.outputs[0].uses())
+    answer = up.outputs[0]
+    readers = list(answer.uses())
+    factors = onnx_ir.node("Gather", [scales, gather.inputs[1]], {"axis": 0}, name=f"{gather.name}_row_scales")
+    made = onnx_ir.node("Mul", [answer, factors.outputs[0]], name=f"{gather.name}_rows")
+    for each in (factors, made):
+        each.outputs[0].name = each.name
+        each.outputs[0].type = answer.type
+    made.outputs[0].shape = answer.shape
+    model.graph.insert_after(up, [factors, made])
+    for use in readers:
+        use.node.replace_input_with(use.idx, made.outputs[0])
 
 
 def _in_float(model: onnx_ir.Model, weight: NDArray[Any], name: str, order: tuple[int, ...]) -> Any:

@@ -105,16 +105,18 @@ def _written(
     model: onnx_ir.Model, quantized: QuantizedModel, work: Path, *, for_tensorrt: bool
 ) -> tuple[onnx_ir.Model, dict[str, JSON]]:
     """The exported graph in its quantized form, and what was counted."""
-    from optimizer.quantizing.marked import write_quantized, write_rounded
+    from optimizer.quantizing.marked import write_quantized, write_rounded, write_tables
     from optimizer.training.checkpoint import ranges_of, rounded_of, weights_of
 
+    weights = weights_of(quantized)
+    if not for_tensorrt:
+        # A table whose rows are signed ONNX Runtime brings back whole, in every run.
+        weights |= {name: weights[name].unsigned() for name in quantized.tables}
     if quantized.scheme.weight_bits == 8:
-        ranges, weights = ranges_of(quantized), weights_of(quantized)
+        ranges = ranges_of(quantized)
         if not for_tensorrt:
-            # ONNX Runtime multiplies unsigned activations: signed ones it leaves in float, and a table whose rows are
-            # signed it brings back whole, in every run.
+            # ONNX Runtime multiplies unsigned activations: signed ones it leaves in float.
             ranges = {number: found.unsigned() for number, found in ranges.items()}
-            weights |= {name: weights[name].unsigned() for name in quantized.tables}
         write_quantized(model, ranges, weights, round_bias=not for_tensorrt)
         return model, {}
     from optimizer.graph.io import MODEL_NAME, save
@@ -122,6 +124,7 @@ def _written(
     from optimizer.quantizing.prepare import load_proto, load_result, save_proto
     from optimizer.quantizing.weights import blocks_in, quantize_blocks
 
+    lookups = write_tables(model, weights)
     # Weights are on their levels already: ONNX Runtime's own quantizer finds the very same ones.
     names = write_rounded(model, rounded_of(quantized))
     proto = load_proto(save(model, work))
@@ -133,7 +136,7 @@ def _written(
     target = work / f"blocks-{MODEL_NAME}"
     save_proto(made, target)
     result = load_result(target)
-    return result, {"blocks": blocks_in(result), "chosen": dict(choice.counts)}
+    return result, {"blocks": blocks_in(result), "chosen": dict(choice.counts), "tables_int8": len(lookups)}
 
 
 def _compared(source: Artifact, session: Any) -> dict[str, JSON]:
@@ -185,7 +188,9 @@ STAGE = Stage(
     run=_run,
     variant=_variant,
     verify=_verify,
-    version=3,  # 2: signed activations are smoothed; 3: scales of softmax that its kernel takes as they are
+    # 2: signed activations are smoothed; 3: scales of softmax that its kernel takes as they are; 4: tables beside
+    # weights of 4 bits have 8
+    version=4,
     needs=("torch", "transformers", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "onnx"),
     modules=("torch", "transformers", "accelerate", "onnxruntime", "onnx", "onnx_ir"),
     command=("quantize", "qat"),

@@ -87,7 +87,7 @@ def ranges_of(model: QuantizedModel) -> dict[int, Range]:
 
 
 def weights_of(model: QuantizedModel) -> dict[str, Levels]:
-    """Each rounded weight in 8 bits: the very levels that training saw."""
+    """Each weight that is rounded to 8 bits: the very levels that training saw."""
     import torch
 
     from optimizer.quantizing.marked import Levels
@@ -96,6 +96,8 @@ def weights_of(model: QuantizedModel) -> dict[str, Levels]:
     found: dict[str, Levels] = {}
     weights: dict[str, Any] = dict(model.module.named_parameters())
     for name, axis in model.rounded.items():
+        if model.scheme.weight_bits != 8 and name not in model.tables:
+            continue
         weight = model.smoothed(name, weights[name].detach().cpu())
         most = WEIGHT_LEVELS if name in model.tables else model.scheme.most
         scale = weight_scale(weight, axis, most)
@@ -106,8 +108,12 @@ def weights_of(model: QuantizedModel) -> dict[str, Levels]:
 
 
 def rounded_of(model: QuantizedModel) -> dict[str, NDArray[Any]]:
-    """Each rounded weight in float, on its levels of 4 bits."""
+    """Each weight that is rounded to 4 bits, in float on its levels."""
     from optimizer.training.quantizers import round_blocks
 
     weights: dict[str, Any] = dict(model.module.named_parameters())
-    return {name: round_blocks(weights[name].detach().cpu(), model.scheme.block).numpy() for name in model.rounded}
+    return {
+        name: round_blocks(weights[name].detach().cpu(), model.scheme.block).numpy()
+        for name in model.rounded
+        if name not in model.tables
+    }

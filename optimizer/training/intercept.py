@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from optimizer.quantizing.marked import ACTIVATION, DOMAIN, WEIGHT
-from optimizer.training.quantizers import round_blocks, round_weight, weight_scale
+from optimizer.training.quantizers import round_blocks, round_rows, round_weight, weight_scale
 
 if TYPE_CHECKING:
     from optimizer.training.quantized import QuantizedModel
@@ -141,7 +141,7 @@ class Calls(TorchFunctionMode):
 
     def _weight(self, tensor: torch.Tensor, name: str, axis: int, *, blocks: bool) -> torch.Tensor:
         scheme = self._model.scheme
-        if scheme.weight_bits == 4 and not blocks:
+        if scheme.weight_bits == 4 and (not blocks or name in self._model.tables):
             return tensor
         channels = axis if scheme.per_channel and tensor.ndim > axis else None
         known = self._model.rounded.setdefault(name, channels)
@@ -163,16 +163,18 @@ class Calls(TorchFunctionMode):
     def _looked_up(self, func: Any, ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
         """Rows of a table: rounding them is rounding the table, and looks at fewer numbers."""
         name = self._taken(weight)
-        if not name or self._model.scheme.weight_bits != 8:
+        by_row = self._model.scheme.weight_bits == 4
+        # In blocks of 4 bits a weight is a product's alone: as a table it would need another form.
+        if not name or (by_row and name in self._model.rounded and name not in self._model.tables):
             return func(ids, weight, *args, **kwargs)
-        self._model.rounded.setdefault(name, None)
+        self._model.rounded.setdefault(name, 0 if by_row else None)
         self._model.tables.add(name)
         if self._model.phase is Phase.MARK:
             table = weight
             weight = self._once(table, lambda: _mark(WEIGHT, table, {"name": name}))
         rows = func(ids, weight, *args, **kwargs)
         if self._model.phase is Phase.ROUND:
-            rows = round_weight(rows, None, weight_scale(weight, None))
+            rows = round_rows(rows) if by_row else round_weight(rows, None, weight_scale(weight, None))
         self._done[id(rows)] = (rows, _version(rows), rows)
         self._out[id(rows)] = rows
         return rows

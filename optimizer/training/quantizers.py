@@ -16,7 +16,7 @@ import torch
 from optimizer.quantizing.softmax import ABOVE
 from optimizer.training.scheme import WEIGHT_LEVELS
 
-__all__ = ["ActivationQuantizer", "clip_weight", "round_blocks", "round_weight", "weight_scale"]
+__all__ = ["ActivationQuantizer", "clip_weight", "round_blocks", "round_rows", "round_weight", "weight_scale"]
 
 #: Values of an activation that are kept while ranges are found, and how many of one batch.
 _KEPT, _KEPT_OF_BATCH = 1 << 18, 1 << 14
@@ -189,6 +189,16 @@ def round_weight(
         )
     zero = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -most, most)
+
+
+def round_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a table through 8 bits and back, a scale for each: of what the whole table would be rounded to, they are
+    the same rows.
+
+    Args:
+        rows: ``[..., width]``.
+    """
+    return round_weight(rows.reshape(-1, rows.shape[-1]), 0).reshape(rows.shape)
 
 
 @torch.no_grad()

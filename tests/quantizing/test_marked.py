@@ -7,7 +7,7 @@ import onnx_ir
 import pytest
 
 from optimizer.errors import GateFailed
-from optimizer.quantizing.marked import Levels, Range, write_quantized
+from optimizer.quantizing.marked import Levels, Range, write_quantized, write_tables
 
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 20, "ml_opt" : 1]>
@@ -71,3 +71,40 @@ def test_what_is_left_of_markers_is_said() -> None:
     weight = Levels(np.ones((3, 4), np.int8), np.ones(3, np.float32), 0)
     with pytest.raises(GateFailed, match="1 places that training rounded were not rewritten"):
         write_quantized(model, {0: Range(0.1, 0, signed=True)}, {"w": weight}, round_bias=False)
+
+
+TABLE = """
+<ir_version: 10, opset_import: ["" : 20, "ml_opt" : 1]>
+g (int64[2, 2] x) => (float[2, 2, 4] y)
+<float[3, 4] w = {1, 2, 3, 4, 50, 60, 70, 80, 0.9, 0.1, 0.1, 0}>
+{
+    v = ml_opt.RoundWeight<name = "w">(w)
+    rows = Gather<axis = 0>(v, x)
+    y = Neg(rows)
+}
+"""
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_rows_of_a_table_come_back_by_their_own_scales(unsigned: bool) -> None:
+    import onnx
+
+    model = onnx_ir.from_proto(onnx.parser.parse_model(TABLE))
+    w = np.array([[1, 2, 3, 4], [50, 60, 70, 80], [0.9, 0.1, 0.1, 0]], np.float32)
+    scale = np.abs(w).max(axis=1) / np.float32(127)
+    levels = Levels(np.round(w / scale[:, None]).astype(np.int8), scale, 0)
+    assert len(write_tables(model, {"w": levels.unsigned() if unsigned else levels})) == 1
+    rows = np.array([[2, 0], [1, 1]])
+    (y,) = answers(model, rows)
+    assert np.array_equal(y, -(levels.levels * scale[:, None])[rows])
+    # What is stored: levels of 8 bits, and a number a row.
+    read = [value.const_value for value in model.graph.initializers.values() if value.uses()]
+    assert {each.dtype.name for each in read if each.size > 3} == {"UINT8" if unsigned else "INT8"}
+
+
+def test_a_table_that_something_else_reads_is_refused() -> None:
+    import onnx
+
+    model = onnx_ir.from_proto(onnx.parser.parse_model(TABLE.replace("Neg(rows)", "Neg(v)")))
+    with pytest.raises(GateFailed, match=r"Neg\) reads the table w, and is no lookup"):
+        write_tables(model, {"w": Levels(np.ones((3, 4), np.int8), np.ones(3, np.float32), 0)})

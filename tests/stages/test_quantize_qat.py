@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import optimizer
 from optimizer.errors import BadInput, GateFailed
 from optimizer.store import Store
 from optimizer.training import probe
+from optimizer.training.scheme import SCHEMES
+from optimizer.types import Precision
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,50 @@ def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path) -> None
     assert made.artifact.manifest.facts["training"]["smoothed"]
     engine = optimizer.build_trt_engine(made.artifact.ref, store=store, flavor="rtx")
     assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 5
+
+
+def test_tables_beside_four_bits_are_looked_up_in_eight_on_every_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    import openvino
+
+    source, train, _ = case(tmp_path, "embedder")
+    store = Store(tmp_path / "models")
+    # TensorRT's blocks have 64 weights at least.
+    monkeypatch.setitem(SCHEMES, "w4a16", replace(SCHEMES["w4a16"], block=64))
+    given: dict[str, Any] = {"name": "m", "store": store, "train": train, "scheme": "w4a16", "epochs": 1}
+    made = {
+        target: optimizer.quantize_qat(str(source), target=target, variant=target, **given).artifact
+        for target in ("ort", "tensorrt")
+    }
+    facts = made["ort"].manifest.facts
+    assert facts["tables_int8"] == 3
+    assert facts["quantized"]["stored"] == 3
+    assert facts["parity"]["median"] < 0.02
+    assert facts["training"]["float_modules"] == []
+    tables = [
+        onnx.numpy_helper.to_array(each).dtype
+        for each in onnx.load(str(made["ort"].model_file)).graph.initializer
+        if "embeddings" in each.name and each.name.endswith("_quantized")
+    ]
+    assert tables == [np.uint8] * 3
+    # ONNX Runtime looks levels up, and brings back the rows that were asked for.
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(made["ort"].model_file), options)
+    graph = onnx.load(str(tmp_path / "optimized.onnx")).graph
+    levels = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.UINT8}
+    assert sum(node.op_type == "Gather" and node.input[0] in levels for node in graph.node) == 3
+    assert not any(node.op_type == "DequantizeLinear" and node.input[0] in levels for node in graph.node)
+    feeds = {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    wanted = session.run(["last_hidden_state"], feeds)[0]
+    core = openvino.Core()
+    model = core.compile_model(str(made["ort"].model_file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.allclose(model(feeds)["last_hidden_state"], wanted, atol=0.05)
+    engine = optimizer.build_trt_engine(made["tensorrt"].ref, store=store, flavor="rtx")
+    assert engine.artifact.precision is Precision.INT4
 
 
 def test_products_have_weights_of_seven_bits_where_the_range_is_reduced(tmp_path: Path) -> None:

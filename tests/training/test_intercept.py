@@ -13,7 +13,7 @@ from tiny import two_layers
 from optimizer.errors import BadInput
 from optimizer.training.intercept import Phase
 from optimizer.training.quantized import QuantizedModel
-from optimizer.training.quantizers import round_weight
+from optimizer.training.quantizers import round_blocks, round_weight
 from optimizer.training.scheme import SCHEMES, Scheme
 
 SAMPLE = {
@@ -90,11 +90,50 @@ def test_the_head_stays_float_unless_asked(folder: Path) -> None:
     assert "classifier.weight" in calibrated(module, replace(SCHEMES["w8a8"], head=True)).rounded
 
 
-def test_four_bits_leave_tables_and_activations_alone(folder: Path) -> None:
+def test_four_bits_leave_activations_alone_and_give_tables_eight_by_row(folder: Path) -> None:
     model = calibrated(bert(folder), SCHEMES["w4a16"])
     assert model.sites == {}
-    assert not model.tables
-    assert len(model.rounded) == 13
+    assert len(model.tables) == 3
+    assert len(model.rounded) == 13 + 3
+    assert {model.rounded[name] for name in model.tables} == {0}
+    words = dict(model.module.named_parameters())["embeddings.word_embeddings.weight"]
+    seen: list[torch.Tensor] = []
+    model.module.embeddings.word_embeddings.register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.no_grad():
+        model(**SAMPLE)
+    assert torch.equal(seen[0], round_weight(words, 0)[SAMPLE["input_ids"]])
+    assert not torch.equal(seen[0], words[SAMPLE["input_ids"]])
+
+
+@pytest.mark.parametrize("table_first", [True, False])
+def test_a_weight_that_is_table_and_product_is_rounded_for_one_of_them_in_four_bits(table_first: bool) -> None:
+    """Blocks of a product and rows of a table are two forms: the other use keeps the weight as it is."""
+
+    class Tied(torch.nn.Module):
+        base_model_prefix = ""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.other = torch.nn.Embedding(40, 32), torch.nn.Linear(32, 32)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            rows = self.table(ids) if table_first else torch.ones(2, 3, 32)
+            answer = torch.nn.functional.linear(self.other(rows), self.table.weight)
+            return answer if table_first else answer.sum() * 0 + self.table(ids)
+
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 39]])
+    model = QuantizedModel(Tied(), SCHEMES["w4a16"], {"ids": ids})
+    model.calibrate([{"ids": ids}], lambda done: None)
+    assert model.tables == ({"table.weight"} if table_first else set())
+    table, other = model.module.table.weight, model.module.other
+    with torch.no_grad():
+        answer = model(ids=ids)
+        if table_first:
+            hidden = torch.nn.functional.linear(round_weight(table, 0)[ids], round_blocks(other.weight, 32), other.bias)
+            assert torch.allclose(answer, torch.nn.functional.linear(hidden, table), atol=1e-6)
+        else:
+            assert torch.equal(answer, table[ids])
 
 
 def test_masks_are_never_rounded(folder: Path) -> None:
