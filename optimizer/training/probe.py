@@ -26,12 +26,30 @@ _MAIN = ("logits", "last_hidden_state")
 
 
 def probe_batches(rows: EvalSet, most: int | None) -> Iterator[Arrays]:
-    """Inputs of some rows: alone, and in batches of unequal lengths."""
-    total = min(_ROWS, len(rows.rows))
+    """Inputs of some rows: alone, and in batches of 8 whose rows are of unequal lengths, as far as the rows are.
+
+    Args:
+        rows: the data; up to 256 of them are asked.
+        most: rows that a batch may have; None where nothing limits it.
+    """
+    places = _spread(len(rows.rows), _ROWS)
     size = min(_BATCH, most or _BATCH)
-    starts = [*range(0, min(_ALONE, total)), *range(_ALONE, total, size)]
-    for start in starts:
-        yield rows.feeds(range(start, start + 1 if start < _ALONE else min(start + size, total)))
+    # Of few rows most go into a batch: what a graph does with one row says nothing of several.
+    alone = [places[at] for at in _spread(len(places), min(_ALONE, max(1, len(places) - size)))]
+    for place in alone:
+        yield rows.feeds([place])
+    rest = sorted(set(places) - set(alone))
+    if (lengths := rows.lengths) is not None:
+        rest.sort(key=lambda place: lengths[place])  # dealt out below: each batch gets short ones and long ones
+    count = -(-len(rest) // size)
+    for first in range(count):
+        yield rows.feeds(rest[first::count])
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to ``most`` of ``count`` places, from all over: files are sorted at times."""
+    taken = min(count, most)
+    return [number * count // taken for number in range(taken)]
 
 
 def write_probe(folder: Path, batches: list[Arrays], answers: Sequence[Mapping[str, Any]]) -> None:
@@ -73,8 +91,9 @@ def compare(
         model: the manifest's ``model``.
 
     Returns:
-        ``rows``, and of each row's largest difference ``median``, ``p90`` and ``max``; ``worst_cosine``; ``agreement``
-        (share of rows with the same decision; None where the task has none).
+        ``rows``, how many of them were asked ``alone``, and how many were ``padded`` to the length of their batch; of
+        each row's largest difference ``median``, ``p90`` and ``max``; ``worst_cosine``; ``agreement`` (share of rows
+        with the same decision; None where the task has none).
     """
     import numpy as np
 
@@ -82,7 +101,11 @@ def compare(
     largest: list[float] = []
     cosines: list[Any] = []
     same: list[Any] = []
+    alone = padded = 0
     for feeds, wanted in probe:
+        mask = feeds.get("attention_mask")
+        alone += len(next(iter(feeds.values()))) == 1
+        padded += int((mask == 0).any(axis=1).sum()) if mask is not None and mask.ndim == 2 else 0
         got = answer(feeds)
         measures = task.agree(wanted, {name: got[name] for name in wanted}, feeds, model)
         cosines.append(measures["cosine"])
@@ -90,12 +113,13 @@ def compare(
             same.append(measures["top1"])
         for name, right in wanted.items():
             off = np.abs(np.asarray(right, np.float64) - np.asarray(got[name], np.float64))
-            mask = feeds.get("attention_mask")
             if mask is not None and off.ndim == 3 and off.shape[:2] == mask.shape:
                 off = off * mask[..., None]
             largest += off.reshape(len(off), -1).max(axis=1).tolist()
     return {
         "rows": len(largest),
+        "alone": alone,
+        "padded": padded,
         "median": float(np.median(largest)),
         "p90": float(np.quantile(largest, 0.9)),
         "max": max(largest),
