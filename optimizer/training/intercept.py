@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from optimizer.quantizing.marked import ACTIVATION, DOMAIN, WEIGHT
-from optimizer.training.quantizers import round_blocks, round_rows, round_weight, weight_scale
+from optimizer.training.quantizers import round_blocks, round_rows, round_weight
 
 if TYPE_CHECKING:
     from optimizer.training.quantized import QuantizedModel
@@ -40,7 +40,7 @@ _LOOKUP = "embedding"
 _FUSED_WITH_CONVOLUTION = ("relu", "relu_")
 _SOFTMAX = "softmax"
 #: What asks a tensor about itself, and computes nothing with it.
-_LOOKS = ("__get__", "size", "dim", "numel", "is_floating_point", "__len__")
+_LOOKS = ("size", "dim", "numel", "is_floating_point", "__len__")
 _SUMS, _NORM = ("add", "__add__", "__radd__", "add_", "__iadd__"), "layer_norm"
 #: What is also rounded where every operator is to take 8 bits.
 _EVERY = (
@@ -95,10 +95,12 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
+        if name == "__get__":  # a shape, say: there are many, and nothing is computed
+            return func(*args, **kwargs)
         scheme = self._model.scheme
         if self._model.phase is Phase.FIND:
             self._find_readers(name, (*args, *kwargs.values()))
-        if self._answers and name not in _FUSED_WITH_CONVOLUTION and not name.startswith("__get__"):
+        if self._answers and name not in _FUSED_WITH_CONVOLUTION:
             args = tuple(self._answered(arg) for arg in args)
             kwargs = {key: self._answered(value) for key, value in kwargs.items()}
         if name == _LOOKUP:
@@ -174,7 +176,7 @@ class Calls(TorchFunctionMode):
             weight = self._once(table, lambda: _mark(WEIGHT, table, {"name": name}))
         rows = func(ids, weight, *args, **kwargs)
         if self._model.phase is Phase.ROUND:
-            rows = round_rows(rows) if by_row else round_weight(rows, None, weight_scale(weight, None))
+            rows = round_rows(rows) if by_row else round_weight(rows, None, self._model.table_scale(name, weight))
         self._done[id(rows)] = (rows, _version(rows), rows)
         self._out[id(rows)] = rows
         return rows

@@ -15,7 +15,7 @@ import torch
 
 from optimizer.errors import BadInput
 from optimizer.training.intercept import WEIGHTED, Calls, Phase
-from optimizer.training.quantizers import ActivationQuantizer, clip_weight
+from optimizer.training.quantizers import ActivationQuantizer, clip_weight, weight_scale
 from optimizer.training.scheme import Scheme
 from optimizer.training.smooth import KeptRows, find_multiplier
 
@@ -71,6 +71,7 @@ class QuantizedModel(torch.nn.Module):
         self._rows: dict[int, KeptRows] = {}
         # Rounded weights of passes that nothing is learned from: rounding them costs more than a small batch.
         self._kept: dict[str, tuple[int, torch.Tensor]] = {}
+        self._scales: dict[str, tuple[int, torch.Tensor]] = {}
         self.phase = Phase.FIND
         with torch.no_grad():
             self(**sample)
@@ -228,6 +229,16 @@ class QuantizedModel(torch.nn.Module):
             made = rounded()
             self._kept[name] = (weight._version, made)
         return made
+
+    def table_scale(self, name: str, table: torch.Tensor) -> torch.Tensor:
+        """The step between two levels of a table with one scale, found anew where the table has changed: to look at all
+        of it in every step costs more than the rows that are looked up.
+        """
+        version, scale = self._scales.get(name, (-1, table))
+        if version != table._version or scale.device != table.device:
+            scale = weight_scale(table, None)
+            self._scales[name] = (table._version, scale)
+        return scale
 
     def site(self, name: str, *, of_softmax: bool = False) -> int | None:
         """The number of a place in a forward pass; None for one that was not met with the sample."""

@@ -27,29 +27,58 @@ _SMALLEST = 1e-12
 
 
 class _RoundToLevels(torch.autograd.Function):
-    """``(clamp(round(x / scale) + zero, low, high) - zero) * scale`` with gradients for x and scale.
+    """``(clamp(round(x * multiplier / scale) + zero, low, high) - zero) * scale`` (divided by the multiplier again,
+    where it ``divides``) with gradients for x and scale.
 
-    Division and rounding half to even are those of ONNX's QuantizeLinear, so that the graph makes the same levels.
+    Division and rounding half to even are those of ONNX's QuantizeLinear, so that the graph makes the same levels. Of
+    a training's step that is a good part: every pass over the numbers counts, and so does each that needs new memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: int, low: int, high: int) -> torch.Tensor:
-        steps = x / scale
-        levels = steps.round().clamp_(low - zero, high - zero)
-        ctx.save_for_backward(steps, levels, scale)
-        ctx.ends = (low - zero, high - zero)
-        return levels * scale
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: torch.Tensor, ends: tuple[int, int], multiplier: Any, divides: bool
+    ) -> torch.Tensor:
+        low, high = ends
+        steps = x / scale if multiplier is None else (x * multiplier).div_(scale)
+        if any(ctx.needs_input_grad):
+            levels = steps.round().clamp_(low, high)
+            made = levels * scale
+            ctx.save_for_backward(steps, levels, scale, multiplier)
+            ctx.ends, ctx.divides = ends, divides
+        else:
+            made = steps.round_().clamp_(low, high).mul_(scale)
+        return made.mul_(multiplier.reciprocal()) if divides else made
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        steps, levels, scale = ctx.saved_tensors
+        steps, levels, scale, multiplier = ctx.saved_tensors
         low, high = ctx.ends
-        inside = (steps >= low) & (steps <= high)
-        # Esser et al., equation 3; and their section 2.2 for the factor.
-        by_scale = (gradient * torch.where(inside, levels - steps, levels)).sum() / (
-            levels.numel() * max(high, 1)
-        ) ** 0.5
-        return gradient * inside, by_scale.reshape(scale.shape), None, None, None
+        if ctx.divides:
+            gradient = gradient * multiplier.reciprocal()
+        # As numbers: a product with truths would make numbers of them first, in a pass of its own.
+        inside = steps.clamp(low, high).eq_(steps)
+        by_scale = None
+        if ctx.needs_input_grad[1]:
+            # Esser et al., equation 3; and their section 2.2 for the factor.
+            off = torch.addcmul(levels, steps, inside, value=-1).mul_(gradient)
+            by_scale = (off.sum() / (levels.numel() * max(high, 1)) ** 0.5).reshape(scale.shape)
+        by_x = inside.mul_(gradient)
+        return by_x if multiplier is None else by_x.mul_(multiplier), by_scale, None, None, None
+
+
+class _RoundWeight(torch.autograd.Function):
+    """``clamp(round(weight / scale)) * scale`` as ``torch.fake_quantize_per_channel_affine`` has it, to the bit; its
+    kernel looks at one number at a time. No weight lies outside of what its scale reaches, and so every gradient
+    passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, scale: torch.Tensor, most: int) -> torch.Tensor:
+        return (weight * scale.reciprocal()).round_().clamp_(-most, most).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradient, None, None
 
 
 class ActivationQuantizer(torch.nn.Module):
@@ -153,9 +182,11 @@ class ActivationQuantizer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Values times their multipliers, through their levels and back."""
-        with torch.autocast(x.device.type, enabled=False):
-            made = _RoundToLevels.apply(self.smoothed(x.float()), self.scale, int(self.zero_point), self.low, self.high)
-            made = self.restored(made)
+        zero, multiplier = int(self.zero_point), self.multiplier
+        ends = (self.low - zero, self.high - zero)
+        divides = self.divides and multiplier is not None
+        # In float32 wherever it is called: of these operations autocast makes none that of half a float.
+        made: torch.Tensor = _RoundToLevels.apply(x.float(), self.scale, ends, multiplier, divides)
         return made.to(x.dtype)
 
 
@@ -165,8 +196,13 @@ def weight_scale(weight: torch.Tensor, axis: int | None, most: int = WEIGHT_LEVE
 
     It follows the largest weight, as in the graphs that are quantized after training.
     """
-    size = weight.detach().abs()
-    end = size.amax().reshape(1) if axis is None else size.amax(dim=[d for d in range(size.ndim) if d != axis])
+    weight = weight.detach()
+    if axis is None:
+        low, high = (each.reshape(1) for each in torch.aminmax(weight))
+    else:
+        others = [d for d in range(weight.ndim) if d != axis]
+        low, high = weight.amin(dim=others), weight.amax(dim=others)
+    end = torch.maximum(-low, high)
     # Not where it is larger than zero: a weight that is no number must not become one.
     return torch.where(end == 0, torch.ones_like(end), end / most)
 
@@ -183,12 +219,9 @@ def round_weight(
         most: levels on either side of zero.
     """
     scale = weight_scale(weight, axis, most) if scale is None else scale
-    if axis is None:
-        return torch.fake_quantize_per_tensor_affine(
-            weight, scale, torch.zeros(1, dtype=torch.int32, device=scale.device), -most, most
-        )
-    zero = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -most, most)
+    along = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
+    made: torch.Tensor = _RoundWeight.apply(weight, along, most)
+    return made
 
 
 def round_rows(rows: torch.Tensor) -> torch.Tensor:

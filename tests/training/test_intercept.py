@@ -13,7 +13,7 @@ from tiny import two_layers
 from optimizer.errors import BadInput
 from optimizer.training.intercept import Phase
 from optimizer.training.quantized import QuantizedModel
-from optimizer.training.quantizers import round_blocks, round_weight
+from optimizer.training.quantizers import round_blocks, round_weight, weight_scale
 from optimizer.training.scheme import SCHEMES, Scheme
 
 SAMPLE = {
@@ -293,6 +293,31 @@ def test_weights_that_are_kept_between_passes_follow_their_changes(folder: Path)
     assert not torch.equal(kept, before)
     model(**SAMPLE)  # a pass that may be learned from keeps nothing
     assert not model._kept
+
+
+def test_the_scale_of_a_table_is_found_once_and_again_when_the_table_has_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table does not change in training, and looking at all of it in every step costs more than its rows."""
+    model = calibrated(bert(folder), SCHEMES["w8a8"])
+    looked: list[tuple[int, ...]] = []
+
+    def counted(weight: torch.Tensor, *given: Any) -> torch.Tensor:
+        looked.append(tuple(weight.shape))
+        return weight_scale(weight, *given)
+
+    monkeypatch.setattr("optimizer.training.quantized.weight_scale", counted)
+    for _ in range(3):
+        model(**SAMPLE)
+    assert len(looked) == 3
+    words = dict(model.module.named_parameters())["embeddings.word_embeddings.weight"]
+    seen: list[torch.Tensor] = []
+    model.module.embeddings.word_embeddings.register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.no_grad():
+        words.mul_(3.0)
+    model(**SAMPLE)
+    assert len(looked) == 4
+    assert torch.equal(seen[0], round_weight(words, None)[SAMPLE["input_ids"]])
 
 
 def test_answers_of_softmax_have_scales_that_its_kernel_takes_as_they_are(folder: Path) -> None:

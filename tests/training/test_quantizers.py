@@ -123,6 +123,60 @@ def test_weights_are_those_of_post_training_quantization(axis: int | None) -> No
     assert np.allclose(rounded.numpy(), levels * scale, atol=1e-6)
 
 
+@pytest.mark.parametrize("most", [127, 63])
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_a_weight_is_rounded_to_the_bit_as_torchs_own_fake_quantization_does(axis: int | None, most: int) -> None:
+    """Weights that were trained before keep their levels."""
+    weight = torch.randn(96, 130, generator=torch.Generator().manual_seed(8)) ** 3
+    weight[5] = 0.0
+    scale = weight_scale(weight, axis, most)
+    # Halfway between two levels as well, where the last bit decides.
+    weight[7] = (torch.arange(130) % 40 - 20.5) * (scale[7] if axis == 0 else scale[:130] if axis == 1 else scale)
+    scale = weight_scale(weight, axis, most)
+    if axis is None:
+        zero = torch.zeros(1, dtype=torch.int32)
+        wanted = torch.fake_quantize_per_tensor_affine(weight, scale, zero, -most, most)
+    else:
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        wanted = torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -most, most)
+    made = round_weight(weight, axis, most=most)
+    assert torch.equal(made, wanted)
+    assert float((made - weight).abs().max()) > 0
+
+
+@pytest.mark.parametrize("divides", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_is_multiplied_rounded_and_divided_at_once_is_what_it_is_in_steps(symmetric: bool, divides: bool) -> None:
+    drawn = torch.Generator().manual_seed(9)
+    x = torch.randn(4, 50, 24, generator=drawn) * 3 + 0.5
+    given = torch.randn(4, 50, 24, generator=drawn)
+    quantizer = settled(x, symmetric=symmetric)
+    quantizer.multiplier = torch.rand(24, generator=drawn) * 2 + 0.1
+    quantizer.divides = divides
+    ours = x.clone().requires_grad_()
+    answer = quantizer(ours)
+    answer.backward(given)
+    low, high = (end - int(quantizer.zero_point) for end in (quantizer.low, quantizer.high))
+    scale = quantizer.scale.detach()
+    steps = (x * quantizer.multiplier) / scale
+    levels = steps.round().clamp(low, high)
+    inverse = quantizer.multiplier.reciprocal()
+    assert torch.equal(answer.detach(), levels * scale * (inverse if divides else 1))
+    inside = (steps >= low) & (steps <= high)
+    assert 0 < int((~inside).sum()) < 1000
+    gradient = given * inverse if divides else given
+    assert ours.grad is not None
+    assert torch.equal(ours.grad, gradient * inside * quantizer.multiplier)
+    by_scale = (gradient * torch.where(inside, levels - steps, levels)).sum() / (x.numel() * max(high, 1)) ** 0.5
+    assert quantizer.log_scale.grad is not None
+    assert torch.equal(quantizer.log_scale.grad, by_scale * scale)
+    # Where nothing is learned, in fewer passes: x stays what it is, and the answer too.
+    before = x.clone()
+    with torch.inference_mode():
+        assert torch.equal(quantizer(x), answer.detach())
+    assert torch.equal(x, before)
+
+
 def test_the_gradient_of_a_weight_passes_rounding() -> None:
     for rounding in (lambda w: round_weight(w, 0), lambda w: round_blocks(w, 8)):
         weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(5), requires_grad=True)
