@@ -5,8 +5,10 @@
 - sentiment: every operator in 8 bits with one scale a tensor, which costs the classifier its accuracy after training.
 - minilm: signed 8-bit activations around zero, as TensorRT takes them; trained on sentences without labels.
 - vit: 4-bit weights, and every operator in 8 bits with one scale a tensor.
-- speed: graphs that were trained beside those that were quantized after training, in interleaved rounds.
-- cost: a step and the memory of training for int8 beside those of plain fine-tuning, each in a process of its own.
+- speed: graphs that were trained beside those that were quantized after training, in interleaved rounds; smoothed ones
+  beside smoothed ones and plain ones.
+- cost: a step and the memory of training for int8, in its default form and in the crudest one smoothed, beside those of
+  plain fine-tuning, each in a process of its own.
 
 Accuracy and likeness are those of the artifacts on ONNX Runtime: where int8 sums saturate (no VNNI), with products in
 float on the levels of int8, which is what they come to elsewhere; "products" says which. Each part replaces its own in
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +53,15 @@ MINILM = {"epochs": 3, "lr": 2e-5}
 VIT = {"epochs": 2, "lr": 5e-5, "batch": 32}
 #: Steps of a process that measures costs; the first tell of warming up.
 STEPS, WARM, ROUNDS = 24, 6, 5
+#: What costs are measured of.
+KINDS = ("plain", "qat", "qat-smooth")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="sentiment,minilm,vit,speed,cost")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--worker", choices=("plain", "qat"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(_steps(options.worker)))
@@ -248,18 +253,20 @@ def _speed(store: Store) -> dict[str, Any]:
             TRAIN,
             ("1x16", "1x128", "8x128"),
             EVERYTHING,
-            {**CRUDE, "smooth": True},
+            SMOOTH,
         ),
         ("vit", digits, digits / "calib.npz", ("1", "8"), {}, {}),
     ):
         short = name.partition(",")[0]
         fp32 = optimizer.export_onnx(str(source), name=short, store=store)
-        static = optimizer.quantize_static(fp32.artifact.ref, calib=calib, store=store, **after)
+        beside = [optimizer.quantize_static(fp32.artifact.ref, calib=calib, store=store, **after)]
+        if trained.get("smooth"):  # like beside like, as far as it goes: after training no sums are smoothed
+            beside += [optimizer.quantize_static(fp32.artifact.ref, calib=calib, store=store, smooth=True, **after)]
         label = "speed-every" if trained else "speed"
         made = optimizer.quantize_qat(
             str(source), name=short, store=store, train=calib, max_steps=4, variant=label, **trained
         )
-        refs = [f"{each.artifact.ref}{way}" for way in ("", "+openvino-native:fp32") for each in (static, made)]
+        refs = [f"{each.artifact.ref}{way}" for way in ("", "+openvino-native:fp32") for each in (*beside, made)]
         words = [sys.executable, "-m", "optimizer", "bench", *refs, "--store", str(store.root), "--json"]
         words += [word for shape in shapes for word in ("--shape", shape)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -269,25 +276,45 @@ def _speed(store: Store) -> dict[str, Any]:
 
 
 def _cost() -> dict[str, Any]:
-    """Median step and peak memory of both, in rounds that take turns."""
-    rounds: dict[str, list[dict[str, float]]] = {"plain": [], "qat": []}
+    """Median step and peak memory of each kind, in rounds that take turns."""
+    rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(ROUNDS):
         for kind, found in rounds.items():
             words = [sys.executable, "-m", "benchmarks.qat", "--worker", kind]
             said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
             found.append(json.loads(said.splitlines()[-1]))  # the Trainer has lines of its own before
-    ratios = [b["step_s"] / a["step_s"] for a, b in zip(rounds["plain"], rounds["qat"], strict=True)]
-    memory = [b["peak_mib"] / a["peak_mib"] for a, b in zip(rounds["plain"], rounds["qat"], strict=True)]
-    return {
-        **{kind: {name: statistics.median(r[name] for r in each) for name in each[0]} for kind, each in rounds.items()},
-        "step_ratio": statistics.median(ratios),
-        "step_ratios": ratios,
-        "memory_ratio": statistics.median(memory),
+    return costs_of(rounds)
+
+
+def costs_of(rounds: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians of each kind, and what training for int8 costs as a share of plain fine-tuning in the same round.
+
+    Args:
+        rounds: kind → of each round its ``step_s``, ``peak_mib`` and others; "plain" is one of them.
+
+    Returns:
+        each kind's medians; ``step_ratio``, ``step_ratios`` and ``memory_ratio`` of "qat", and the same of other kinds
+        with their name in front: ``qat-smooth_step_ratio``.
+    """
+    found: dict[str, Any] = {
+        kind: {name: statistics.median(r[name] for r in each) for name in each[0]} for kind, each in rounds.items()
     }
+    for kind in [kind for kind in rounds if kind != "plain"]:
+        pairs = list(zip(rounds["plain"], rounds[kind], strict=True))
+        steps = [ours["step_s"] / plain["step_s"] for plain, ours in pairs]
+        memory = [ours["peak_mib"] / plain["peak_mib"] for plain, ours in pairs]
+        front = "" if kind == "qat" else f"{kind}_"
+        found |= {
+            f"{front}step_ratio": statistics.median(steps),
+            f"{front}step_ratios": steps,
+            f"{front}memory_ratio": statistics.median(memory),
+        }
+    return found
 
 
 def _steps(kind: str) -> dict[str, float]:
-    """Some steps of the sentiment classifier: fine-tuned plainly on its labels, or for int8 by distillation.
+    """Some steps of the sentiment classifier: fine-tuned plainly on its labels, or for int8 by distillation; in the
+    default form (qat), or with every operator in 8 bits, one scale a tensor, smoothed (qat-smooth).
 
     Plainly is as people do it: every weight, dropout, the library's own attention; both see the same batches.
     """
@@ -317,8 +344,9 @@ def _steps(kind: str) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        if kind == "qat":
-            model = QuantizedModel(loaded.module, SCHEMES["w8a8"], sample.tensors)
+        if kind != "plain":
+            crude = {"every": True, "per_channel": False, "smooth": True} if kind == "qat-smooth" else {}
+            model = QuantizedModel(loaded.module, replace(SCHEMES["w8a8"], **crude), sample.tensors)
             model.calibrate([batch_of(rows.feeds(range(8)))], lambda done: None)
             plan = Plan(1, STEPS, 1e-5, 16, 0, True, "", Path(folder), 1e9, False)
             clock = _Clock(times)
