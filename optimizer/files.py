@@ -15,7 +15,16 @@ from pathlib import Path
 from optimizer.errors import MissingPiece
 from optimizer.types import JSON
 
-__all__ = ["Lock", "disk_errors", "fsync_folder", "fsync_tree", "write_json", "write_report", "write_text"]
+__all__ = [
+    "Lock",
+    "disk_errors",
+    "disk_is_full",
+    "fsync_folder",
+    "fsync_tree",
+    "write_json",
+    "write_report",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
@@ -26,8 +35,7 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
     except MissingPiece:
         raise
     except Exception as error:
-        # Libraries wrap the system's error in their own, and keep its words.
-        if getattr(error, "errno", None) == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
+        if disk_is_full(error):
             raise MissingPiece(
                 f"no room on the disk of {where} while {doing}",
                 "nothing was added; free some space (`ml-opt gc` clears leftovers) or choose another --store",
@@ -47,6 +55,17 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
                 f"{blocking} is a file where a folder is needed", "choose another --store DIR"
             ) from error
         raise
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether an error says that there is no room on a disk.
+
+    Libraries wrap the system's error in their own, and keep its words; but for torch, whose writer of archives only
+    finds that it is not where it should be in the file.
+    """
+    text = str(error)
+    of_torch = "inline_container" in text and "unexpected pos" in text
+    return getattr(error, "errno", None) == errno.EDQUOT or os.strerror(errno.ENOSPC) in text or of_torch
 
 
 def _file_on_the_way(folder: Path) -> Path | None:

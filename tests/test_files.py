@@ -110,6 +110,7 @@ def test_fsync_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: pytest
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no room on the disk of {0} while working", "ml-opt gc"),
         (OSError(errno.EDQUOT, "quota"), "no room on the disk", "--store"),
         (RuntimeError("SafetensorError: No space left on device (os error 28)"), "no room on the disk", "--store"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), "no room", "--store"),
         (BadInput("cannot be written: No space left on device"), "no room on the disk", "--store"),
         (PermissionError(errno.EACCES, "no", "{0}/x"), "no permission to write in {0}/x", "--store DIR"),
         (OSError(errno.EROFS, "read-only"), "no permission to write in {0}", "ML_OPT_STORE"),

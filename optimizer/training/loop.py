@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from optimizer.errors import GateFailed, MissingPiece
-from optimizer.files import fsync_tree
+from optimizer.files import disk_is_full, fsync_tree
 from optimizer.hf import quiet_libraries
 from optimizer.stage import Progress
 from optimizer.training.distill import distillation_loss, has_classes, label_loss, mix_rows
@@ -108,7 +108,7 @@ def train(
 
     Raises:
         GateFailed: the loss is no number any more; the last good checkpoint is kept.
-        MissingPiece: the disk has no room for checkpoints.
+        MissingPiece: the disk has no room for checkpoints, or not any more; the last good one is kept.
         KeyboardInterrupt: Ctrl-C; a checkpoint of the last whole step is kept.
     """
     teacher = copy.deepcopy(model.module).requires_grad_(False) if plan.distill else None
@@ -123,6 +123,10 @@ def train(
             teacher.to(trainer.args.device)
         try:
             done = trainer.train(resume_from_checkpoint=str(found) if found else None)
+        except Exception as error:
+            if not disk_is_full(error):
+                raise
+            raise _out_of_room(plan) from error
         finally:
             # Half precision is for training: who asks the model afterwards wants what the graph will answer.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -322,6 +326,19 @@ def _diverged(plan: Plan, why: str) -> GateFailed:
         f"the training diverged: {why}",
         f"lower --lr (it is {plan.lr:g}), with which the training begins anew"
         + (f"; the last good checkpoint is kept: {kept}" if kept else "; no checkpoint was written yet"),
+    )
+
+
+def _out_of_room(plan: Plan) -> MissingPiece:
+    """For a disk that became full while a checkpoint was written: half of one is of no use, and takes room."""
+    kept = _last_whole(plan.checkpoints)
+    for each in plan.checkpoints.glob("checkpoint-*"):
+        if each != kept:
+            shutil.rmtree(each, ignore_errors=True)
+    return MissingPiece(
+        f"no room on the disk of {plan.checkpoints} while writing a checkpoint",
+        "free some space (`ml-opt gc` clears leftovers), and type the same command again: "
+        + (f"it goes on from the last good checkpoint, {kept}" if kept else "no checkpoint was written yet"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,16 @@ def test_the_graph_answers_like_the_model_that_was_trained(
     assert not list((tmp_path / "models" / ".ml-opt").glob("training/*"))
 
 
-def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [{}, {"all_ops": True, "per_channel": False}], ids=["default", "every operator"])
+def test_the_symmetric_graph_is_one_that_tensorrt_builds(tmp_path: Path, every: dict[str, Any]) -> None:
     source, train, _ = case(tmp_path, "classifier")
     store = Store(tmp_path / "models")
     with_an_outlier(source)
-    given = {"target": "tensorrt", "epochs": 1, **EXACT}
+    given = {"target": "tensorrt", "epochs": 1, **every, **EXACT}
     made = optimizer.quantize_qat(str(source), name="m", store=store, train=train, **given)
     assert made.artifact.manifest.facts["training"]["smoothed"]
     engine = optimizer.build_trt_engine(made.artifact.ref, store=store, flavor="rtx")
+    assert engine.artifact.precision is Precision.INT8
     assert engine.artifact.manifest.facts["layers"]["products"].get("int8", 0) >= 5
 
 
@@ -233,6 +236,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("unknown label", {"distill": False, "train": "odd"}, "the model knows no label 'maybe'", ""),
     ("unknown label to judge by", {"eval": "odd"}, "the model knows no label 'maybe'", ""),
     ("judged on what was learned", {"eval": "train"}, "48 rows of the evaluation data are in the training", "overlap"),
+    ("judged on some of that", {"eval": "some"}, "7 rows of the evaluation data are in the training", "overlap"),
     ("unsigned for TensorRT", {"target": "tensorrt", "scheme": "w8a8"}, "TensorRT does not take", "w8a8-sym"),
     ("four bits everywhere", {"scheme": "w4a16", "all_ops": True}, "--all-ops is about 8-bit numbers", ""),
     ("smooth 4 bits", {"scheme": "w4a16", "smooth": True}, "--smooth is about 8-bit numbers", "leave it out"),
@@ -246,6 +250,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     case(folder, "classifier")
     texts(folder / "plain.jsonl", 20, 3)
+    learned, other = ((folder / f"{name}.jsonl").read_text().splitlines() for name in ("train", "eval"))
+    (folder / "some.jsonl").write_text("\n".join([*other[:20], *learned[5:12], *other[20:]]) + "\n")
     write(folder / "odd.jsonl", [{"text": "a b", "label": "no"}, {"text": "b c", "label": "maybe"}])
     return folder
 
@@ -258,6 +264,18 @@ def test_bad_input(classifier: Path, tmp_path: Path, options: dict[str, Any], me
         optimizer.quantize_qat(str(classifier / "classifier"), name="m", store=store, **{**options, **files})
     assert hint in refused.value.hint
     assert store.refs() == []
+
+
+def test_one_row_that_is_judged_and_learned_is_named_whatever_its_label(classifier: Path, tmp_path: Path) -> None:
+    learned = [json.loads(line) for line in (classifier / "train.jsonl").read_text().splitlines()]
+    other = [json.loads(line) for line in (classifier / "eval.jsonl").read_text().splitlines()]
+    said = {"text": learned[9]["text"], "label": "no" if learned[9]["label"] != "no" else "yes"}
+    write(tmp_path / "some.jsonl", [*other[:3], said, *other[3:]])
+    given: dict[str, Any] = {"train": classifier / "train.jsonl", "eval": tmp_path / "some.jsonl"}
+    with pytest.raises(BadInput, match="1 rows of the evaluation data are in the training data too") as refused:
+        optimizer.quantize_qat(str(classifier / "classifier"), name="m", store=Store(tmp_path / "models"), **given)
+    assert refused.value.message.endswith(f"the first is {tmp_path / 'some.jsonl'}, row 4")
+    assert refused.value.exit_code == BadInput.exit_code == 2
 
 
 def test_an_onnx_file_cannot_be_trained(classifier: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from qat_cases import case
 
 import optimizer
+from optimizer.errors import GateFailed
 from optimizer.store import Store
 
 
@@ -62,6 +63,31 @@ def test_judging_by_rows_that_were_learned_can_be_insisted_on(classifier: Path, 
         allow_overlap=True, max_steps=1,
     )  # fmt: skip
     assert made.artifact.manifest.facts["training"]["steps"] == 1
+
+
+def test_a_loss_that_is_no_number_ends_a_command_with_what_to_change(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    steps: list[int] = []
+
+    def loss(ours: object, *given: object, **more: object) -> torch.Tensor:
+        steps.append(1)
+        made = ours.logits.square().sum()  # type: ignore[attr-defined]
+        return made * float("nan") if len(steps) == 4 else made
+
+    monkeypatch.setattr("optimizer.training.loop.distillation_loss", loss)
+    store = Store(tmp_path / "models")
+    given: dict[str, object] = {"train": classifier / "train.jsonl", "epochs": 2, "checkpoint_every": 0.0, "batch": 8}
+    with pytest.raises(GateFailed, match="the training diverged: its loss is nan at step 4") as failed:
+        optimizer.train_qat(str(classifier / "classifier"), name="m", store=store, **given)
+    assert failed.value.exit_code == 1
+    assert "lower --lr (it is 1e-05)" in failed.value.hint
+    (kept,) = (tmp_path / "models" / ".ml-opt").glob("training/*/checkpoint-*")
+    assert kept.name == "checkpoint-3"
+    assert str(kept) in failed.value.hint
+    assert store.refs() == []
 
 
 def command(classifier: Path, store: Path, *more: str) -> list[str]:

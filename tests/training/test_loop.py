@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -210,6 +211,70 @@ def test_too_little_room_is_said_before_the_first_step(
     model, rows = started(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 2**20))  # type: ignore[attr-defined]
     with pytest.raises(MissingPiece, match=r"no room for checkpoints.*1 MiB free"):
+        train(model, rows, plan(tmp_path), None, silent)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        # What torch's writer says on a disk that is full.
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+    ],
+    ids=["the system's", "torch's"],
+)
+def test_a_disk_that_becomes_full_within_a_checkpoint_costs_no_more_than_that_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    whole, rows = started(folder)
+    train(whole, rows, plan(tmp_path / "whole"), None, silent)
+    model, rows = started(folder)
+    saved: list[Path] = []
+    save = torch.save
+
+    def full(what: Any, path: Any, *given: Any, **more: Any) -> None:
+        if Path(path).name == "optimizer.pt":
+            saved.append(Path(path).parent)
+            if len(saved) == 3:
+                Path(path).write_bytes(b"half")
+                raise error
+        save(what, path, *given, **more)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(MissingPiece, match=r"no room on the disk of .* while writing a checkpoint") as failed:
+        train(model, rows, plan(tmp_path / "cut"), None, silent)
+    assert failed.value.exit_code == 4
+    assert "ml-opt gc" in failed.value.hint
+    assert f"goes on from the last good checkpoint, {tmp_path / 'cut' / 'checkpoint-2'}" in failed.value.hint
+    assert [each.name for each in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
+    model, rows = started(folder)
+    assert train(model, rows, plan(tmp_path / "cut"), None, silent).resumed_at == 2
+    assert same(weights(model), weights(whole))
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    model, rows = started(folder)
+    with pytest.raises(MissingPiece) as failed:
+        train(model, rows, plan(tmp_path), None, silent)
+    assert failed.value.hint.endswith("no checkpoint was written yet")
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_other_errors_of_a_training_stay_what_they_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **more: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(torch, "save", broken)
+    model, rows = started(folder)
+    with pytest.raises(RuntimeError, match="something else"):
         train(model, rows, plan(tmp_path), None, silent)
 
 
