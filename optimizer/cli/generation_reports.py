@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.cli.output import Output
 from optimizer.cli.tables import escape, table
+from optimizer.evaluate.bounds import FEWEST, Bounds
 
 if TYPE_CHECKING:
     from optimizer.benching.generation_report import GenerationBench
@@ -64,12 +65,19 @@ def render_verify_generation(report: GenerationReport, output: Output) -> None:
         f"perplexity {found.candidate:.4g}, the original's {found.original:.4g}: "
         f"{found.ratio.value:.4f} times ({found.ratio.low:.4f} to {high})"
     )
-    console.print(f"divergence {found.kl:.3g} nats a token; the same likeliest token in {found.top1:.2%}")
+    kl, top1 = found.kl_bounds, found.top1_bounds
+    few = len(found.documents) < FEWEST
+    spread = ["", ""] if few else [f" ({kl.low:.3g} to {kl.high:.3g})", f" ({top1.low:.2%} to {top1.high:.2%})"]
+    console.print(
+        f"divergence {kl.value:.3g} nats a token{spread[0]}; the same likeliest token in {top1.value:.2%}{spread[1]}"
+    )
+    if few:
+        console.print(f"how documents differ is not known from fewer than {FEWEST} of them: no intervals", style="dim")
     if found.match is not None and found.match_whole is not None:
         longest = max(each.length for each in found.continuations)
         console.print(
             f"greedy texts are the same for {found.match:g} of {longest} tokens (median of "
-            f"{len(found.continuations)}), to the end in {found.match_whole:.0%}"
+            f"{len(found.continuations)}{_between(found.match_bounds)}), to the end in {found.match_whole:.0%}"
         )
     sliding = found.sliding
     allowed = {name: value for name, value in vars(report.limits).items() if value is not None}
@@ -82,6 +90,15 @@ def render_verify_generation(report: GenerationReport, output: Output) -> None:
         console.print(f"[red]✗[/red] {escape(failure)}", soft_wrap=True)
     for doubt in report.doubts:
         console.print(f"[yellow]?[/yellow] {escape(doubt)}", soft_wrap=True)
+
+
+def _between(bounds: Bounds | None) -> str:
+    """The bounds of a median, or that there are too few texts for them."""
+    if bounds is None:
+        return ""
+    if math.isinf(bounds.high):
+        return ", too few for an interval"
+    return f", {bounds.low:g} to {bounds.high:g}"
 
 
 def render_replay(report: ReplayReport, output: Output) -> None:

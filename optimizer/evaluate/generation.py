@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING
 
 from optimizer.data.documents import Document
 from optimizer.errors import BadInput, GateFailed
+from optimizer.evaluate.bounds import Bounds, mean_bounds, median_bounds, quotient_bounds, share_bounds
 from optimizer.evaluate.logits import divergence, log_softmax, logits_of, parts_of, taken, targets_of
 from optimizer.generator import Generator, Sampling
-from optimizer.resampling import draws_for, exponential_weights
 from optimizer.types import JSON
 
 if TYPE_CHECKING:
     from optimizer.stage import Progress
 
 __all__ = [
-    "Bounds",
     "Compared",
     "Continuation",
     "Score",
@@ -44,8 +43,6 @@ __all__ = [
 
 #: Windows are no longer than this when nobody says: a context may be far longer than any text at hand.
 _USUAL = 2048
-#: Fewer documents say nothing of how documents differ.
-_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -79,21 +76,6 @@ class Sliding:
         if not 1 <= stride < window:
             raise BadInput(f"a stride of {stride} does not fit a window of {window}", "it is shorter than the window")
         return cls(window, stride)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """An estimate with two one-sided bounds, each of which holds with a confidence of 95 %.
-
-    Where there are too few documents nothing is known: ``high`` is infinite, and null in JSON.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, JSON]:
-        return {**vars(self), "high": self.high if math.isfinite(self.high) else None}
 
 
 @dataclass(frozen=True)
@@ -172,14 +154,29 @@ class Compared:
         return sum(each.kl for each in self.documents) / self.tokens
 
     @property
+    def kl_bounds(self) -> Bounds:
+        """The same with its bounds over documents; 0 to infinity with fewer than three."""
+        return mean_bounds([each.kl for each in self.documents], [each.tokens for each in self.documents])
+
+    @property
     def top1(self) -> float:
         """Share of tokens where both find the same one likeliest."""
         return sum(each.same for each in self.documents) / self.tokens
 
     @property
+    def top1_bounds(self) -> Bounds:
+        """The same with its bounds over documents; 0 to 1 with fewer than three."""
+        return share_bounds([each.same for each in self.documents], [each.tokens for each in self.documents])
+
+    @property
     def match(self) -> float | None:
         """Median of the tokens that continuations share; None without any."""
         return statistics.median(each.matched for each in self.continuations) if self.continuations else None
+
+    @property
+    def match_bounds(self) -> Bounds | None:
+        """That median with its bounds; 0 to infinity with fewer than five; None without any."""
+        return median_bounds([each.matched for each in self.continuations]) if self.continuations else None
 
     @property
     def match_whole(self) -> float | None:
@@ -196,6 +193,11 @@ class Compared:
             "kl": self.kl,
             "top1": self.top1,
             "match": {"median": self.match, "whole": self.match_whole},
+            "bounds": {
+                "kl": self.kl_bounds.to_json(),
+                "top1": self.top1_bounds.to_json(),
+                "match": self.match_bounds.to_json() if self.match_bounds else None,
+            },
             "documents": [asdict(each) for each in self.documents],
             "continuations": [asdict(each) for each in self.continuations],
         }
@@ -285,11 +287,8 @@ def compare(
 def paired_ratio(documents: Sequence[Score], confidence: float = 0.95, seed: int = 0) -> Bounds:
     """The candidate's perplexity over the original's, with its bounds.
 
-    It is exp(Σ (candidate's - original's negative log-likelihood) / Σ tokens), sums over documents. Tokens of one
-    document are not independent of each other, so that documents are what is drawn, the same for both: by the Bayesian
-    bootstrap (:func:`~optimizer.resampling.exponential_weights`) of that quotient. Draws are widened around the
-    estimate by √((n + 1) / (n - 1)), since their variance for the mean of n numbers is Σ(x - x̄)² / n(n + 1), where
-    the mean's own is Σ(x - x̄)² / n(n - 1).
+    It is exp(Σ (candidate's - original's negative log-likelihood) / Σ tokens), sums over documents, drawn the same for
+    both: :mod:`optimizer.evaluate.bounds` says how.
 
     Args:
         documents: scored by both.
@@ -299,23 +298,11 @@ def paired_ratio(documents: Sequence[Score], confidence: float = 0.95, seed: int
     Returns:
         with fewer than three documents nothing is known of how they differ: 0 to infinity.
     """
-    import numpy as np
-
-    more = np.array([each.candidate - each.nll for each in documents])
-    tokens = np.array([each.tokens for each in documents], np.float64)
-    value = float(more.sum() / tokens.sum())
-    count = len(documents)
-    if count < _FEWEST or not math.isfinite(value):
-        return Bounds(_exp(value), 0.0, math.inf)
-    drawn = np.concatenate(
-        [
-            (weights @ more) / (weights @ tokens)
-            for weights in exponential_weights(np.ones(count, np.int64), draws_for(confidence), seed)
-        ]
-    )
-    wider = value + math.sqrt((count + 1) / (count - 1)) * (drawn - value)
-    low, high = np.quantile(wider, (1 - confidence, confidence))
-    return Bounds(_exp(value), _exp(min(value, float(low))), _exp(max(value, float(high))))
+    more, tokens = [each.candidate - each.nll for each in documents], [each.tokens for each in documents]
+    found = quotient_bounds(more, tokens, confidence, seed)
+    if found is None:
+        return Bounds(_exp(sum(more) / sum(tokens)), 0.0, math.inf)
+    return Bounds(_exp(found.value), _exp(found.low), _exp(found.high))
 
 
 def _compared(original: Generator, candidate: Generator, document: Document, sliding: Sliding) -> Score:

@@ -125,7 +125,31 @@ def test_the_command_shows_it_and_its_json_has_every_document(
     assert "PASS" in shown
     assert "perplexity" in shown
     assert "greedy texts are the same for" in shown
+    assert "too few for an interval" in shown
     assert run([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["report"] == "verify-generation"
-    assert len(document["compared"]["documents"]) == 8
+    found = document["compared"]
+    assert len(found["documents"]) == 8
+    for name in ("kl", "top1"):
+        bounds = found["bounds"][name]
+        assert bounds["low"] < bounds["value"] == found[name] < bounds["high"]
+        shape = "{:.3g} to {:.3g}" if name == "kl" else "{:.2%} to {:.2%}"
+        assert shape.format(bounds["low"], bounds["high"]) in shown
+    matched = found["bounds"]["match"]
+    assert matched["low"] <= matched["value"] == found["match"]["median"] <= matched["high"]
+
+
+def test_few_documents_are_said_and_get_no_narrow_interval(
+    shop: Store, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["verify", "tiny:fp32", "--data", str(text), "--samples", "2", "--store", str(shop.root)]
+    assert run([*words, "--continuations", "0"]) == 3
+    shown = capsys.readouterr().out
+    assert "not known from fewer than 3 of them: no intervals" in shown
+    assert "nats a token;" in shown, "no interval behind the number"
+    assert run([*words, "--continuations", "0", "--json"]) == 3
+    bounds = json.loads(capsys.readouterr().out)["compared"]["bounds"]
+    assert (bounds["kl"]["low"], bounds["kl"]["high"]) == (0.0, None)
+    assert (bounds["top1"]["low"], bounds["top1"]["high"]) == (0.0, 1.0)
+    assert bounds["match"] is None

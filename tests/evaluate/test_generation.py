@@ -12,7 +12,8 @@ import pytest
 from benchmarks.decoders import decoder
 from optimizer.data.documents import Document, read_documents
 from optimizer.errors import BadInput, GateFailed
-from optimizer.evaluate.generation import Bounds, Score, Sliding, compare, paired_ratio, perplexity, score_documents
+from optimizer.evaluate.bounds import Bounds
+from optimizer.evaluate.generation import Score, Sliding, compare, paired_ratio, perplexity, score_documents
 from optimizer.generator import GeneratorOptions, open_generator
 
 from .doubles import Graph, Planted
