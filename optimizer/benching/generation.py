@@ -113,7 +113,9 @@ def bench_generation(
         providers = [lane.candidate.provider for lane in lanes if lane.alive]
         living = [place for place, lane in enumerate(lanes) if lane.alive and memory]
         held = dict(zip(living, held_at([candidates[n] for n in living], plan, asked, scratch, progress), strict=True))
-        bandwidths = measure_bandwidths(providers, plan, scratch, progress) if plan.roofline and providers else ()
+        bandwidths: tuple[Bandwidth, ...] = ()
+        if plan.roofline and providers:
+            bandwidths = measure_bandwidths(providers, plan, scratch, progress, reading=True)
     rows = []
     for place, (lane, entrant) in enumerate(zip(lanes, taking_part, strict=True)):
         reads = (traffic or {}).get(entrant.label) or traffic_of(entrant)
@@ -174,7 +176,7 @@ def _row(
     for load in (loads[0] for loads in lane.loads):
         assert isinstance(load, Writing)
         needed = traffic.step(load) if traffic else None
-        rate = bandwidth.gb_per_s(needed) if bandwidth and needed else None
+        rate = bandwidth.read_gb_per_s(needed) if bandwidth and needed else None
         took = (lane.first_s[load], lane.rounds[load], lane.parts[load])
         cells.append(GenerationCell(load, *took, {}, needed, rate, held.get(load)))
     return replace(row, cells=tuple(cells))

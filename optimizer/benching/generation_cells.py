@@ -62,9 +62,11 @@ def notes(report: GenerationBench) -> list[str]:
     ]
     for each in report.bandwidths:
         if each.runs:
-            slow = each.runs[-1]
+            slow, kernel = max(
+                [(each.runs[-1], "copy"), *((run, "read") for run in each.reads[-1:])], key=lambda pair: pair[0].rate
+            )
             said.append(
-                f"of bandwidth: what a step reads, at the {slow.rate:.1f} GB/s of a copy of {slow.size} MiB on "
+                f"of bandwidth: what a step reads, at the {slow.rate:.1f} GB/s of a {kernel} of {slow.size} MiB on "
                 f"{each.device} (or of the size that the step's bytes have), over the time that it took"
             )
     return said

@@ -37,7 +37,7 @@ class GenerationCell:
         parts: what the worker says of each of them (:mod:`optimizer.benching.generation_worker`).
         faster: than the baseline: ``whole`` calls, ``prefill`` and ``decode`` alone; empty for the baseline itself.
         step_bytes: that the step of decoding in the middle reads; None where it is not known.
-        bandwidth: of a copy in memory of that many bytes, GB/s; None where it was not measured.
+        bandwidth: the faster one of a read and a copy of that many bytes in memory, GB/s; None where not measured.
         held: the most memory that a process held which wrote texts of this size alone, bytes; None where there was no
             such process.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,19 @@ class Peak:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """How fast memory is copied.
+    """How fast memory is copied, and how fast it is read.
 
     Attributes:
         device: ``cpu``, or the provider whose memory it is.
-        runs: one a working set, ascending.
+        runs: copies, one a working set, ascending.
         error: why there are none.
+        reads: the same of calls that read and write nothing; none where they were not asked for, or could not be.
     """
 
     device: str
     runs: tuple[Run, ...] = ()
     error: str = ""
+    reads: tuple[Run, ...] = ()
 
     def gb_per_s(self, needed: int) -> float | None:
         """For a call that moves so many bytes: that of the largest working set which is not larger.
@@ -136,15 +138,30 @@ class Bandwidth:
         The same call is timed again and again, so that what fits into a cache stays there; a roof has to be that of
         the cache then, or the call would be above it. None when nothing could be measured.
         """
-        fitting = [run for run in self.runs if run.size * 2**20 <= needed] or list(self.runs[:1])
-        return fitting[-1].rate if fitting else None
+        return _rate(self.runs, needed)
+
+    def read_gb_per_s(self, needed: int) -> float | None:
+        """The same for a call that reads so many bytes and hardly writes: what is faster, a read or a copy.
+
+        A copy has a second stream to write, which on some machines costs more than it moves.
+        """
+        rates = [rate for runs in (self.runs, self.reads) if (rate := _rate(runs, needed)) is not None]
+        return max(rates, default=None)
 
     def to_json(self) -> dict[str, JSON]:
-        return {**vars(self), "runs": [run.to_json() for run in self.runs]}
+        said = {"device": self.device, "runs": [run.to_json() for run in self.runs], "error": self.error}
+        return {**said, "reads": [run.to_json() for run in self.reads]} if self.reads else said
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Bandwidth:
-        return cls(data["device"], tuple(map(Run.from_json, data["runs"])), data["error"])
+        runs, reads = (tuple(map(Run.from_json, data.get(name, ()))) for name in ("runs", "reads"))
+        return cls(data["device"], runs, data["error"], reads)
+
+
+def _rate(runs: Sequence[Run], needed: int) -> float | None:
+    """GB/s of the largest working set that is not larger than what a call needs."""
+    fitting = [run for run in runs if run.size * 2**20 <= needed] or list(runs[:1])
+    return fitting[-1].rate if fitting else None
 
 
 @dataclass(frozen=True)
@@ -227,12 +244,20 @@ def measure_roofline(keys: Sequence[Key], plan: Plan, scratch: Path, progress: P
 
 
 def measure_bandwidths(
-    providers: Sequence[Provider], plan: Plan, scratch: Path, progress: Progress
+    providers: Sequence[Provider], plan: Plan, scratch: Path, progress: Progress, *, reading: bool = False
 ) -> tuple[Bandwidth, ...]:
-    """Measure how fast memory is copied where these providers compute, as :func:`measure_roofline` does."""
+    """Measure how fast memory is copied where these providers compute, as :func:`measure_roofline` does.
+
+    Args:
+        providers: what computes.
+        plan: that of the candidates, for its threads and its timeout.
+        scratch: an empty folder.
+        progress: told of every step.
+        reading: measure as well how fast a processor's memory is read.
+    """
     found = []
     if any(not on_gpu(provider) for provider in providers):
-        found.append(_copies(plan, _made(scratch / "copy"), progress))
+        found.append(_copies(plan, _made(scratch / "copy"), progress, reading))
     for provider in dict.fromkeys(provider for provider in providers if on_gpu(provider)):
         found.append(_gpu_copies(provider, plan, _made(scratch / f"copy-{provider.name}"), progress))
     return tuple(found)
@@ -282,18 +307,22 @@ def _peaks(keys: Sequence[Key], gpu: bool, plan: Plan, scratch: Path, progress: 
     ]
 
 
-def _copies(plan: Plan, scratch: Path, progress: Progress) -> Bandwidth:
+def _copies(plan: Plan, scratch: Path, progress: Progress, reading: bool) -> Bandwidth:
     """In the processor's memory, by numpy."""
-    sizes = _working_sets(last_cache_bytes(), memory_bytes())
-    nothing = Candidate("copy", scratch, Provider("cpu"), command=_COPIER)
-    (lane,) = measure(
-        [nothing],
+    # A process that reads has its working sets at the same time.
+    sizes = _working_sets(last_cache_bytes(), memory_bytes() // (2 if reading else 1))
+    kernels = [Candidate("copy", scratch, Provider("cpu"), command=_COPIER)]
+    if reading:
+        kernels.append(Candidate("read", scratch, Provider("cpu"), command=(*_COPIER, "read")))
+    lanes = measure(
+        kernels,
         _quick(plan, sizes),
         lambda _: Feeds({Shape(n): [scratch] for n in sizes}, []),  # nothing is fed: the process makes its own buffers
         scratch,
         progress,
     )
-    return _bandwidth("cpu", lane, sizes)
+    reads = _bandwidth("cpu", lanes[1], sizes).runs if reading else ()
+    return replace(_bandwidth("cpu", lanes[0], sizes), reads=reads)
 
 
 def _working_sets(cache: int, memory: int) -> list[int]:

@@ -1,15 +1,24 @@
 """Roofs measured for real; how high they are is nobody's business here."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 
 from optimizer.benching import position, roofline
-from optimizer.benching.copying import copier
+from optimizer.benching.copying import copier, reader
 from optimizer.benching.gemm import ARITHMETICS, copy_graph, gemm_feeds, gemm_graph
 from optimizer.benching.measure import Plan
 from optimizer.benching.position import _key
-from optimizer.benching.roofline import _gpu_copies, _working_sets, measure_roofline
+from optimizer.benching.roofline import (
+    Bandwidth,
+    Run,
+    _gpu_copies,
+    _working_sets,
+    measure_bandwidths,
+    measure_roofline,
+)
 from optimizer.benching.shape import Shape
 from optimizer.environment import last_cache_bytes
 from optimizer.runtime import Provider
@@ -46,6 +55,26 @@ def test_roofs_keep_their_samples(small, tmp_path):
     assert all(run.rate > 0 for run in copies.runs)
     assert found.peak((CPU, "int8")) == int8.gflops
     assert len(found.sentences()) == 4
+
+
+def test_what_only_reads_is_measured_beside_copies(small, tmp_path):
+    (found,) = measure_bandwidths([CPU], PLAN, tmp_path, silent, reading=True)
+    assert [run.size for run in found.reads] == [run.size for run in found.runs] == [1, 2, 8]
+    assert [run.work for run in found.reads] == [run.size * 2**20 for run in found.reads]
+    assert all(len(run.rounds_ns) == 3 and all(run.rounds_ns) and run.rate > 0 for run in found.reads)
+    assert Bandwidth.from_json(found.to_json()) == found
+    older = {name: each for name, each in found.to_json().items() if name != "reads"}
+    assert Bandwidth.from_json(older) == replace(found, reads=())
+
+
+def test_a_roof_for_what_reads_is_the_faster_of_both():
+    copies = (Run(1, 4000, [[1000]]), Run(64, 1000, [[1000]]))
+    reads = (Run(1, 3000, [[1000]]), Run(64, 2000, [[1000]]))
+    found = Bandwidth("cpu", copies, reads=reads)
+    assert [found.read_gb_per_s(size * 2**20) for size in (1, 63, 64)] == [4.0, 4.0, 2.0]
+    assert [found.gb_per_s(size * 2**20) for size in (1, 64)] == [4.0, 1.0], "what writes too is held to copies"
+    assert Bandwidth("cpu", copies).read_gb_per_s(2**26) == 1.0
+    assert Bandwidth("cpu").read_gb_per_s(1) is None
 
 
 def test_copies_on_a_gpu_are_measured_by_its_provider(small, tmp_path, monkeypatch):
@@ -102,6 +131,17 @@ def test_every_part_is_copied(threads, monkeypatch):
     (target,) = made
     assert target.nbytes == 2**19
     assert (target == 1).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_part_is_read(threads, monkeypatch):
+    seen = []
+    monkeypatch.setattr(np, "max", lambda part: seen.append((part.__array_interface__["data"][0], part.nbytes)))
+    reader(1, threads)()
+    seen.sort()
+    assert len(seen) == threads
+    assert sum(size for _, size in seen) == 2**20
+    assert [at + size for at, size in seen[:-1]] == [at for at, _ in seen[1:]], "one after another, none twice"
 
 
 def test_working_sets_reach_beyond_the_last_cache(usual_roofs):
