@@ -59,6 +59,11 @@ class _Pages:
         self._free += reversed(table)
         table.clear()
 
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Put what is in these pages into others; all are read before any is written."""
+        for tensor in self._tensors:
+            tensor.data[targets] = tensor.data[sources]
+
     def _double(self, needed: int) -> None:
         """Make the tensors large enough; what is in them stays."""
         import openvino
@@ -136,7 +141,7 @@ def _ranges(sizes: Sequence[int], tables: Sequence[Sequence[int]]) -> dict[str, 
 
 
 class PagedDecoder:
-    """An open graph, and room for ``slots`` texts; :class:`optimizer.runtimes._decode_loop.Rows`.
+    """An open graph, and room for ``slots`` texts; :class:`optimizer.runtimes._decode_loop.BeamRows`.
 
     Args:
         compiled: what :func:`optimizer.runtimes._openvino_paged.paged` made, compiled.
@@ -212,6 +217,21 @@ class PagedDecoder:
         del length
         self._tables[target], self._tables[source] = self._tables[source], self._tables[target]
         self._bound = 0
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of a row into one behind the others."""
+        self.reorder([(target, source)], length)
+
+    def reorder(self, moved: Sequence[tuple[int, int]], length: int) -> None:
+        """Let rows go on from what others have, in pages of their own: the last one of each is written to next."""
+        count = -(-length // self._pages.size)
+        for row, _ in moved:
+            if self._pages.grow(self._tables[row], length):
+                self._bound = 0
+        targets, sources = (
+            [page for row in rows for page in self._tables[row][:count]] for rows in zip(*moved, strict=True)
+        )
+        self._pages.copy(sources, targets)
 
     def score(self, tokens: NDArray[np.int64], read: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Logits after every token, ``[rows, tokens]`` → ``[rows, tokens, vocabulary]``, in a cache of its own."""

@@ -193,7 +193,7 @@ def test_json_by_a_schema(llama_generator: Path, tmp_path: Path, capfd: pytest.C
         (["x", "--num-beams", "2", "--temperature", "1"], "--num-beams searches, and --temperature draws"),
         (["x", "--num-beams", "2", "--regex", "a"], "--num-beams searches no text"),
         (["x", "--num-beams", "17"], "17 beams were asked for, and 16 texts"),
-        (["x", "--num-beams", "2", "--provider", "openvino-native"], "follows no beams"),
+        (["x", "--num-beams", "2", "--runtime", "genai"], "follows no beams"),
         (["x", "--num-beams", "2", "--logprobs"], "--logprobs are not told"),
         (["x", "--top-logprobs", "2"], "add --logprobs"),
         (["x", "--top-logprobs", "-1", "--logprobs"], "--top-logprobs"),

@@ -105,9 +105,10 @@ def test_what_bends_the_choice_is_that_of_transformers(generator: Generator, ask
     assert tokens(generator.submit(prompts(1)[0], Sampling(max_tokens=60))) != greedy(prompts(1)[0], 60, **asked)
 
 
-def test_beams_are_those_of_transformers(llama_generator: Path) -> None:
+@pytest.mark.parametrize("provider", ["cpu", "openvino-native"])
+def test_beams_are_those_of_transformers(llama_generator: Path, provider: str) -> None:
     """Of searches of unequal size and length that wait for rows, beside texts that are not searched."""
-    opened = open_generator(llama_generator, GeneratorOptions(threads=1, slots=6))
+    opened = open_generator(llama_generator, GeneratorOptions(provider=provider, threads=1, slots=6))
     asked: list[tuple[list[int], int, dict[str, Any]]] = [
         (prompt, 12 + 9 * number % 40, {"num_beams": 1 + number % 5, "early_stopping": bool(number % 2)})
         for number, prompt in enumerate(prompts(14))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir
@@ -13,11 +13,14 @@ import pytest
 from generators import build_llama, greedy, prompts
 from processor import VNNI
 
+import optimizer
+from benchmarks.decoders import decoder
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.generating.golden import reach
 from optimizer.generator import Finish, Generator, GeneratorOptions, Sampling, open_generator
 from optimizer.graph.head import choose_rows
 from optimizer.runtimes import _openvino_decoder
+from optimizer.store import Store
 
 NATIVE = "openvino-native"
 
@@ -63,6 +66,32 @@ def test_weights_in_blocks_say_what_they_say_in_onnx_runtime(
     monkeypatch.setattr("optimizer.runtimes.openvino_generator._INTEGERS", ("i2",))
     with pytest.raises(GateFailed, match=r"11 products of .* and OpenVINO reads 0 so"):
         opened(folder)
+
+
+@pytest.mark.parametrize(("family", "algorithm"), [("llama", "gptq"), ("gpt2", "gptq_mixed")])
+def test_levels_that_gptq_chose_are_read_as_onnx_runtime_reads_them(
+    family: Literal["llama", "gpt2"], algorithm: str, tmp_path: Path
+) -> None:
+    """Built and traced, in 4 bits alone and with others in 8: only what the numbers are is GPTQ's."""
+    pytest.importorskip("onnxruntime_genai")
+    model = decoder(family, size="tiny")
+    made = optimizer.export_genai(
+        str(model), name=family, store=Store(tmp_path / "models"), precision="int4", algorithm=algorithm,
+        calib=model / "train-sample.jsonl", samples=16,
+    ).artifact  # fmt: skip
+    assert made.manifest.facts["gptq"]["products"] > 0
+    rows = np.array([each[:5] for each in prompts(30) if len(each) >= 5])
+    theirs, ours = opened(made.path, "cpu"), opened(made.path)
+    try:
+        difference = np.abs(ours.score(rows) - theirs.score(rows)).max(-1)
+        assert np.median(difference) < (1e-3 if VNNI else 0.1)
+        assert difference.max() < 0.3
+        by_bits = made.manifest.facts["blocks"]["by_bits"]
+        found = ours.facts["products"]
+        assert (found.get("u4", 0), found.get("u8", 0)) == (by_bits["4"], by_bits.get("8", 0))
+    finally:
+        ours.close()
+        theirs.close()
 
 
 def test_the_precision_is_the_one_asked_for(llama_generator: Path) -> None:
@@ -119,6 +148,34 @@ def test_pages_grow_and_prompts_are_read_in_parts(
         rows = np.array([asked[1] * 20])[:, :100]
         whole, last = generator.score(rows), generator.score(rows[:, :60])
         np.testing.assert_allclose(whole[:, :60], last, atol=1e-4)
+    finally:
+        generator.close()
+
+
+def test_beams_in_8_bits_go_on_from_pages_as_they_are(llama_generator: Path) -> None:
+    """Scales lie within a page, so that a beam's copy of one says what it said."""
+    generator, (prompt, *_) = opened(llama_generator, f"{NATIVE}:fp32-kv8"), prompts(4)[1:]
+    try:
+        (one,) = written_by_beams(generator, [prompt], 40)
+        again = written_by_beams(generator, [prompt] * 3, 40)
+    finally:
+        generator.close()
+    assert again == [one] * 3
+    # What is kept in 8 bits is near enough for the first tokens of the search to be those in float.
+    assert one[:4] == greedy(prompt, 40, num_beams=4)[:4]
+
+
+def written_by_beams(generator: Generator, asked: list[list[int]], new: int) -> list[list[int]]:
+    begun = [generator.submit(prompt, Sampling(max_tokens=new, num_beams=4)) for prompt in asked]
+    return [[token for piece in each for token in piece.tokens] for each in begun]
+
+
+def test_rows_that_cannot_be_copied_follow_no_beams(llama_generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_openvino_decoder.PagedDecoder, "reorder")
+    generator = opened(llama_generator)
+    try:
+        with pytest.raises(BadInput, match="openvino follows no beams"):
+            generator.submit([5], Sampling(num_beams=2))
     finally:
         generator.close()
 

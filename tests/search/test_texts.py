@@ -225,6 +225,15 @@ def test_what_is_tried_where_openvino_is() -> None:
     found = {idea.name: str(idea.provider) for idea in plan.ideas}
     assert (found["int4-openvino"], found["int4-openvino-kv8"]) == ("openvino-native", "openvino-native:fp32-kv8")
     assert "no bf16" in {left.name: left.reason for left in plan.left_out}["bf16-openvino"]
+    assert "int4-openvino-gptq" not in found, "without text to learn from"
+    learned = plan_texts(Machine(frozenset({"avx512_bf16"}), providers=here), learned={"calib": "more.jsonl"})
+    (idea,) = (idea for idea in learned.ideas if idea.name == "int4-openvino-gptq")
+    assert (str(idea.provider), idea.steps[0].options) == (
+        "openvino-native:bf16",
+        {"precision": "int4", "algorithm": "gptq_last", "calib": "more.jsonl"},
+    )
+    (same,) = (each for each in learned.ideas if each.name == "int4-gptq_last")
+    assert same.steps == idea.steps, "one file for both"
 
 
 def test_a_target_chooses_what_writes() -> None:

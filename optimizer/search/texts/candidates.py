@@ -46,7 +46,7 @@ def _ideas(common: Mapping[str, JSON], bf16: bool, learned: Mapping[str, JSON]) 
     why = "an eighth of the traffic: a step of decoding reads every weight"
     yield made("int4-cuda", int4, _CUDA, why)
     yield made("int4", int4, _CPU, why)
-    yield from _on_openvino(made, bf16)
+    yield from _on_openvino(made, bf16, learned)
     way = "gptq" if learned else "k_quant"
     why = "the same, scales and zero points searched as llama.cpp does it"
     if learned:
@@ -68,7 +68,7 @@ def _ideas(common: Mapping[str, JSON], bf16: bool, learned: Mapping[str, JSON]) 
     yield made("int8-b128", int8, _CPU, "the same with fewer scales", block_size=128)
 
 
-def _on_openvino(made: Callable[..., Idea], bf16: bool) -> Iterable[Idea]:
+def _on_openvino(made: Callable[..., Idea], bf16: bool, learned: Mapping[str, JSON]) -> Iterable[Idea]:
     """The same files where products of many rows are the faster ones, with bf16 between those in integers."""
     half = Provider(_NATIVE, "bf16")
     why = "half the traffic, and products in bf16: the fastest to read prompts, and to write many texts at once"
@@ -76,6 +76,10 @@ def _on_openvino(made: Callable[..., Idea], bf16: bool) -> Iterable[Idea]:
     for precision in (Precision.INT4, Precision.INT8):
         why = "weights in integers, for prompts and many texts at once"
         yield made(f"{precision}-openvino", precision, half if bf16 else Provider(_NATIVE), why)
+    if learned:
+        why = "the same file as int4-gptq_last: what GPTQ learned is in the levels, whatever reads them"
+        way: dict[str, JSON] = {"algorithm": "gptq_last", **learned}
+        yield made("int4-openvino-gptq", Precision.INT4, half if bf16 else Provider(_NATIVE), why, **way)
     why = "keys and values in 8 bits too: for many texts, and long ones"
     kept = Provider(_NATIVE, f"{'bf16' if bf16 else 'fp32'}{KV8}")
     yield made("int4-openvino-kv8", Precision.INT4, kept, why)
