@@ -87,6 +87,44 @@ def _rows(model: str) -> st.SearchStrategy[Any]:
     )
 
 
+def _entities(model: str) -> st.SearchStrategy[Any]:
+    more = {
+        "aggregation_strategy": _mostly(st.sampled_from(["simple", "none"])),
+        "ignore_labels": _mostly(st.lists(st.sampled_from(["O", "LABEL_0"]), max_size=2)),
+    }
+    return st.builds(lambda body, also: {**body, **also}, _rows(model), st.fixed_dictionaries({}, optional=more))
+
+
+def _questions(model: str) -> st.SearchStrategy[Any]:
+    """In the body itself, or as rows; contexts of many tokens are read in windows."""
+    text = st.text(max_size=40) | st.text("ab c.", min_size=1, max_size=200)
+    asked = st.fixed_dictionaries({"question": _mostly(text), "context": _mostly(text)})
+    rows = st.fixed_dictionaries({"input": _mostly(asked | st.lists(asked, max_size=4))})
+    more = st.fixed_dictionaries(
+        {"model": _mostly(model)},
+        optional={
+            "top_k": _mostly(st.integers(1, 5)),
+            "max_answer_len": _mostly(st.integers(1, 30)),
+            "handle_impossible_answer": _mostly(st.booleans()),
+        },
+    )
+    return st.builds(lambda body, also: {**body, **also}, asked | rows, more)
+
+
+def _masked(model: str) -> st.SearchStrategy[Any]:
+    words = st.lists(st.sampled_from(["[MASK]", "a", "b c", "ß", "[SEP]", ""]), max_size=6)
+    text = words.map(lambda found: " ".join([*found, "[MASK]"])) | words.map(" ".join)
+    row = text | st.fixed_dictionaries({"text": _mostly(text)})
+    return st.fixed_dictionaries(
+        {"input": _mostly(row | st.lists(row, max_size=4)), "model": _mostly(model)},
+        optional={
+            "top_k": _mostly(st.integers(1, 1000)),
+            "targets": _mostly(st.lists(st.sampled_from(["a", "##b", "[MASK]", "nobody"]), max_size=3)),
+            "truncate": _mostly(st.booleans()),
+        },
+    )
+
+
 def _written(model: str, field: str) -> st.SearchStrategy[Any]:
     text = st.text(max_size=40)
     message = st.fixed_dictionaries({"role": _mostly("user"), "content": _mostly(text)})
@@ -107,6 +145,16 @@ def _written(model: str, field: str) -> st.SearchStrategy[Any]:
     )  # fmt: skip
 
 
+#: Task → the route that asks it, and bodies for that.
+_READ: dict[str, tuple[str, Callable[[str], st.SearchStrategy[Any]]]] = {
+    "feature-extraction": ("/v1/embeddings", _rows),
+    "text-classification": ("/v1/classify", _rows),
+    "token-classification": ("/v1/ner", _entities),
+    "question-answering": ("/v1/answer", _questions),
+    "fill-mask": ("/v1/fill", _masked),
+}
+
+
 def _bodies(models: Sequence[dict[str, Any]]) -> st.SearchStrategy[tuple[str, bytes, dict[str, str]]]:
     """Path, body and headers of a request, by what the models are."""
     ways: list[st.SearchStrategy[tuple[str, Any]]] = []
@@ -115,12 +163,9 @@ def _bodies(models: Sequence[dict[str, Any]]) -> st.SearchStrategy[tuple[str, by
         if model["tensors"]:
             path = st.sampled_from([f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/{model['version']}/infer"])
             ways.append(st.tuples(path, _infer(model["tensors"])))
-        if task == "feature-extraction":
-            ways.append(st.tuples(st.just("/v1/embeddings"), _rows(name)))
-        if task == "text-classification":
-            ways.append(st.tuples(st.just("/v1/classify"), _rows(name)))
-        if task == "token-classification":
-            ways.append(st.tuples(st.just("/v1/ner"), _rows(name)))
+        if task in _READ:
+            path, made = _READ[task]
+            ways.append(st.tuples(st.just(path), made(name)))
         if task == "text-generation":
             for path, field in (("/v1/completions", "prompt"), ("/v1/chat/completions", "messages"),
                                 ("/generate", "prompt"), (f"/v2/models/{name}/generate", "text_input")):  # fmt: skip

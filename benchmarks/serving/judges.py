@@ -2,12 +2,13 @@
 
     python -m benchmarks.serving.judges [--bodies 20000] [--seconds 120] [--only JUDGE]
 
-Serves MiniLM, a tiny Llama that writes text (where the extra genai is installed) and a planted model, over HTTP and
-gRPC. Asked by: tritonclient (http, grpc), openai, schemathesis on the OpenAPI document, kserve's clients (in an
-environment of their own: their requirements contradict ml-opt's), promtool where it is installed, and hypothesis: every
-body has to be answered, none with 500. perf_analyzer and aiperf where their commands are found. Prints a line a judge,
-writes benchmarks/results/judges.json; exit code 1 when one found a fault. A judge that is not installed is said to be
-missing, and finds nothing.
+Serves MiniLM, a tiny Llama that writes text (where the extra genai is installed), tiny models that read (a classifier,
+one of entities, of answers, of masks) and a planted model, over HTTP and gRPC. Asked by: tritonclient (http, grpc),
+openai, schemathesis on the OpenAPI document, kserve's clients (in an environment of their own: their requirements
+contradict ml-opt's), promtool where it is installed, and hypothesis: every body has to be answered, none with 500.
+perf_analyzer, aiperf, wrk and hey where their commands are found. Prints a line a judge, writes
+benchmarks/results/judges.json; exit code 1 when one found a fault. A judge that is not installed is said to be
+missing, with what installs it, and finds nothing.
 """
 
 from __future__ import annotations
@@ -29,23 +30,28 @@ from typing import Any
 import numpy as np
 
 import optimizer
+from benchmarks.serving import load_tools
 from benchmarks.serving.fuzz import fuzz_grpc, fuzz_http
+from benchmarks.serving.load_tools import Missing
 from optimizer.environment import describe
 from optimizer.errors import MlOptError
 from optimizer.store import Store
+from tests.tiny import tiny_bert
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "judges.json"
 OWN = ROOT / ".venv-judges" / "bin" / "python"
-NAMES = ("input_ids", "attention_mask", "token_type_ids")
-
-
-class Missing(Exception):
-    """This judge is not here."""
+#: Models that read, with random weights: name → the class of its head.
+READERS = {
+    "classes": "BertForSequenceClassification",
+    "tagger": "BertForTokenClassification",
+    "reader": "BertForQuestionAnswering",
+    "filler": "BertForMaskedLM",
+}
 
 
 class Server:
-    """A server of the three models."""
+    """A server of one model for every sort of question."""
 
     def __init__(self, folder: Path) -> None:
         store = Store(folder / "models")
@@ -53,6 +59,9 @@ class Server:
         assert spec is not None, "run `make install`"
         assert spec.origin is not None
         refs = [optimizer.export_onnx(str(Path(spec.origin).parent / "model"), name="minilm", store=store).artifact.ref]
+        for name, head in READERS.items():
+            source = tiny_bert(folder / "sources" / name, head)
+            refs.append(optimizer.export_onnx(str(source), name=name, store=store).artifact.ref)
         self.writer = ""
         llama = ROOT / ".cache" / "decoder-llama-tiny"
         try:
@@ -134,7 +143,7 @@ def openai(server: Server) -> str:
 def schemathesis(server: Server, seconds: int) -> str:
     """Everything that the document promises."""
     if importlib.util.find_spec("schemathesis") is None:
-        raise Missing
+        raise Missing("make install")
     words = [
         "--config-file", str(Path(__file__).with_name("schemathesis.toml")), "run", f"{server.url}/openapi.json",
         "--exclude-path-regex", "repository/models", "--exclude-checks", "positive_data_acceptance", "-n", "1000",
@@ -157,7 +166,7 @@ def schemathesis(server: Server, seconds: int) -> str:
 def kserve(server: Server) -> str:
     """Both of its clients."""
     if not OWN.is_file():
-        raise Missing
+        raise Missing("make .venv-judges/.installed")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [str(OWN), str(Path(__file__).with_name("kserve_client.py")), server.url, server.grpc]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
@@ -169,7 +178,7 @@ def promtool(server: Server) -> str:
     """Its own lint of /metrics, after all that was counted."""
     command = shutil.which("promtool")
     if command is None:
-        raise Missing
+        raise Missing("apt-get install prometheus")
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
         text = answer.read()
     done = subprocess.run([command, "check", "metrics"], input=text, capture_output=True, check=False)
@@ -181,7 +190,7 @@ def perf_analyzer(server: Server) -> str:
     """Reads metadata, configuration and every field of the statistics."""
     command = shutil.which("perf_analyzer")
     if command is None:
-        raise Missing
+        raise Missing("it comes with the image nvcr.io/nvidia/tritonserver:YY.MM-py3-sdk")
     words = [command, "-m", "fast", "-u", server.address, "--shape", "x:4", "--measurement-interval", "2000"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -192,8 +201,10 @@ def aiperf(server: Server) -> str:
     """Completions, as streams and whole; its own report says how many were answered."""
     beside = OWN.with_name("aiperf")
     command = shutil.which("aiperf") or (str(beside) if beside.is_file() else None)
-    if command is None or not server.writer:
-        raise Missing
+    if command is None:
+        raise Missing(".venv-judges/bin/python -m pip install aiperf")
+    if not server.writer:
+        raise Missing("it asks a model that writes text: run the tests once, which train one")
     words = [
         command, "profile", "--model", "llama", "--url", server.url, "--endpoint-type", "completions",
         "--tokenizer", str(ROOT / ".cache" / "decoder-llama-tiny"), "--request-count", "20", "--concurrency", "2",
@@ -233,6 +244,8 @@ def main() -> int:
         "hypothesis": lambda server: hypothesis(server, options.bodies),
         "perf_analyzer": perf_analyzer,
         "aiperf": aiperf,
+        "hey": lambda server: load_tools.hey(server.url, "minilm"),
+        "wrk": lambda server: load_tools.wrk(server.url, "minilm"),
         "promtool": promtool,
     }
     recorded = json.loads(RESULT.read_text(encoding="utf-8")) if options.only else {}
@@ -246,8 +259,8 @@ def main() -> int:
                 try:
                     verdict, said = "passed", judge(server)
                     server.need_alive()
-                except Missing:
-                    verdict, said = "not installed", ""
+                except Missing as missing:
+                    verdict, said = "not installed", f"to have it: {missing}"
                 except Exception as error:
                     verdict, said = "FAULT", f"{type(error).__name__}: {error}"
                 found[name] = {"verdict": verdict, "said": said, "seconds": round(time.perf_counter() - start, 1)}

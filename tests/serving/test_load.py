@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from benchmarks.serving import tables
+from benchmarks.serving import load_tools, tables
 from benchmarks.serving.load import closed, post
+from benchmarks.serving.load_tools import Missing, Told, compared, hey_told, wrk_told
 from benchmarks.serving.overload import overloaded
 from benchmarks.serving.throughput import Server
 
@@ -52,6 +55,61 @@ def test_arrivals_wait_for_nobody_and_count_from_when_they_were_due(server: Any,
     assert set(statuses) == {200, 429}, "more came than may wait"
     accepted = [answer.seconds for answer in arrivals.answers if answer.status == 200]
     assert max(accepted) > 0.2, "some waited for the run before theirs, and have it run"
+
+
+@pytest.mark.parametrize(("tool", "most"), [("hey", {"requests": 80}), ("wrk", {"seconds": 1})])
+def test_the_tools_of_others_count_what_the_server_does(server: Any, tool: str, most: dict[str, int]) -> None:
+    """Over kept connections and over new ones; where one of them is not installed, it says what installs it."""
+    judge = getattr(load_tools, tool)
+    if shutil.which(tool) is None:
+        with pytest.raises(Missing, match=f"apt-get install {tool}"):
+            judge(server.url, "vectors", **most)
+        return
+    said = judge(server.url, "vectors", clients=4, **most)
+    kept, new = (int(word) for word in said.split() if word.isdigit() and word != "200")
+    assert kept > 0
+    assert new > 0
+    if tool == "hey":
+        assert (kept, new) == (160, 160)
+
+
+def test_a_tool_that_is_not_there_says_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for judge in (load_tools.hey, load_tools.wrk):
+        with pytest.raises(Missing, match=f"apt-get install {judge.__name__}"):
+            judge("http://127.0.0.1:1", "vectors")
+
+
+@pytest.mark.parametrize(
+    ("answered", "counted", "under_way", "words"),
+    [
+        (0, {}, 0, "nothing was answered"),
+        (9, {200: 9, 429: 1}, 4, "429"),
+        (9, {200: 8}, 4, "the server counted 8"),
+        (9, {200: 8, 499: 1}, 4, "the server counted 8"),
+        (9, {200: 10}, 0, "1 more than the 9"),
+        (9, {200: 10, 499: 4}, 4, "5 more than the 9"),
+    ],
+)
+def test_counts_that_do_not_agree_are_a_fault(answered: int, counted: Any, under_way: int, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        compared(Told(answered, {}), Counter(counted), under_way)
+
+
+def test_counts_that_agree_are_none() -> None:
+    assert compared(Told(9, {}), Counter({200: 9}), 0) == 9
+    assert compared(Told(9, {}), Counter({200: 11, 499: 2}), 4) == 9, "what was under way when the tool ended"
+    with pytest.raises(AssertionError, match="'read': 2"):
+        compared(Told(9, {"read": 2}), Counter({200: 9}), 4)
+
+
+def test_what_the_tools_print_is_read() -> None:
+    text = "Status code distribution:\n  [200]\t90 responses\n  [429]\t8 responses\n\n"
+    assert hey_told(text) == Told(98, {"429": 8})
+    text += 'Error distribution:\n  [2]\tPost "http://x/": dial tcp: connect: connection refused\n'
+    assert hey_told(text) == Told(98, {"429": 8, 'Post "http://x/": dial tcp: connect: connection refused': 2})
+    line = {"requests": 9, "connect": 0, "read": 1, "write": 0, "timeout": 0, "status": 2, "others": 2}
+    assert wrk_told(f"Running 1s test\n{json.dumps(line)}\n") == Told(9, {"read": 1, "status": 2, "others": 2})
 
 
 def test_tables_of_what_was_found() -> None:

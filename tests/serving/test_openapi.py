@@ -51,13 +51,13 @@ class Asked:
     """A server and its promises: every answer is held to them."""
 
     def __init__(self, process: Process) -> None:
-        self._address = process.address
+        self.address = process.address
         _, body, headers = self.raw("GET", "/openapi.json")
         self.promised = Promised(json.loads(body))
         self.promised.check("GET", "/openapi.json", 200, headers, body)
 
     def raw(self, method: str, path: str, body: Any = None, **more: str) -> tuple[int, bytes, dict[str, str]]:
-        connection = http.client.HTTPConnection(self._address, timeout=30)
+        connection = http.client.HTTPConnection(self.address, timeout=30)
         data = body if isinstance(body, bytes | None) else json.dumps(body)
         connection.request(method, path, data, {name.replace("_", "-"): value for name, value in more.items()})
         response = connection.getresponse()

@@ -322,3 +322,15 @@ def test_rows_and_failures_are_counted_as_those_of_v2(asked: Asked) -> None:
         asked(200, "POST", path, {"model": model, "input": rows})
         asked(400, "POST", path, {"model": model, "input": []})
         assert counted(model) == (before[0] + 2, before[1] + 1, before[2] + 1), model
+
+
+def test_whatever_comes_is_answered_and_never_with_500(asked: Asked) -> None:
+    """The bodies of `make conformance`, fewer of them: each of these routes answers some, and refuses others."""
+    from benchmarks.serving.fuzz import fuzz_http
+
+    statuses = fuzz_http(asked.address, 300, number=3)
+    assert {"200", "400"} <= set(statuses), statuses
+    _, metrics, _ = asked.raw("GET", "/metrics")
+    for model, path in (("tagger", "/v1/ner"), ("reader", "/v1/answer"), ("filler", "/v1/fill")):
+        labels = f'endpoint="{path}",model="{model}",status="200",version="1"'
+        assert f"ml_requests_total{{{labels}}}" in metrics.decode(), f"no body for {path} was one that can be answered"
