@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -115,8 +116,43 @@ def triton(server: Server) -> str:
             client.unload_model("fast")
             assert not client.is_model_ready("fast")
             client.load_model("fast")
-    np.testing.assert_array_equal(*answers)
-    return "14 calls over each; the answers equal bit for bit"
+        if module is tritonclient.grpc:
+            answers.append(_streamed(tritonclient.grpc, server, inputs))
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_allclose(answers[2], answers[1], atol=1e-5)
+    return "14 calls over each; the answers equal bit for bit; streams of tensors and of a text"
+
+
+def _streamed(module: Any, server: Server, inputs: list[Any]) -> np.ndarray:
+    """The last of eight answers on one stream; where there is a model that writes text, its parts are the whole."""
+    came: queue.Queue[Any] = queue.Queue()
+
+    def next_answer() -> Any:
+        result, error = came.get(timeout=60)
+        if error is not None:
+            raise error
+        return result
+
+    with module.InferenceServerClient(server.grpc) as client:
+        client.start_stream(lambda result, error: came.put((result, error)))
+        for place in range(8):
+            client.async_stream_infer("minilm", inputs, request_id=str(place))
+        results = [next_answer() for _ in range(8)]
+        assert [each.get_response().id for each in results] == [str(place) for place in range(8)]
+        if server.writer:
+            text = module.InferInput("text_input", [1], "BYTES")
+            text.set_data_from_numpy(np.array([b"a"], object))
+            settings: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0}
+            client.async_stream_infer("llama", [text], parameters=settings, enable_empty_final_response=True)
+            said = b""
+            while not (part := next_answer()).get_response().parameters["triton_final_response"].bool_param:
+                said += part.as_numpy("text_output")[0]
+            body = json.dumps({"text_input": "a", "parameters": settings}).encode()
+            with urllib.request.urlopen(f"{server.url}/v2/models/llama/generate", body, timeout=60) as answer:
+                assert said.decode() == json.load(answer)["text_output"]
+        client.stop_stream()
+    found: np.ndarray = results[-1].as_numpy("last_hidden_state")
+    return found
 
 
 def openai(server: Server) -> str:

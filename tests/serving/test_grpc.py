@@ -331,7 +331,7 @@ def test_each_problem_has_its_code(channel: Any) -> None:
         ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=".."), code.INVALID_ARGUMENT),
         ("RepositoryIndex", pb.RepositoryIndexRequest(repository_name="other"), code.INVALID_ARGUMENT),
         ("ModelInfer", asked("failing"), code.INTERNAL),
-        ("ModelStreamInfer", asked(), code.UNIMPLEMENTED),
+        ("TraceSetting", pb.TraceSettingRequest(), code.UNIMPLEMENTED),
         ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), code.UNIMPLEMENTED),
         ("ModelInfer", asked(raw=[b"1" * (2 << 20)]), code.RESOURCE_EXHAUSTED),
         ("/grpc.health.v1.Health/Check", b"\x0a\x01x", code.NOT_FOUND),
@@ -536,7 +536,7 @@ def test_every_method_asks_for_the_scope_of_its_route(inside: Inside, keys: KeyF
         for other, key in by_scope.items():
             wanted = code.INVALID_ARGUMENT if other == scope else code.PERMISSION_DENIED
             assert failed(inside.channel, method.path, junk, metadata=bearer(key)).code() is wanted, (method, other)
-    assert closed == 8
+    assert closed == 9
     assert send(inside.channel, "ModelInfer", asked("fake"), metadata=(("x-api-key", by_scope["infer"]),))
 
 

@@ -6,5 +6,6 @@
             ──▶ that route's own door and endpoint (guard, limits, queue, metrics, log)
     answer  ──▶ translation.py   into a message, or statuses.py: into a status of gRPC
 
-``methods.py`` says which method is which route, ``messages.py`` has the classes of ``open_inference.proto``.
+``streams.py`` does so for many messages of one stream, and ``texts.py`` for those of models that write. ``methods.py``
+says which method is which route, ``messages.py`` has the classes of ``open_inference.proto``.
 """

@@ -9,7 +9,9 @@ from typing import Any
 from optimizer.serving.answers import parsed
 from optimizer.serving.problems import Problem
 from optimizer.serving.rpc.messages import PACKAGE, message
+from optimizer.serving.rpc.texts import text_asked
 from optimizer.serving.rpc.translation import Asked, infer_asked, infer_said, parameters_of, said
+from optimizer.serving.state import State
 
 __all__ = ["METHODS", "Method"]
 
@@ -28,20 +30,22 @@ class Method:
         name: of the method.
         routes: ``METHOD path`` of the routes that answer, the usual one first.
         request: the name of its message.
-        asked: that message → what the route is asked; raises :class:`Problem`.
+        asked: for each route, that message → what the route is asked; raises :class:`Problem`.
         said: status, headers and body of the route's answer → the message that is sent.
         also: statuses beside 200 that are an answer.
         choose: which of the routes answers a message, by its place.
+        streams: whether many messages come in one call, and many are sent (:class:`rpc.streams.Streams`).
     """
 
     service: str
     name: str
     routes: tuple[str, ...]
     request: str
-    asked: Callable[[Any], Asked]
+    asked: tuple[Callable[[Any], Asked], ...]
     said: Said
     also: tuple[int, ...] = ()
-    choose: Callable[[Any], int] = lambda request: 0
+    choose: Callable[[Any, State], int] = lambda request, state: 0
+    streams: bool = False
 
     @property
     def path(self) -> str:
@@ -100,6 +104,14 @@ def _infer(status: int, headers: Mapping[str, str], body: bytes) -> Any:
     return infer_said(body, headers)
 
 
+def _writes(request: Any, state: State) -> int:
+    """1 where a request means a model that writes text; one that is not there is named by the first route."""
+    try:
+        return int(state.models.get(request.model_name, request.model_version).task == "text-generation")
+    except Problem:
+        return 0
+
+
 def _health(request: Any) -> Asked:
     if request.service not in ("", _SERVICE):
         raise Problem(404, f"there is no service {request.service[:100]!r}")
@@ -118,7 +130,7 @@ def _v2(
     name: str, route: str, asked: Callable[[Any], Asked], said: Said | None = None,
     *, also: tuple[int, ...] = (),
 ) -> Method:  # fmt: skip
-    return Method(_SERVICE, name, (route,), f"{name}Request", asked, said or _plain(f"{name}Response"), also)
+    return Method(_SERVICE, name, (route,), f"{name}Request", (asked,), said or _plain(f"{name}Response"), also)
 
 
 METHODS = (
@@ -129,13 +141,15 @@ METHODS = (
     _v2("ModelMetadata", "GET /v2/models/{name}", _model),
     _v2("ModelConfig", "GET /v2/models/{name}/config", _model, _config),
     _v2("ModelInfer", "POST /v2/models/{name}/infer", infer_asked, _infer),
+    Method(_SERVICE, "ModelStreamInfer", ("POST /v2/models/{name}/infer", "POST /v2/models/{name}/generate_stream"),
+           "ModelInferRequest", (infer_asked, text_asked), _infer, choose=_writes, streams=True),
     _v2("RepositoryIndex", "POST /v2/repository/index", _index, _models),
     _v2("RepositoryModelLoad", "POST /v2/repository/models/{name}/load", _repository,
         _empty("RepositoryModelLoadResponse")),
     _v2("RepositoryModelUnload", "POST /v2/repository/models/{name}/unload", _repository,
         _empty("RepositoryModelUnloadResponse")),
     Method(_SERVICE, "ModelStatistics", ("GET /v2/models/{name}/stats", "GET /v2/models/stats"),
-           "ModelStatisticsRequest", _model, _plain("ModelStatisticsResponse"),
-           choose=lambda request: 0 if request.name else 1),
-    Method(_HEALTH, "Check", ("GET /v2/health/ready",), "HealthCheckRequest", _health, _serving, also=(503,)),
+           "ModelStatisticsRequest", (_model, _model), _plain("ModelStatisticsResponse"),
+           choose=lambda request, state: 0 if request.name else 1),
+    Method(_HEALTH, "Check", ("GET /v2/health/ready",), "HealthCheckRequest", (_health,), _serving, also=(503,)),
 )  # fmt: skip
