@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import CHROMIUM, Page, opened
+from served_texts import served
+from tiny import tiny_bert
+
+import optimizer
+from optimizer.store import Store
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
@@ -58,6 +64,71 @@ def test_every_sort_of_model_can_be_tried(text_server: str, tmp_path: Path) -> N
         page.errors = [error for error in page.errors if "status of 400" not in error]
 
     visit(text_server, tmp_path, but_for_refusals)
+
+
+NAMES = ["O", "B-PER", "I-PER"]
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of models with random weights that read: one of entities, one of answers, one of masks."""
+    root = tmp_path_factory.mktemp("readers")
+    store = Store(root / "models")
+    heads = {"tagger": "BertForTokenClassification", "reader": "BertForQuestionAnswering", "filler": "BertForMaskedLM"}
+    for name, head in heads.items():
+        more: dict[str, Any] = {"id2label": dict(enumerate(NAMES)), "seed": 3} if name == "tagger" else {}
+        optimizer.export_onnx(str(tiny_bert(root / name, head, **more)), name=name, store=store)
+    with served(store.root, *heads) as url:
+        yield url
+
+
+def asked(url: str, path: str, **body: Any) -> Any:
+    with urllib.request.urlopen(f"{url}{path}", json.dumps(body).encode(), timeout=30) as answer:
+        return json.load(answer)["data"][0]
+
+
+def test_models_that_read_can_be_tried(readers: str, tmp_path: Path) -> None:
+    """What is shown is what the route answers: a line with its score for each entity, answer and token."""
+
+    async def rows(page: Page) -> list[list[str]]:
+        found = await page.js(
+            "[...document.querySelectorAll('.bar')].map(b => [...b.children].map(c => c.textContent))"
+        )
+        return [[name, score] for name, _, score in found]
+
+    def lines(found: list[dict[str, Any]], *names: str) -> list[list[str]]:
+        return [[" · ".join(str(one[name]) for name in names), f"{one['score']:.3f}"] for one in found]
+
+    async def test(page: Page) -> None:
+        text = "ab cd. ef"
+        await send(page, "tagger", text)
+        found = asked(readers, "/v1/ner", model="tagger", input=text)["entities"]
+        assert len(found) > 0
+        assert await rows(page) == lines(found, "word", "entity_group")
+        await send(page, "tagger", text, "tokens")
+        found = asked(readers, "/v1/ner", model="tagger", input=text, aggregation_strategy="none", ignore_labels=[])
+        assert len(found["entities"]) == 7
+        assert await rows(page) == lines(found["entities"], "word", "entity")
+        assert await page.js("$('question').offsetParent === null"), "only who answers questions is asked one"
+
+        context = "a b c d e f"
+        await send(page, "reader", context, question="c d")
+        assert await page.js("$('question').offsetParent !== null")
+        assert await page.js("$('max_tokens').offsetParent === null")
+        row = {"question": "c d", "context": context}
+        found = asked(readers, "/v1/answer", model="reader", input=row, top_k=3)["answers"]
+        assert len(found) == 3
+        assert await rows(page) == lines(found, "answer")
+
+        shown = await send(page, "filler", "ab [MASK] c [MASK]")
+        masks = asked(readers, "/v1/fill", model="filler", input="ab [MASK] c [MASK]")["masks"]
+        assert await rows(page) == [line for mask in masks for line in lines(mask["fills"], "token_str")]
+        assert all(mask["fills"][0]["sequence"] in shown for mask in masks)
+        assert (await page.js("$('times').textContent")).endswith(" tokens")
+        assert "no mask" in await send(page, "filler", "ab")
+        page.errors = [error for error in page.errors if "status of 400" not in error]
+
+    visit(readers, tmp_path, test)
 
 
 def test_what_the_server_counts_is_shown(text_server: str, tmp_path: Path) -> None:
