@@ -324,21 +324,45 @@ def _messages(model: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.lists(st.sampled_from([*others]), max_size=2, unique=True).flatmap(changed)
 
 
+def _texts(model: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A request for a text, of which some fields are others."""
+    values = [{"int64_param": 3}, {"double_param": 0.5}, {"bool_param": True}, {"string_param": "a"}, {}]
+    names = st.sampled_from(
+        ["max_tokens", "temperature", "details", "stop", "triton_enable_empty_final_response", *"ab"]
+    )
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1]}
+    return st.builds(
+        lambda text, changes, parameters: {
+            "model_name": model["name"],
+            "inputs": [{**tensor, "contents": {"bytes_contents": [text]}, **changes}],
+            "parameters": {"max_tokens": {"int64_param": 4}, **parameters},
+        },
+        st.binary(max_size=8) | st.text(max_size=8).map(str.encode),
+        st.just({}) | st.fixed_dictionaries({}, optional={"name": st.text(max_size=3), "shape": st.just([2])}),
+        st.dictionaries(names, st.sampled_from(values), max_size=2),
+    )
+
+
 def fuzz_grpc(
     address: str, http_address: str, count: int, number: int = 0, but: Collection[str] = ()
 ) -> dict[str, int]:
-    """Send a server's port of gRPC so many messages, as :func:`fuzz_http` does; statuses by their names."""
+    """Send a server's port of gRPC so many messages, as :func:`fuzz_http` does; statuses by their names.
+
+    A message for a model goes by itself or on a stream; there ``error_message`` counts those that were refused.
+    """
     import grpc
 
     from optimizer.serving.rpc.messages import message
     from optimizer.serving.rpc.methods import METHODS
 
     codes: Counter[str] = Counter()
-    kind, path = message("ModelInferRequest"), "/inference.GRPCInferenceService/ModelInfer"
+    single, many = (f"/inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer"))
+    kind, part = message("ModelInferRequest"), message("ModelStreamInferResponse")
     infer = [
-        _messages(model).map(lambda fields: (path, kind(**fields).SerializeToString()))
+        st.tuples(st.sampled_from([single, many]), _messages(model) if model["tensors"] else _texts(model)).map(
+            lambda case: (case[0], kind(**case[1]).SerializeToString())
+        )
         for model in described(http_address, but)
-        if model["tensors"]
     ]
     quiet = [each.path for each in METHODS if "Load" not in each.name and "Unload" not in each.name]
     anything = st.tuples(st.sampled_from(quiet), st.binary(max_size=60))
@@ -346,10 +370,19 @@ def fuzz_grpc(
     with grpc.insecure_channel(address) as channel:
 
         def ask(case: tuple[str, bytes]) -> None:
-            call = channel.unary_unary(case[0]).future(case[1], timeout=_LONG)
+            call = channel.stream_stream(case[0])(iter([case[1]]), timeout=_LONG)
+            try:
+                answers = list(call)
+            except grpc.RpcError:
+                answers = []
             code = call.code().name
             codes[code] += 1
             assert code in allowed, (code, call.details(), case)
+            assert answers or code != "OK", case
+            if case[0] == many:  # what is wrong with a request is said in its answer
+                words = [part.FromString(each).error_message for each in answers]
+                codes["error_message"] += any(words)
+                assert not any("the server failed" in each for each in words), (words, case)
 
         _run(count, number, st.one_of(*infer, anything), ask)
     return dict(sorted(codes.items()))

@@ -190,7 +190,7 @@ def schemathesis(server: Server, seconds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         # The document names one model for every path; here it is another one than in the tests.
         config = Path(folder) / "schemathesis.toml"
-        config.write_text('[parameters]\n"path.name" = "minilm"\n"path.version" = "1"\n')
+        config.write_text(Path(words[1]).read_text(encoding="utf-8").replace('"classes"', '"minilm"'))
         words[1] = str(config)
         done = subprocess.run(
             [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False

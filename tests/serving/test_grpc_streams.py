@@ -300,11 +300,15 @@ def test_a_client_that_hangs_up_after_the_first_part_stops_its_text(writer: Proc
     message.parameters["max_tokens"].int64_param = 110
     message.parameters["temperature"].double_param = 0.0
 
+    def total(name: str) -> float:
+        lines = by_http(writer, "/metrics").splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
     def disconnected() -> bool:
-        hold = threading.Event()
+        hold, before = threading.Event(), total("ml_requests_cancelled_total")
 
         def requests() -> Iterator[Any]:
-            yield from [message] * 8
+            yield message
             hold.wait(LONG)
 
         with grpc.insecure_channel(writer.ready["grpc"]) as channel:
@@ -312,11 +316,8 @@ def test_a_client_that_hangs_up_after_the_first_part_stops_its_text(writer: Proc
             assert pb.ModelStreamInferResponse.FromString(next(call)).infer_response.raw_output_contents
             call.cancel()
             hold.set()
-        eventually(lambda: "ml_texts_active{" in (text := by_http(writer, "/metrics")) and active(text) == 0)
-        return 'reason="disconnected"' in by_http(writer, "/metrics")
-
-    def active(text: str) -> float:
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("ml_texts_active{"))
+        eventually(lambda: total("ml_texts_active") == 0)
+        return total("ml_requests_cancelled_total") > before
 
     eventually(disconnected)
 
@@ -356,3 +357,10 @@ def test_what_is_no_text_is_refused_by_name(writer: Process) -> None:
         asked_once = channel.unary_unary(SERVICE + "ModelInfer")
         with pytest.raises(grpc.RpcError, match="writes text"):
             asked_once(request().SerializeToString(), timeout=LONG)
+
+
+def test_whatever_comes_is_answered_and_never_by_a_failure(writer: Process) -> None:
+    from benchmarks.serving.fuzz import fuzz_grpc
+
+    codes = fuzz_grpc(writer.ready["grpc"], writer.address, 80)
+    assert codes["OK"] > codes["error_message"] > 0, codes
