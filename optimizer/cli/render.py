@@ -120,6 +120,8 @@ def _of_generator(facts: Mapping[str, JSON]) -> list[str]:
     if encoder := facts.get("encoder"):
         lines[0] = lines[0].partition(";")[0] + "; an encoder reads the prompt"
         lines[1] = f"prompts of up to {encoder['context']} tokens, answers of up to {encoder['answers']}"
+    elif decoder.get("grows"):
+        lines[0] = lines[0].partition(";")[0] + "; attention of its own, with a cache that grows"
     if blocks["products"]:
         kinds = ", ".join(f"{count} in {bits} bits" for bits, count in blocks["by_bits"].items())
         words = " and ".join(map(str, blocks["block_size"]))

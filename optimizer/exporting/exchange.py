@@ -10,7 +10,7 @@ from optimizer.errors import BadInput
 from optimizer.hf import LoadedModel
 from optimizer.hf_errors import first_lines
 
-__all__ = ["attention_exchanged", "cause"]
+__all__ = ["attention_exchanged", "cause", "exchangeable"]
 
 
 def cause(error: BaseException) -> str:
@@ -19,6 +19,12 @@ def cause(error: BaseException) -> str:
         error = error.__cause__
     text = first_lines(error) if isinstance(error, Exception) else str(error)
     return text[:300]
+
+
+def exchangeable(loaded: LoadedModel) -> bool:
+    """Whether transformers says that a model's attention may be another function; true where it says nothing."""
+    says = getattr(type(loaded.module), "_can_set_attn_implementation", None)
+    return bool(says()) if callable(says) else True
 
 
 @contextmanager

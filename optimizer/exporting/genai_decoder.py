@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,17 @@ from optimizer.types import JSON
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["Shape", "clean", "shape_of", "trace", "write_genai_config"]
+__all__ = [
+    "Shape",
+    "clean",
+    "name_dimensions",
+    "not_ours",
+    "plain_linears",
+    "refuse_changing_rotation",
+    "shape_of",
+    "trace",
+    "write_genai_config",
+]
 
 #: Where the tracer keeps the modules that a node came from, outermost first, as Python writes a list of strings.
 _SCOPES, _SCOPE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^']*)'")
@@ -84,7 +94,7 @@ def shape_of(loaded: LoadedModel) -> Shape:
         layers, vocabulary = len(answer.past_key_values.layers), int(answer.logits.shape[-1])
         return Shape(layers, int(config.num_attention_heads), kv_heads, size, int(config.hidden_size), vocabulary)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise _not_ours(loaded, f"it has no cache of keys and values ({first_lines(error)})") from error
+        raise not_ours(loaded, f"it has no cache of keys and values ({first_lines(error)})") from error
 
 
 def trace(loaded: LoadedModel) -> onnx_ir.Model:
@@ -103,9 +113,9 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     import torch
 
     shape = shape_of(loaded)
-    _refuse_changing_rotation(loaded)
-    _plain_linears(loaded.module)
-    refused = functools.partial(_not_ours, loaded)
+    refuse_changing_rotation(loaded)
+    plain_linears(loaded.module)
+    refused = functools.partial(not_ours, loaded)
     asked = functools.partial(_asked, shape, next(loaded.module.parameters()).dtype)
     step = functools.partial(_stepper, loaded.module)
     with attention_exchanged(loaded, _NAME, _attention, refused), quiet_libraries(), torch.no_grad():
@@ -117,8 +127,8 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
             raise refused(cause(error)) from error
     found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
     if found != shape.layers:
-        raise _not_ours(loaded, f"{found} of its {shape.layers} layers use the attention of transformers")
-    _name_dimensions(model)
+        raise not_ours(loaded, f"{found} of its {shape.layers} layers use the attention of transformers")
+    name_dimensions(model)
     clean(model)
     return model
 
@@ -184,7 +194,8 @@ def _trace_few(
     return model
 
 
-def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
+def not_ours(loaded: LoadedModel, why: str) -> BadInput:
+    """The error of a decoder that cannot be exported, from the reason."""
     return BadInput(
         f"{loaded.class_name} cannot be exported with its cache: {why}",
         "export it with a tool that knows the architecture; "
@@ -192,16 +203,16 @@ def _not_ours(loaded: LoadedModel, why: str) -> BadInput:
     )
 
 
-def _refuse_changing_rotation(loaded: LoadedModel) -> None:
+def refuse_changing_rotation(loaded: LoadedModel) -> None:
     """Refuse rotations that depend on how long the text is: a trace would keep those of the text it was made with."""
     text = loaded.config.get_text_config(decoder=True)
     found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     sort = str(found.get("rope_type", found.get("type", ""))) if isinstance(found, dict) else ""
     if sort in _CHANGING:
-        raise _not_ours(loaded, f"its rotation ({sort}) changes with the length of the text")
+        raise not_ours(loaded, f"its rotation ({sort}) changes with the length of the text")
 
 
-def _plain_linears(module: Any) -> None:
+def plain_linears(module: Any) -> None:
     """Exchange GPT-2's Conv1D for Linear: the same numbers, and a product that quantizers take."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -315,7 +326,7 @@ def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **asked
     return answer.reshape(rows, new, heads, size), None
 
 
-def _name_dimensions(model: onnx_ir.Model) -> None:
+def name_dimensions(model: onnx_ir.Model) -> None:
     """Give the tracer's symbols the names that the builder's graphs have."""
     import onnx_ir
 
@@ -348,7 +359,9 @@ def clean(model: onnx_ir.Model) -> None:
     passes.NameFixPass()(model)
 
 
-def write_genai_config(out: Path, shape: Shape, special: dict[str, JSON], context: int, provider: str) -> None:
+def write_genai_config(
+    out: Path, shape: Shape, special: dict[str, JSON], context: int, provider: str, inputs: Collection[str], grows: bool
+) -> None:
     """Write ``genai_config.json`` for a traced decoder, in the form of onnxruntime-genai 0.18.
 
     Args:
@@ -357,6 +370,8 @@ def write_genai_config(out: Path, shape: Shape, special: dict[str, JSON], contex
         special: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
         context: most tokens of a prompt and its answer together.
         provider: ``cpu`` or ``cuda``.
+        inputs: names of the graph's inputs; a model that is not told of positions has no ``position_ids``.
+        grows: whether its cache comes out longer than it went in; else it is written in place.
     """
     decoder = {
         "session_options": {
@@ -367,7 +382,7 @@ def write_genai_config(out: Path, shape: Shape, special: dict[str, JSON], contex
         "head_size": shape.head_size,
         "hidden_size": shape.hidden,
         "inputs": {
-            **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
+            **{name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs},
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -388,6 +403,6 @@ def write_genai_config(out: Path, shape: Shape, special: dict[str, JSON], contex
             "vocab_size": shape.vocabulary,
             "decoder": decoder,
         },
-        "search": {"max_length": context, "do_sample": False, "past_present_share_buffer": True},
+        "search": {"max_length": context, "do_sample": False, "past_present_share_buffer": not grows},
     }
     (out / GENAI_CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")

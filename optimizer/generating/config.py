@@ -36,6 +36,8 @@ class DecoderConfig:
         answers: with an encoder, most tokens of an answer; ``context`` is then about the prompt alone.
         start: with an encoder, the tokens that every answer begins with, which are not said.
         never: tokens that are never chosen.
+        grows: whether keys and values come out longer than they went in, of all rows at one end; else the graph writes
+            them in place.
     """
 
     folder: Path
@@ -53,16 +55,23 @@ class DecoderConfig:
     answers: int = 0
     start: tuple[int, ...] = ()
     never: tuple[int, ...] = ()
+    grows: bool = False
 
     def room(self, prompt: int) -> int:
         """Most tokens of an answer to a prompt of so many."""
         return room(prompt, self.context, self.answers)
 
     def need_decoder(self, runtime: str) -> None:
-        """Refuse, for a runtime that runs decoders alone; raises :class:`BadInput`."""
+        """Refuse, for a runtime that runs decoders with fused attention alone; raises :class:`BadInput`."""
         if self.encoder is not None:
             raise BadInput(
                 f"{self.folder} reads with an encoder, and {runtime} writes with decoders alone",
+                "use the provider cpu, with ONNX Runtime",
+            )
+        if self.grows:
+            raise BadInput(
+                f"{self.folder} has attention of its own, with a cache that grows, and {runtime} writes with "
+                "GroupQueryAttention alone",
                 "use the provider cpu, with ONNX Runtime",
             )
 
@@ -104,6 +113,7 @@ def read_config(folder: Path) -> DecoderConfig:
             0 if encoder is None else most,
             tuple(int(each) for each in decoder.get("start_tokens", ())),
             tuple(int(each) for each in decoder.get("suppressed_tokens", ())),
+            encoder is None and search.get("past_present_share_buffer") is False,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{path} describes no decoder: {error!r} is missing or of another sort") from error

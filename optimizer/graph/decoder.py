@@ -76,7 +76,8 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
       tokens of an answer);
     - ``decoder``: ``layers``, ``heads``, ``kv_heads``, ``head_size``, ``context``, ``vocabulary``, ``type`` (as
       ``genai_config.json`` has them), ``cache_bytes_per_token`` (keys and values of one token in all layers),
-      ``last_logits`` (whether logits of the last token alone may be asked for).
+      ``last_logits`` (whether logits of the last token alone may be asked for), ``grows`` (whether keys and values come
+      out longer than they went in, as attention has it that is not fused with its cache).
     """
     model = load(folder / MODEL_NAME)
     facts = graph_facts(model)
@@ -101,6 +102,7 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
         "vocabulary": config["vocab_size"],
         "cache_bytes_per_token": _cache_bytes(model, decoder),
         "last_logits": chooses_rows(model),
+        "grows": "encoder" not in config and said.get("search", {}).get("past_present_share_buffer") is False,
     }
     return facts
 

@@ -27,7 +27,8 @@ from optimizer.generating.guide import check_schema, spaced
 from optimizer.generating.stream import Stream
 from optimizer.generator import Finish, GeneratorOptions, GeneratorRuntime, Piece, Sampling
 from optimizer.runtimes._huge_pages import onto_huge_pages
-from optimizer.runtimes._ort_decoder import Decoder, open_session
+from optimizer.runtimes._ort_decoder import Decoder
+from optimizer.runtimes._ort_graph import open_session
 from optimizer.runtimes._ort_load import NO_GPU, missing_library
 from optimizer.runtimes._ort_providers import PROVIDERS, devices_of, library
 from optimizer.types import JSON

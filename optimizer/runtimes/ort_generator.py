@@ -1,5 +1,5 @@
-"""Text by ONNX Runtime alone: a decode loop of our own, for every graph with GroupQueryAttention, and for pairs of an
-encoder and a decoder.
+"""Text by ONNX Runtime alone: a decode loop of our own, for graphs with GroupQueryAttention, for those whose cache
+comes out longer than it went in, and for pairs of an encoder and a decoder.
 
 onnxruntime-genai's own engine batches on a processor at most four texts, and begins none before all of these are over
 (:mod:`.genai`).
@@ -15,7 +15,9 @@ from optimizer.generating.config import read_config
 from optimizer.generator import GeneratorOptions, GeneratorRuntime
 from optimizer.runtimes._decode_loop import SLOTS, LoopGenerator, Rows
 from optimizer.runtimes._huge_pages import onto_huge_pages
-from optimizer.runtimes._ort_decoder import Decoder, open_session
+from optimizer.runtimes._ort_decoder import Decoder
+from optimizer.runtimes._ort_graph import open_session
+from optimizer.runtimes._ort_growing import GrowingDecoder
 from optimizer.runtimes._ort_seq2seq import EncoderDecoder
 
 __all__ = ["GENERATOR"]
@@ -28,7 +30,9 @@ def _open(folder: Path, options: GeneratorOptions) -> LoopGenerator:
     started = time.perf_counter()
     threads, slots = options.threads or cpu_threads(), options.slots or SLOTS
     rows: Rows
-    if config.encoder is None:
+    if config.grows:
+        rows = GrowingDecoder(open_session(config.file, threads), config, slots)
+    elif config.encoder is None:
         rows = Decoder(open_session(config.file, threads), config, slots)
     else:
         rows = EncoderDecoder(open_session(config.encoder, threads), open_session(config.file, threads), config, slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from optimizer.types import JSON, Precision
 if TYPE_CHECKING:
     import onnx_ir
 
+    from optimizer.exporting.genai_decoder import Shape
     from optimizer.hf import LoadedModel
     from optimizer.stages.export_genai import ExportGenai
 
@@ -80,7 +82,7 @@ def trace_graph(
     Raises:
         BadInput: the blocks do not fit the algorithm, or the model cannot be traced.
     """
-    from optimizer.exporting.genai_decoder import shape_of, trace, write_genai_config
+    from optimizer.exporting.genai_decoder import shape_of, write_genai_config
     from optimizer.exporting.genai_golden import end_tokens
     from optimizer.graph.io import save
     from optimizer.quantizing.decoder_blocks import fold_transposes
@@ -90,13 +92,14 @@ def trace_graph(
     if on_gpu and floats is None:
         _halve(loaded, options)
     progress(f"tracing {loaded.class_name} with its cache")
-    model = trace(loaded)
+    model, grows = _traced(loaded, shape, on_gpu)
     if floats is not None:
         fold_transposes(model)
         save(model, floats)
         if on_gpu:
             _halve(loaded, options)
-            model = trace(loaded)
+            model, grows = _traced(loaded, shape, on_gpu)
+    inputs = {value.name or "" for value in model.graph.inputs}
     if options.precision in BITS:
         progress(f"rounding weights to {options.precision}")
         model = _in_blocks(model, options, grid, shape.layers, options.float_head)
@@ -106,8 +109,31 @@ def trace_graph(
     for key in ("bos_token_id", "pad_token_id"):
         found = getattr(loaded.config, key, None)
         special[key] = found if isinstance(found, int) else (ends or (0,))[0]
-    write_genai_config(out, shape, special, context, options.provider)
+    write_genai_config(out, shape, special, context, options.provider, inputs, grows)
     loaded.module.to("meta")
+
+
+def _traced(loaded: LoadedModel, shape: Shape, on_gpu: bool) -> tuple[onnx_ir.Model, bool]:
+    """A decoder's graph, and whether its cache grows: where its attention is its own, it stays as the model has it.
+
+    Raises:
+        BadInput: the model cannot be traced, or not for a GPU.
+    """
+    from optimizer.exporting.exchange import exchangeable
+    from optimizer.exporting.genai_decoder import refuse_changing_rotation, trace
+    from optimizer.exporting.growing_decoder import trace_growing
+
+    refuse_changing_rotation(loaded)
+    if exchangeable(loaded):
+        # What transformers says is not all: some of the layers may have another attention, or one with more to it.
+        with contextlib.suppress(BadInput):
+            return trace(loaded), False
+    if on_gpu:
+        raise BadInput(
+            f"{loaded.class_name} has attention of its own, which is exported for processors alone",
+            "leave --provider out",
+        )
+    return trace_growing(loaded, shape), True
 
 
 def trace_pair(loaded: LoadedModel, out: Path, options: ExportGenai, context: int, progress: Progress) -> None:

@@ -127,6 +127,7 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     from optimizer.data.continuations import save_continuations
     from optimizer.exporting import genai_builder
     from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, parity, write_on
+    from optimizer.exporting.growing_decoder import growing_parity
     from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
     from optimizer.hf import generator_class, load_model, read_config
     from optimizer.stages._lessons import lesson
@@ -175,7 +176,8 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     warnings = list(loaded.warnings)
     if options.provider == "cpu":
         progress("comparing with PyTorch")
-        facts["parity"] = parity(out, golden)
+        grows = not config["search"].get("past_present_share_buffer", True)
+        facts["parity"] = growing_parity(out, golden) if grows and not built else parity(out, golden)
         warnings += _judged(facts["parity"], options, golden, "gptq_mixed with --calib, or k_quant_mixed without")
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
 
@@ -221,8 +223,10 @@ def _context(loaded: LoadedModel, asked: int | None) -> int:
     """Most tokens that the model has positions for, or fewer where fewer were asked for."""
     limit = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
-        # T5 counts distances, of which there is no largest; this is how long the texts were that it learned from.
-        asked = asked or getattr(loaded.config, "n_positions", None)
+        # T5 and BLOOM count distances, of which there is no largest; this is how long the texts were that they learned
+        # from.
+        learned = (getattr(loaded.config, name, None) for name in ("n_positions", "seq_length"))
+        asked = asked or next((length for length in learned if isinstance(length, int) and length > 0), None)
         if asked is None:
             raise BadInput(f"{loaded.class_name} does not say how long a text may be", "say it: --max-length 2048")
         return asked
@@ -321,8 +325,9 @@ def _variant(options: ExportGenai, source: Source) -> str:
 
 def _verify(options: ExportGenai, facts: Mapping[str, JSON], source: Source) -> None:
     decoder, blocks = facts["decoder"], facts["blocks"]
-    if "encoder" not in facts and facts["attention"] != decoder["layers"]:
-        raise GateFailed(f"{facts['attention']} attentions of {decoder['layers']} layers are fused with their cache")
+    fused = 0 if decoder["grows"] else decoder["layers"]
+    if "encoder" not in facts and facts["attention"] != fused:
+        raise GateFailed(f"{facts['attention']} attentions of {fused} layers are fused with their cache")
     if options.precision not in BITS:
         if facts["quantized"]["total"]:
             raise GateFailed(f"{options.precision} was asked for, and {facts['quantized']['total']} nodes are rounded")
@@ -346,7 +351,8 @@ STAGE = Stage(
     name="export-genai",
     help="Export a model that writes text, with its cache of keys and values.",
     details="For decoders: Llama, Qwen, Mistral, Gemma and their kin through the builder of onnxruntime-genai, others "
-    "(GPT-2, GPT-NeoX, OPT, …) through PyTorch's exporter, with the same fused attention. T5, BART, Marian and others "
+    "(GPT-2, GPT-NeoX, OPT, …) through PyTorch's exporter, with the same fused attention; Falcon, BLOOM, GPT-J and "
+    "others with attention of their own keep it, and a cache that grows. T5, BART, Marian and others "
     "that read with an encoder become two graphs. Tokenizer, chat template, and what PyTorch writes after a few "
     "prompts are kept beside them.",
     options=ExportGenai,

@@ -29,7 +29,8 @@ def test_it_answers_as_pytorch(name: str, tmp_path: Path) -> None:
     assert [value.name for value in model.graph.outputs][:2] == ["logits", "present.0.key"]
     assert str(model.graph.inputs[1].shape) == "[batch_size,total_sequence_length]"
     save(model, tmp_path)
-    write_genai_config(tmp_path, shape, {}, 128, "cpu")
+    inputs = [value.name or "" for value in model.graph.inputs]
+    write_genai_config(tmp_path, shape, {}, 128, "cpu", inputs, grows=False)
     assert parity(tmp_path, golden)["max_abs"] <= 1e-4
 
 

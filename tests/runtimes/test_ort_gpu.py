@@ -23,7 +23,7 @@ from optimizer.engines.profiles import Profile
 from optimizer.errors import BadInput, GateFailed, MissingPiece
 from optimizer.runtime import Candidate, Provider, SessionOptions, get_runtime, probe
 from optimizer.runtimes import _ort_gpu, _ort_load
-from optimizer.runtimes._ort_decoder import open_session
+from optimizer.runtimes._ort_graph import open_session
 from optimizer.runtimes._ort_providers import PROVIDERS
 from optimizer.runtimes._ort_recorded import same
 from optimizer.runtimes._ort_shapes import shape_options

@@ -151,6 +151,7 @@ def test_its_manifest_says_what_it_is(family: str, shared: Store) -> None:
         "vocabulary": 512,
         "cache_bytes_per_token": 2 * 2 * kv_heads * 16 * 4,
         "last_logits": True,
+        "grows": False,
     }
     assert facts["parity"]["max_abs"] <= 1e-3
     assert facts["parity"]["top1"] == 1.0
@@ -482,22 +483,6 @@ def test_models_that_do_something_else(tmp_path: Path, store: Store) -> None:
     assert "quantized already (gptq)" in said.message
     said = refused(copy("gpt2", tmp_path / "u", model_type="brandnew"), store)
     assert "'brandnew'" in said.message
-
-
-def test_an_architecture_whose_attention_is_its_own(tmp_path: Path, store: Store) -> None:
-    """BLOOM's attention does not go through what transformers lets one exchange: that is said, with what is left."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    folder = tmp_path / "bloom"
-    BloomForCausalLM(
-        BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
-    ).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(decoder("gpt2", size="tiny") / name, folder / name)
-    said = refused(folder, store, max_length=64)
-    assert "BloomForCausalLM cannot be exported with its cache" in said.message
-    assert "feature-extraction" in said.hint
-    assert "does not say how long a text may be" in refused(folder, store).message
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path, store: Store) -> None:

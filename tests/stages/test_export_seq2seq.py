@@ -221,7 +221,7 @@ def test_pytorch_itself_answers_the_same_as_a_generator(name: str, folders: Any)
 @pytest.mark.parametrize("name", kin("m2m_100", "marian"))
 def test_texts_of_unequal_length_make_a_step_together(name: str, exported: Any) -> None:
     from optimizer.generating.config import read_config
-    from optimizer.runtimes._ort_decoder import open_session
+    from optimizer.runtimes._ort_graph import open_session
     from optimizer.runtimes._ort_seq2seq import EncoderDecoder
 
     config = read_config(exported(name).path)
