@@ -68,7 +68,10 @@ async def recorded(port: int, id: str) -> dict[str, Any]:
 
 
 async def freed(port: int, model: str, prompt: str, step: float) -> float:
-    """Steps of writing from a client's hanging up to the end of its request, which gives the place back."""
+    """Steps of writing from a client's hanging up to the end of its request, which gives the place back.
+
+    The server's clock begins a little after the client's, once the request has come: what lies within that is nothing.
+    """
     id = f"left-{time.time_ns()}"
     began = time.perf_counter()
     await written(port, model, prompt, 400, leave_after=0.2, id=id)
@@ -76,7 +79,7 @@ async def freed(port: int, model: str, prompt: str, step: float) -> float:
     await asyncio.sleep(0.2)
     record = await recorded(port, id)
     assert record["refused"]["reason"] == "disconnected", record
-    return (float(record["seconds"]) - stayed) / step
+    return max(0.0, float(record["seconds"]) - stayed) / step
 
 
 def measured(server: Server, model: str, rounds: int, streams: int, tokens: int) -> dict[str, list[float]]:
