@@ -120,7 +120,7 @@ def test_a_ranking_that_fails_is_said(planted: Callable[..., Planted]) -> None:
     assert kin.trouble.endswith("nodes cannot be ranked: no room")
 
 
-@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize("objective", ["latency", pytest.param("throughput", marks=pytest.mark.thorough)])
 def test_kin_of_what_is_slower_than_a_promising_one_are_not_made(
     planted: Callable[..., Planted], objective: str
 ) -> None:
