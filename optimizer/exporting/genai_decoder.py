@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import BadInput
+from optimizer.exporting.decoder_step import Shape, asked_of, export_step
 from optimizer.exporting.exchange import attention_exchanged, cause
 from optimizer.exporting.repeat_layers import repeat_layers
 from optimizer.exporting.same_layers import KEPT, all_alike, shortened, stack_of
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import onnx_ir
 
 __all__ = [
-    "Shape",
     "clean",
     "name_dimensions",
     "not_ours",
@@ -43,35 +42,10 @@ __all__ = [
 _SCOPES, _SCOPE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^']*)'")
 #: The name that the attention is registered by.
 _NAME = "ml_opt_cached"
-#: Under 23, where attention is not one operator that quantizers break.
-_OPSET = 20
-#: Rows, new tokens and tokens before them that are traced: none is 1, which would become a constant.
-_ROWS, _NEW, _PAST = 2, 3, 5
 #: Sorts of rotation, in the words of transformers, whose angles depend on the length of the text.
 _CHANGING = ("dynamic", "longrope")
 #: genai's type of a decoder that it knows nothing special about.
 _TYPE = "decoder"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder's cache.
-
-    Attributes:
-        layers: how many layers have a cache.
-        heads: of queries.
-        kv_heads: of keys and values.
-        head_size: numbers in a head.
-        hidden: numbers of a token between layers.
-        vocabulary: how many tokens have logits.
-    """
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    hidden: int
-    vocabulary: int
 
 
 def shape_of(loaded: LoadedModel) -> Shape:
@@ -116,13 +90,13 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     refuse_changing_rotation(loaded)
     plain_linears(loaded.module)
     refused = functools.partial(not_ours, loaded)
-    asked = functools.partial(_asked, shape, next(loaded.module.parameters()).dtype)
+    asked = functools.partial(asked_of, shape, next(loaded.module.parameters()).dtype)
     step = functools.partial(_stepper, loaded.module)
     with attention_exchanged(loaded, _NAME, _attention, refused), quiet_libraries(), torch.no_grad():
         try:
             model = _trace_few(loaded.module, shape, step, asked)
             if model is None:
-                model = _export(step(shape.layers), asked(shape.layers), optimize=True).model
+                model = export_step(step(shape.layers), asked(shape.layers)).model
         except Exception as error:
             raise refused(cause(error)) from error
     found = sum(node.op_type == "GroupQueryAttention" for node in model.graph)
@@ -131,46 +105,6 @@ def trace(loaded: LoadedModel) -> onnx_ir.Model:
     name_dimensions(model)
     clean(model)
     return model
-
-
-def _asked(shape: Shape, dtype: Any, layers: int) -> dict[str, Any]:
-    """What a step of so many layers is traced with."""
-    import torch
-
-    past = [
-        tuple(torch.zeros(_ROWS, shape.kv_heads, _PAST, shape.head_size, dtype=dtype) for _ in range(2))
-        for _ in range(layers)
-    ]
-    return {
-        "input_ids": torch.ones(_ROWS, _NEW, dtype=torch.long),
-        "attention_mask": torch.ones(_ROWS, _PAST + _NEW, dtype=torch.long),
-        "position_ids": torch.arange(_PAST, _PAST + _NEW).expand(_ROWS, _NEW).contiguous(),
-        "past": past,
-    }
-
-
-def _export(stepper: Any, asked: Mapping[str, Any], optimize: bool) -> Any:
-    """PyTorch's export of a step, an ``ONNXProgram``."""
-    import torch
-    from torch.export import Dim
-
-    layers = len(asked["past"])
-    rows = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    dynamic: dict[str, Any] = {name: rows for name in asked if name != "past"}
-    dynamic["past"] = [({0: Dim.DYNAMIC, 2: Dim.DYNAMIC},) * 2 for _ in range(layers)]
-    caches = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    return torch.onnx.export(
-        stepper,
-        (),
-        kwargs=dict(asked),
-        dynamic_shapes=dynamic,
-        input_names=[name for name in asked if name != "past"] + [f"past_key_values.{c}" for c in caches],
-        output_names=["logits", *(f"present.{c}" for c in caches)],
-        opset_version=_OPSET,
-        dynamo=True,
-        verbose=False,
-        optimize=optimize,
-    )
 
 
 def _trace_few(
@@ -186,7 +120,7 @@ def _trace_few(
         for name, each in found
     }
     with shortened(stack):
-        program = _export(step(KEPT), asked(KEPT), optimize=False)
+        program = export_step(step(KEPT), asked(KEPT), optimize=False)
     if not repeat_layers(program.model, f"model.{stack.path}", KEPT, shape.layers, weights, _SCOPES):
         return None
     program.optimize()

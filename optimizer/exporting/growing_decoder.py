@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import GateFailed
+from optimizer.exporting.decoder_step import Shape, asked_of, export_step
 from optimizer.exporting.exchange import cause
 from optimizer.exporting.genai_decoder import (
-    Shape,
     clean,
     name_dimensions,
     not_ours,
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["growing_parity", "trace_growing"]
 
-#: Under 23, where attention is not one operator that quantizers break.
-_OPSET = 20
-#: Rows, new tokens and tokens before them that are traced: none is 1, which would become a constant.
-_ROWS, _NEW, _PAST = 2, 3, 5
 #: Operators whose two numbers may be computed in float32 and rounded.
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 #: Tokens that the second of two rows has less than the first, when a graph is held to PyTorch.
@@ -61,35 +57,15 @@ def trace_growing(loaded: LoadedModel, shape: Shape) -> onnx_ir.Model:
         BadInput: PyTorch cannot trace it, or its rotation changes with the length of the text.
     """
     import torch
-    from torch.export import Dim
 
     refuse_changing_rotation(loaded)
-    past = [
-        tuple(torch.zeros(_ROWS, shape.kv_heads, _PAST, shape.head_size) for _ in range(2)) for _ in range(shape.layers)
-    ]
-    asked: dict[str, Any] = {
-        "input_ids": torch.ones(_ROWS, _NEW, dtype=torch.long),
-        "attention_mask": torch.ones(_ROWS, _PAST + _NEW, dtype=torch.long),
-    }
-    if "position_ids" in inspect.signature(loaded.module.forward).parameters:
-        asked["position_ids"] = torch.arange(_PAST, _PAST + _NEW).expand(_ROWS, _NEW).contiguous()
-    names = [*asked, *(f"past_key_values.{n}.{part}" for n in range(shape.layers) for part in ("key", "value"))]
-    dynamic: dict[str, Any] = {"fed": {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in asked}}
-    dynamic["past"] = [({0: Dim.DYNAMIC, 2: Dim.DYNAMIC},) * 2 for _ in past]
+    asked = asked_of(shape, torch.float32, shape.layers)
+    if "position_ids" not in inspect.signature(loaded.module.forward).parameters:
+        del asked["position_ids"]
     plain_linears(loaded.module)
     with quiet_libraries(), torch.no_grad():
         try:
-            program = torch.onnx.export(
-                _stepper(loaded.module),
-                (),
-                kwargs={"fed": asked, "past": past},
-                dynamic_shapes=dynamic,
-                input_names=names,
-                output_names=["logits", *(name.replace("past_key_values", "present") for name in names[len(asked) :])],
-                opset_version=_OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            program = export_step(_stepper(loaded.module), asked)
         except Exception as error:
             raise not_ours(loaded, cause(error)) from error
     model: onnx_ir.Model = program.model
@@ -109,12 +85,15 @@ def _stepper(module: Any) -> Any:
             super().__init__()
             self.model = module
 
-        def forward(self, fed: Any, past: Any) -> Any:
+        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any = None, past: Any = ()) -> Any:
+            told = {} if position_ids is None else {"position_ids": position_ids}
             # Without the configuration, every layer keeps all that it has read, those with windows too.
             cache = DynamicCache()
             for layer, (keys, values) in enumerate(past):
                 cache.update(keys, values, layer)
-            answer = self.model(**fed, past_key_values=cache, use_cache=True)
+            answer = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **told
+            )
             return answer.logits, [(layer.keys, layer.values) for layer in cache.layers]
 
     return Stepper().eval()

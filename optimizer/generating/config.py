@@ -10,6 +10,7 @@ from typing import Any
 
 from optimizer.errors import BadInput
 from optimizer.generator import room
+from optimizer.graph.decoder import cache_grows
 
 __all__ = ["CONFIG_NAME", "DecoderConfig", "read_config"]
 
@@ -84,7 +85,7 @@ def read_config(folder: Path) -> DecoderConfig:
     """
     path = folder / CONFIG_NAME
     try:
-        model: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(
             f"{folder} is no text generator: it has no {CONFIG_NAME}", "make one with `ml-opt export-genai`"
@@ -92,7 +93,7 @@ def read_config(folder: Path) -> DecoderConfig:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     try:
-        search, model = model.get("search", {}), model["model"]
+        search, model = said.get("search", {}), said["model"]
         decoder, ends = model["decoder"], model.get("eos_token_id")
         context = int(model["context_length"])
         most = int(search.get("max_length") or context)
@@ -113,7 +114,7 @@ def read_config(folder: Path) -> DecoderConfig:
             0 if encoder is None else most,
             tuple(int(each) for each in decoder.get("start_tokens", ())),
             tuple(int(each) for each in decoder.get("suppressed_tokens", ())),
-            encoder is None and search.get("past_present_share_buffer") is False,
+            cache_grows(said),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{path} describes no decoder: {error!r} is missing or of another sort") from error

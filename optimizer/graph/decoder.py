@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
-__all__ = ["GENAI_CONFIG_NAME", "decoder_facts", "read_genai_config", "whole_text"]
+__all__ = ["GENAI_CONFIG_NAME", "cache_grows", "decoder_facts", "read_genai_config", "whole_text"]
 
 GENAI_CONFIG_NAME = "genai_config.json"
 _PRODUCT, _TABLE = "MatMulNBits", "GatherBlockQuantized"
@@ -40,6 +40,13 @@ def read_genai_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path} cannot be read: {error!r}") from error
     return dict(config)
+
+
+def cache_grows(said: Mapping[str, Any]) -> bool:
+    """Whether a decoder's keys and values come out longer than they went in, as attention has it that is not fused with
+    its cache, by its ``genai_config.json``. Those of pairs with an encoder always do, and are run in another way.
+    """
+    return said["model"].get("encoder") is None and said.get("search", {}).get("past_present_share_buffer") is False
 
 
 def whole_text(tokens: NDArray[np.int64], decoder: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -76,8 +83,8 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
       tokens of an answer);
     - ``decoder``: ``layers``, ``heads``, ``kv_heads``, ``head_size``, ``context``, ``vocabulary``, ``type`` (as
       ``genai_config.json`` has them), ``cache_bytes_per_token`` (keys and values of one token in all layers),
-      ``last_logits`` (whether logits of the last token alone may be asked for), ``grows`` (whether keys and values come
-      out longer than they went in, as attention has it that is not fused with its cache).
+      ``last_logits`` (whether logits of the last token alone may be asked for), ``grows``
+      (:func:`cache_grows`).
     """
     model = load(folder / MODEL_NAME)
     facts = graph_facts(model)
@@ -102,7 +109,7 @@ def decoder_facts(folder: Path) -> dict[str, JSON]:
         "vocabulary": config["vocab_size"],
         "cache_bytes_per_token": _cache_bytes(model, decoder),
         "last_logits": chooses_rows(model),
-        "grows": "encoder" not in config and said.get("search", {}).get("past_present_share_buffer") is False,
+        "grows": cache_grows(said),
     }
     return facts
 

@@ -15,7 +15,7 @@ from optimizer.types import JSON, Precision
 if TYPE_CHECKING:
     import onnx_ir
 
-    from optimizer.exporting.genai_decoder import Shape
+    from optimizer.exporting.decoder_step import Shape
     from optimizer.hf import LoadedModel
     from optimizer.stages.export_genai import ExportGenai
 

@@ -128,7 +128,7 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     from optimizer.exporting import genai_builder
     from optimizer.exporting.genai_golden import copy_text_files, load_tokenizer, parity, write_on
     from optimizer.exporting.growing_decoder import growing_parity
-    from optimizer.graph.decoder import GENAI_CONFIG_NAME, read_genai_config
+    from optimizer.graph.decoder import GENAI_CONFIG_NAME, cache_grows, read_genai_config
     from optimizer.hf import generator_class, load_model, read_config
     from optimizer.stages._lessons import lesson
 
@@ -176,8 +176,8 @@ def _run(source: Source, out: Path, options: ExportGenai, progress: Progress) ->
     warnings = list(loaded.warnings)
     if options.provider == "cpu":
         progress("comparing with PyTorch")
-        grows = not config["search"].get("past_present_share_buffer", True)
-        facts["parity"] = growing_parity(out, golden) if grows and not built else parity(out, golden)
+        held = growing_parity if cache_grows(config) and not built else parity
+        facts["parity"] = held(out, golden)
         warnings += _judged(facts["parity"], options, golden, "gptq_mixed with --calib, or k_quant_mixed without")
     return Outcome(facts, _about(loaded, source, options, config, has_template, context), warnings)
 
