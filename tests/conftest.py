@@ -42,6 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.alone)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """So small are the models that a second thread is only waited for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def small_roofs() -> Iterator[None]:
     """This machine's roofs are measured with small products, as no test but those of `usual_roofs` is about them."""

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.decoders import Family, decoder
+from optimizer.artifact import Artifact
 from optimizer.store import Store
 
 
@@ -38,6 +44,56 @@ def export_gpt2(folder: Path) -> Path:
     source = str(decoder("gpt2", size="tiny"))
     made: Path = optimizer.export_genai(source, name="gpt2", store=Store(folder / "models")).artifact.path
     return made
+
+
+def folders_of(build: Callable[[str], Any], root: Path) -> Callable[[str], Path]:
+    """By a name: the folder of the model that is built of it, once, with the tiny Llama's tokenizer."""
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        build(name).save_pretrained(root / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(decoder("llama", size="tiny") / file, root / name / file)
+        return root / name
+
+    return folder
+
+
+def exports_of(folders: Callable[[str], Path], store: Store, lengths: Mapping[str, int]) -> Any:
+    """By a name and options: what ``export-genai`` makes of its folder, once; ``store`` is where.
+
+    Args:
+        folders: see :func:`folders_of`.
+        store: where to.
+        lengths: what ``--max-length`` is for some names: their models say of no length that it would be too long.
+    """
+    import optimizer
+
+    @functools.cache
+    def made(name: str, **options: Any) -> Artifact:
+        if name in lengths:
+            options["max_length"] = lengths[name]
+        return optimizer.export_genai(str(folders(name)), name=name, store=store, **options).artifact
+
+    made.store = store  # type: ignore[attr-defined]
+    return made
+
+
+def drawn_prompts(count: int = 12) -> list[list[int]]:
+    """Prompts of different lengths, of tokens that mean nothing."""
+    return [[3 + (37 * (place + 1) * (n + 3)) % 500 for n in range(1 + 5 * place % 31)] for place in range(count)]
+
+
+def steps_on_leave(monkeypatch: pytest.MonkeyPatch, rows: type[Any]) -> threading.Semaphore:
+    """Have each step of a sort of rows wait until it is let go."""
+    steps, step = threading.Semaphore(0), rows.step
+
+    def on_leave(self: Any, *given: Any) -> Any:
+        steps.acquire()
+        return step(self, *given)
+
+    monkeypatch.setattr(rows, "step", on_leave)
+    return steps
 
 
 def prompts(count: int, longest: int = 24, family: Family = "llama") -> list[list[int]]:

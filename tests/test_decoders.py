@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,12 @@ from benchmarks.decoders import SIZES, decoder
 from benchmarks.stdlib import corpus
 from optimizer.digest import digest_file
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FILES = {
     "config.json", "generation_config.json", "heldout.jsonl", "made.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "train-sample.jsonl",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small are the models that a second thread is only waited for."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

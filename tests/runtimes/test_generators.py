@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generators import greedy, prompts, reference
+from generators import greedy, prompts, reference, steps_on_leave
 from scipy import stats
 
 from optimizer.errors import BadInput, MissingPiece, UnknownName
@@ -361,14 +361,7 @@ def test_a_cancelled_text_frees_its_row_within_a_step(llama_generator: Path, mon
     """All rows are taken by long texts, and one waits: it begins after the step in which one of them is cancelled."""
     from optimizer.runtimes._ort_decoder import Decoder
 
-    steps = threading.Semaphore(0)
-    step = Decoder.step
-
-    def on_leave(decoder: Decoder, *given: Any) -> Any:
-        steps.acquire()
-        return step(decoder, *given)
-
-    monkeypatch.setattr(Decoder, "step", on_leave)
+    steps = steps_on_leave(monkeypatch, Decoder)
     opened = open_generator(llama_generator, GeneratorOptions(threads=1, slots=3))
     prompt = prompts(1)[0]
     begun = [opened.submit(prompt, Sampling(max_tokens=100)) for _ in range(3)]

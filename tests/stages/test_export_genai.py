@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,10 @@ from optimizer.types import Kind, Precision
 
 pytest.importorskip("onnxruntime_genai")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = ("llama", "gpt2")
 TEXT = [1, 5, 9, 44, 77, 100, 200, 3, 17, 18, 60, 61]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small are the models that a second thread is only waited for."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from generators import drawn_prompts as prompts
+from generators import exports_of, folders_of, steps_on_leave
 
 import optimizer
-from benchmarks.decoders import decoder
-from optimizer.artifact import Artifact
 from optimizer.errors import BadInput, GateFailed
 from optimizer.exporting.genai_golden import Golden, parity
 from optimizer.exporting.growing_decoder import growing_parity
@@ -25,6 +24,8 @@ from optimizer.hf import load_model
 from optimizer.runtimes import _decode_loop
 from optimizer.runtimes._ort_growing import GrowingDecoder
 from optimizer.store import Store
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORDS, CONTEXT = 512, 128
 SIZES = {
@@ -58,47 +59,14 @@ def build(name: str) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small are the models that a second thread is only waited for."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("growing")
-
-    @functools.cache
-    def folder(name: str) -> Path:
-        build(name).save_pretrained(root / name)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(decoder("llama", size="tiny") / file, root / name / file)
-        return root / name
-
-    return folder
+    return folders_of(build, tmp_path_factory.mktemp("growing"))
 
 
 @pytest.fixture(scope="module")
 def exported(folders: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    store = Store(tmp_path_factory.mktemp("growing-store") / "models")
-
-    @functools.cache
-    def made(name: str, **options: Any) -> Artifact:
-        if name == "bloom":  # it says of no length that it would be too long
-            options["max_length"] = CONTEXT
-        return optimizer.export_genai(str(folders(name)), name=name, store=store, **options).artifact
-
-    made.store = store  # type: ignore[attr-defined]
-    return made
-
-
-def prompts(count: int = 12) -> list[list[int]]:
-    return [[3 + (37 * (place + 1) * (n + 3)) % 500 for n in range(1 + 5 * place % 31)] for place in range(count)]
+    return exports_of(folders, Store(tmp_path_factory.mktemp("growing-store") / "models"), {"bloom": CONTEXT})
 
 
 @functools.cache
@@ -289,14 +257,7 @@ def test_a_cancelled_text_frees_its_row_within_a_step(
     folders: Any, exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All rows are taken by long texts, and one waits: it begins after the step in which one of them is cancelled."""
-    steps = threading.Semaphore(0)
-    step = GrowingDecoder.step
-
-    def on_leave(rows: GrowingDecoder, *given: Any) -> Any:
-        steps.acquire()
-        return step(rows, *given)
-
-    monkeypatch.setattr(GrowingDecoder, "step", on_leave)
+    steps = steps_on_leave(monkeypatch, GrowingDecoder)
     generator = opened(exported, "gptj", slots=3)
     asked = prompts(6)[2:]
     try:

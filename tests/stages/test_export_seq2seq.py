@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from generators import drawn_prompts as prompts
+from generators import exports_of, folders_of
 
 import optimizer
-from benchmarks.decoders import decoder
-from optimizer.artifact import Artifact
 from optimizer.data.continuations import load_continuations
 from optimizer.data.documents import Document
 from optimizer.errors import BadInput, MlOptError
@@ -75,34 +74,12 @@ def build(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("pairs")
-
-    @functools.cache
-    def folder(name: str) -> Path:
-        build(name).save_pretrained(root / name)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(decoder("llama", size="tiny") / file, root / name / file)
-        return root / name
-
-    return folder
+    return folders_of(build, tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="module")
 def exported(folders: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    store = Store(tmp_path_factory.mktemp("seq2seq") / "models")
-
-    @functools.cache
-    def made(name: str, **options: Any) -> Artifact:
-        if name in LENGTHS:
-            options["max_length"] = LENGTHS[name]
-        return optimizer.export_genai(str(folders(name)), name=name, store=store, **options).artifact
-
-    made.store = store  # type: ignore[attr-defined]
-    return made
-
-
-def prompts(count: int = 12) -> list[list[int]]:
-    return [[3 + (37 * (place + 1) * (n + 3)) % 500 for n in range(1 + 5 * place % 31)] for place in range(count)]
+    return exports_of(folders, Store(tmp_path_factory.mktemp("seq2seq") / "models"), LENGTHS)
 
 
 @functools.cache
